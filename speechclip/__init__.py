@@ -1,0 +1,1 @@
+"""A distributed feature store for SpeechCLIP."""

@@ -1,0 +1,130 @@
+"""Every error we raise on purpose, grouped by what a handler does about it.
+
+    SpeechClipError
+    ├── InvalidInput          the caller changes something: an option, a config, a spec
+    ├── StoreError            the store is not what its catalog says
+    │   ├── Damaged               a checksum does not match: read again, then repair
+    │   ├── NotStored             no committed feature by that name
+    │   └── UnsupportedStore      a newer format, or a backend without conditional writes
+    ├── WorkLeft              the run ended early on purpose; what was done is kept (exit code 3)
+    └── Rejected              this asset can't become a feature; record it and go on
+        ├── by the bytes          Undecodable, Truncated, EmptyAudio, TooShort, TooLong, NotFinite, BrokenImage, EmptyText
+        └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, DecoderMissing
+
+Each takes one argument: a sentence with what happened, the values, then what to do. One positional argument
+also keeps an error picklable, so that it crosses Ray as itself.
+"""
+
+from typing import ClassVar
+
+
+class SpeechClipError(Exception):
+    """The root: `except SpeechClipError` catches what we raise on purpose and no bug."""
+
+
+class InvalidInput(SpeechClipError):
+    """Something the caller gave can't be used as it is."""
+
+
+class StoreError(SpeechClipError):
+    """The store is not what its catalog says it is."""
+
+
+class Damaged(StoreError):
+    """Stored bytes do not match their checksum."""
+
+
+class NotStored(StoreError):
+    """The snapshot holds no such feature."""
+
+
+class UnsupportedStore(StoreError):
+    """This store can't be read or written safely by this version of the code."""
+
+
+class WorkLeft(SpeechClipError):
+    """The run stopped with work left or with too much rejected; all that was committed is kept."""
+
+
+class Rejected(SpeechClipError):
+    """The asset can't become a feature because of its bytes: recorded in the catalog, for every manifest."""
+
+    reason: ClassVar[str] = "rejected"
+
+
+class Undecodable(Rejected):
+    """No decoder recognises or survives the bytes."""
+
+    reason = "undecodable"
+
+
+class Truncated(Rejected):
+    """The container says that more should follow than is there."""
+
+    reason = "truncated"
+
+
+class EmptyAudio(Rejected):
+    """No bytes, or a header without samples."""
+
+    reason = "empty-audio"
+
+
+class TooShort(Rejected):
+    """Fewer samples than the encoder needs for one frame."""
+
+    reason = "too-short"
+
+
+class TooLong(Rejected):
+    """More samples than the encoder's window rule takes."""
+
+    reason = "too-long"
+
+
+class NotFinite(Rejected):
+    """NaN or infinity among the samples, or in the feature."""
+
+    reason = "not-finite"
+
+
+class BrokenImage(Rejected):
+    """The picture can't be decoded to RGB."""
+
+    reason = "broken-image"
+
+
+class EmptyText(Rejected):
+    """Nothing but white space."""
+
+    reason = "empty-text"
+
+
+class SourceProblem(Rejected):
+    """The bytes could not be had: belongs to one manifest and its source, never to the asset."""
+
+    reason = "source"
+
+
+class SourceMissing(SourceProblem):
+    """Nothing lies at the source's address."""
+
+    reason = "source-missing"
+
+
+class SourceChanged(SourceProblem):
+    """The source's bytes are not those that were ingested."""
+
+    reason = "source-changed"
+
+
+class SourceUnreadable(SourceProblem):
+    """The source is there and can't be read: permission, a directory, a loop of links."""
+
+    reason = "source-unreadable"
+
+
+class DecoderMissing(SourceProblem):
+    """This machine lacks the decoder that the format needs (ffmpeg for m4a and webm)."""
+
+    reason = "decoder-missing"

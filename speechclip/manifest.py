@@ -1,0 +1,141 @@
+"""The manifest: a Parquet table of utterances, who says what about which image, in which split."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from speechclip.errors import InvalidInput
+from speechclip.records import Asset, Modality
+from speechclip.storage import read_uri, split_uri
+
+# One row an utterance. `group` is the answer: rows of one group count as the same image (by default the image's key).
+# A source that could not be read at ingest has a null key and its reason in `*_error`, as "reason: sentence".
+SCHEMA = pa.schema(
+    [
+        pa.field("utterance", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("speaker", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("speech_key", pa.string()),
+        pa.field("audio_uri", pa.string()),
+        pa.field("start_sample", pa.int64()),
+        pa.field("end_sample", pa.int64()),
+        pa.field("num_samples", pa.int64()),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("audio_error", pa.string()),
+        pa.field("image_key", pa.string()),
+        pa.field("image_uri", pa.string()),
+        pa.field("image_error", pa.string()),
+        pa.field("text_key", pa.string()),
+        pa.field("text", pa.string()),
+    ],
+    metadata={"speechclip.manifest": "1"},
+)
+URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of `SCHEMA`, read from anywhere."""
+
+    table: pa.Table
+
+    @classmethod
+    def read(cls, uri: str) -> "Manifest":
+        """The manifest at a local path or `s3://` address."""
+        try:
+            table = pq.read_table(io.BytesIO(read_uri(uri)))
+        except pa.ArrowInvalid as error:
+            raise InvalidInput(f"{uri}: not a Parquet manifest ({error}); make one by `speechclip ingest`") from None
+        if not table.schema.equals(SCHEMA):
+            raise InvalidInput(f"{uri}: not a manifest of format 1: run `speechclip ingest` again")
+        return cls(table)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> "Manifest":
+        """The manifest of such rows; an utterance that occurs twice is `InvalidInput`."""
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        names = pc.value_counts(table["utterance"])
+        twice = [entry["values"] for entry in names.to_pylist() if entry["counts"] > 1]
+        if twice:
+            raise InvalidInput(f"{len(twice)} utterance ids occur twice, first {twice[0]!r}; make them unique")
+        return cls(table)
+
+    def to_bytes(self) -> bytes:
+        """The Parquet file."""
+        buffer = io.BytesIO()
+        pq.write_table(self.table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    def write(self, uri: str) -> None:
+        """Write the Parquet file to a local path or `s3://` address, in place of what was there."""
+        storage, name = split_uri(uri)
+        if storage.is_local:
+            storage.filesystem.makedirs(storage.root, exist_ok=True)
+        storage.filesystem.pipe_file(storage.address(name), self.to_bytes())
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all rows, whatever library wrote the file."""
+        digest = hashlib.sha256()
+        for name in SCHEMA.names:
+            digest.update(msgspec.json.encode([name, self.table[name].to_pylist()]))
+        return digest.hexdigest()
+
+    def assets(self, modality: Modality) -> list[Asset]:
+        """Each asset of that modality once, in order of first appearance."""
+        found: dict[str, Asset] = {}
+        for row in self.table.to_pylist():
+            key = row[f"{modality}_key"]
+            if key is not None and key not in found:
+                found[key] = _asset(key, modality, row)
+        return list(found.values())
+
+    def source_problems(self, modality: Modality) -> dict[str, str]:
+        """Sources that could not be read at ingest: address to "reason: sentence"."""
+        if modality == "text":
+            return {}
+        errors = "audio_error" if modality == "speech" else "image_error"
+        rows = self.table.select([URI_COLUMNS[modality], errors]).to_pylist()
+        return {row[URI_COLUMNS[modality]]: row[errors] for row in rows if row[errors] is not None}
+
+    def select(self, splits: Sequence[str]) -> "Manifest":
+        """Only the rows of these splits, in order; a split that has no row is `InvalidInput`."""
+        known = self.table["split"].unique().to_pylist()
+        for split in splits:
+            if split not in known:
+                raise InvalidInput(f"the manifest has no split {split!r}, only {', '.join(sorted(known))}")
+        return Manifest(self.table.filter(pc.is_in(self.table["split"], pa.array(list(splits)))))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows as dictionaries, in order."""
+        rows: list[dict[str, Any]] = self.table.to_pylist()
+        return rows
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+def _asset(key: str, modality: Modality, row: dict[str, Any]) -> Asset:
+    if modality == "text":
+        return Asset(key=key, modality=modality, text=row["text"])
+    if modality == "image":
+        return Asset(key=key, modality=modality, uri=row["image_uri"])
+    seconds = (row["num_samples"] or 0) / (row["sample_rate"] or 1)
+    return Asset(
+        key=key,
+        modality=modality,
+        uri=row["audio_uri"],
+        start_sample=row["start_sample"],
+        end_sample=row["end_sample"],
+        seconds=seconds,
+    )
