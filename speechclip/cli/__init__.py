@@ -1,0 +1,75 @@
+"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 1 failed, 2 usage, 3 work left."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from speechclip.errors import SpeechClipError, WorkLeft
+
+EXIT_FAILED, EXIT_WORK_LEFT, EXIT_INTERRUPTED = 1, 3, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are named, so that `--help` loads neither torch nor Ray."""
+
+    commands_by_module = {
+        "ingest": "speechclip.cli.ingest",
+        "plan": "speechclip.cli.featurize",
+        "featurize": "speechclip.cli.featurize",
+        "rejected": "speechclip.cli.featurize",
+        "train": "speechclip.cli.train",
+        "evaluate": "speechclip.cli.train",
+        "embed": "speechclip.cli.query",
+        "query": "speechclip.cli.query",
+        "export": "speechclip.cli.export",
+    }
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """The commands, in the order of the road."""
+        return list(self.commands_by_module)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name, its module imported now."""
+        import importlib
+
+        if name not in self.commands_by_module:
+            return None
+        command: click.Command = getattr(importlib.import_module(self.commands_by_module[name]), name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="speechclip")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens, a line a commit, to stderr.")
+def cli(verbose: bool) -> None:
+    """Features of frozen HuBERT and CLIP, computed once and trained from for ever.
+
+    The road: ingest a corpus, plan, featurize, train a head, evaluate, embed, query.
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except WorkLeft as error:
+        _end(str(error), EXIT_WORK_LEFT)
+    except SpeechClipError as error:
+        _end(str(error), EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted; all that was committed is kept, run the same command again to go on", EXIT_INTERRUPTED)
+    except PermissionError as error:
+        _end(f"{error.filename or error}: no permission; change the path or its rights", EXIT_FAILED)
+
+
+def _end(sentence: str, code: int) -> None:
+    click.echo(f"error: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,137 @@
+"""plan, featurize and rejected: from a manifest to committed features."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import ProgressLine, console, human_bytes, human_seconds, say, settings_options, table
+from speechclip.config import Settings
+from speechclip.errors import WorkLeft
+from speechclip.records import Receipt
+
+
+@click.command()
+@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "json")
+def plan(settings: Settings, as_json: bool) -> None:
+    """Show what is stored, rejected and missing, and what the rest will cost; changes nothing."""
+    from speechclip.estimate import estimate
+    from speechclip.featurizer import survey
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    manifest, store = Manifest.read(settings.need("manifest")), FeatureStore(settings.need("store"))
+    encoders = [request.build() for request in settings.encoder_requests()]
+    coverage = survey(store, manifest, [encoder.spec for encoder in encoders])
+    sizes = settings.featurize.tasks
+    found = [estimate(part, encoder, store, sizes) for part, encoder in zip(coverage, encoders, strict=True)]
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    shown = table(
+        "", "feature set", "planned", "stored", "rejected", "missing", "bytes", "objects", "one worker", "rate from"
+    )
+    for line in found:
+        shown.add_row(
+            line.feature_set,
+            *(f"{count:,}" for count in (line.planned, line.stored, line.rejected, line.missing)),
+            human_bytes(line.remaining_bytes),
+            f"{line.remaining_objects:,}",
+            human_seconds(line.worker_seconds),
+            line.rate_from,
+        )
+    console().print(shown)
+    _warn_untrained([line.feature_set for line in found if not line.is_trained])
+
+
+@click.command()
+@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "json")
+@click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
+@click.option(
+    "--max-rejected", type=float, help="Share of rejected assets beyond which the run stops with exit code 3."
+)
+@click.option("--inline", is_flag=True, help="Work in this process, without Ray (small corpora, debugging).")
+def featurize(
+    settings: Settings, as_json: bool, num_cpus: int | None, max_rejected: float | None, inline: bool
+) -> None:
+    """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
+    from speechclip.featurizer import Committer, prepare_work, run, run_inline
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    manifest, store = Manifest.read(settings.need("manifest")), FeatureStore(settings.need("store"))
+    requests = settings.encoder_requests()
+    specs = [request.build().spec for request in requests]
+    options = settings.featurize
+    work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks)
+    _announce(work, specs)
+    if inline or not work.plan.tasks:
+        receipts = run_inline(work, options.batches)
+    else:
+        from speechclip.jobs.cluster import connect
+        from speechclip.jobs.featurize import run_on_ray
+
+        connect(num_cpus or options.num_cpus)
+        receipts = run_on_ray(work, options.batches)
+    summary = run(
+        work,
+        lambda _work: _watched(receipts, sum(len(part.missing) for part in work.before)),
+        max_rejected=options.max_rejected if max_rejected is None else max_rejected,
+        committer=Committer(work, group_seconds=options.commit_seconds),
+    )
+    if not as_json:
+        _show(summary, store)
+    click.echo(msgspec.json.encode(summary))
+    if summary.missing:
+        raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
+
+
+@click.command()
+@settings_options("manifest", "store", "json")
+def rejected(settings: Settings, as_json: bool) -> None:
+    """List what could not become a feature, with its reason and source."""
+    from speechclip.featurizer import list_rejected
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    rows = list_rejected(FeatureStore(settings.need("store")), Manifest.read(settings.need("manifest")))
+    if as_json:
+        click.echo(msgspec.json.encode(rows))
+        return
+    shown = table("", "source", "reason", "what happened")
+    for row in rows:
+        shown.add_row(row["source"], row["reason"], row["detail"])
+    console().print(shown)
+
+
+def _announce(work: Any, specs: list[Any]) -> None:
+    num_missing = sum(len(part.missing) for part in work.before)
+    num_planned = sum(part.num_planned for part in work.before)
+    say(f"{num_planned:,} features planned, {num_planned - num_missing:,} settled before, {num_missing:,} to encode")
+    if num_missing:
+        size = human_bytes(sum(part.remaining_bytes() for part in work.before))
+        say(f"plan {work.plan.id}: {len(work.plan.tasks)} tasks, about {size}; `speechclip plan` estimates the hours")
+    _warn_untrained([spec.fingerprint for spec in specs if not spec.is_trained])
+
+
+def _watched(receipts: Iterator[Receipt], num_missing: int) -> Iterator[Receipt]:
+    progress = ProgressLine(num_missing, "assets")
+    for receipt in receipts:
+        yield receipt
+        progress.advance(len(receipt.stored) + len(receipt.rejected))
+
+
+def _show(summary: Any, store: Any) -> None:
+    say(
+        f"{summary.encoded:,} encoded, {summary.stored_before:,} stored before, {summary.rejected:,} rejected, "
+        f"{summary.missing:,} missing; {human_bytes(summary.bytes)} in {human_seconds(summary.seconds)}; "
+        f"{store.storage.root} is at catalog version {summary.catalog_version}"
+    )
+    if summary.rejected:
+        say("`speechclip rejected` lists the reasons")
+
+
+def _warn_untrained(fingerprints: list[str]) -> None:
+    for fingerprint in fingerprints:
+        say(f"note: {fingerprint} is UNTRAINED (random weights): it shows speed and plumbing, never quality")

@@ -1,0 +1,89 @@
+"""ingest: from a corpus to a manifest."""
+
+from typing import Any
+
+import click
+
+from speechclip.cli.options import ProgressLine, human_seconds, say
+
+OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
+
+
+@click.group()
+def ingest() -> None:
+    """Read a corpus and write its manifest: who says what about which image, in which split."""
+
+
+@ingest.command(name="table")
+@click.argument("rows", metavar="FILE")
+@OUT
+def ingest_table(rows: str, out: str) -> None:
+    """Ingest a CSV, JSONL or Parquet table.
+
+    Columns: audio, image, text, split; optional id, speaker, language, group, start, end (seconds). A missing modality
+    is an empty cell; relative paths start at the table's folder.
+    """
+    from speechclip.corpora.table import read_table
+
+    _write(read_table(rows, progress=_progress()), out)
+
+
+@ingest.command(name="tuxpaint")
+@click.argument("folder", required=False, metavar="[DIR]")
+@click.option("--fetch", is_flag=True, help="Fetch the Debian package (161 MB, GPL-2) by apt-get; needs no root.")
+@click.option("--languages", metavar="XX,XX", help="Only these languages; default all.")
+@click.option("--limit", type=int, help="About so many utterances, whole groups chosen by hash.")
+@click.option(
+    "--split", default="concept", show_default=True, help="concept (80/10/10), or voice:XX holds language XX out."
+)
+@OUT
+def ingest_tuxpaint(
+    folder: str | None, fetch: bool, languages: str | None, limit: int | None, split: str, out: str
+) -> None:
+    """Ingest Tux Paint's stamps: spoken names in eleven languages by human voices, pictures and texts."""
+    from speechclip.corpora.tuxpaint import fetch_stamps, read_stamps
+
+    if (folder is None) != fetch:
+        raise click.UsageError("give either DIR or --fetch")
+    chosen = languages.split(",") if languages else None
+    source = folder if folder is not None else str(fetch_stamps())
+    _write(read_stamps(source, languages=chosen, limit=limit, split=split, progress=_progress()), out)
+
+
+@ingest.command(name="synthetic")
+@click.argument("folder", metavar="DIR")
+@click.option("--concepts", default=60, show_default=True, help="How many things are named.")
+@click.option("--voices", default=4, show_default=True, help="How many synthetic voices name each.")
+@OUT
+def ingest_synthetic(folder: str, concepts: int, voices: int, out: str) -> None:
+    """Make a small synthetic spoken corpus in DIR (no human voice in it) and ingest it."""
+    from speechclip.corpora.synthetic import make_synthetic
+    from speechclip.corpora.table import read_table
+
+    _write(read_table(str(make_synthetic(folder, num_concepts=concepts, num_voices=voices)), progress=_progress()), out)
+
+
+def _progress() -> Any:
+    line: list[ProgressLine] = []
+
+    def report(done: int, total: int) -> None:
+        if not line:
+            line.append(ProgressLine(total, "files"))
+        line[0].to(done)
+
+    return report
+
+
+def _write(manifest: Any, out: str) -> None:
+    manifest.write(out)
+    seconds = sum(asset.seconds for asset in manifest.assets("speech"))
+    counts = ", ".join(f"{len(manifest.assets(kind)):,} {kind}" for kind in ("speech", "image", "text"))
+    problems = [problem for kind in ("speech", "image") for problem in manifest.source_problems(kind).values()]
+    splits = ", ".join(
+        f"{entry['values']} {entry['counts']:,}" for entry in manifest.table["split"].value_counts().to_pylist()
+    )
+    say(f"{out}: {len(manifest):,} utterances ({splits}); assets: {counts}; {human_seconds(seconds)} of speech")
+    for problem in problems[:10]:
+        say(f"unreadable: {problem}")
+    if len(problems) > 10:
+        say(f"... and {len(problems) - 10} more; `speechclip rejected` lists them")

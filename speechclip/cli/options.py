@@ -1,0 +1,145 @@
+"""What the commands share: options, settings, tables and the line of progress."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from speechclip.config import Settings, load_settings
+from speechclip.errors import InvalidInput
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "manifest": click.option(
+        "--manifest", metavar="FILE", help="The manifest, as `speechclip ingest` wrote it (path or s3://)."
+    ),
+    "store": click.option("--store", metavar="DIR", help="The feature store: a folder or s3://bucket/prefix."),
+    "run": click.option("--run", metavar="DIR", help="The run folder of a trained head (path or s3://)."),
+    "speech": click.option("--speech", metavar="SPEC", help="Speech encoder, as hubert:facebook/hubert-base-ls960."),
+    "image": click.option("--image", metavar="SPEC", help="Image encoder, as clip:ViT-B-32/openai."),
+    "text": click.option("--text", metavar="SPEC", help="Text encoder, as clip:ViT-B-32/openai."),
+    "layers": click.option(
+        "--layers", metavar="N,N", callback=lambda *args: _layers(args[2]), help="Hidden states to keep; default all."
+    ),
+    "codec": click.option("--codec", type=click.Choice(["fp16", "fp32"]), help="How numbers are stored."),
+    "json": click.option("--json", "as_json", is_flag=True, help="Only JSON on stdout."),
+    "version": click.option(
+        "--version", "version", type=int, metavar="N", help="Pin a catalog version; default the newest."
+    ),
+}
+
+
+def settings_options(*names: str) -> Callable[[Command], Command]:
+    """Add `-c`, `--set` and the named options; the command receives `settings` and what is no setting."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapper(config: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
+            known = {name: options.pop(name) for name in list(options) if name in Settings.__struct_fields__}
+            settings = load_settings(config, known, overrides)
+            refuse_relative_paths_in_a_job(settings)
+            return function(settings=settings, **options)
+
+        wrapped: Any = wrapper
+        for name in reversed(names):
+            wrapped = OPTIONS[name](wrapped)
+        wrapped = click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any key of the config."
+        )(wrapped)
+        wrapped = click.option(
+            "-c", "--config", metavar="FILE", help="Settings; default ./ray_config.yaml if it is there."
+        )(wrapped)
+        result: Command = wrapped
+        return result
+
+    return decorate
+
+
+def refuse_relative_paths_in_a_job(settings: Settings) -> None:
+    """A relative path under `ray job submit --working-dir` would lie in Ray's throw-away copy of that folder."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    for name in ("store", "run"):
+        value = getattr(settings, name)
+        if value is not None and "://" not in value and not os.path.isabs(value):
+            raise InvalidInput(
+                f"{name} {value!r} is relative, and a Ray job runs in a throw-away copy of the folder; give the whole path"
+            )
+
+
+def console() -> Console:
+    """Where results go."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def say(sentence: str) -> None:
+    """A line for the person who waits, on stderr."""
+    click.echo(sentence, err=True)
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table whose first column is words and whose others are figures."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right")
+    return made
+
+
+def human_bytes(count: float) -> str:
+    """As 1.3 GB, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """As 42 s, 3 min 20 s or 5 h 10 min."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class ProgressLine:
+    """Rate and time left on stderr: rewritten in place on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, total: float, what: str) -> None:
+        self.total, self.what = total, what
+        self.done = 0.0
+        self._started = time.monotonic()
+        self._said = float("-inf")
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        """Count so much more as done."""
+        self.to(self.done + amount, detail)
+
+    def to(self, done: float, detail: str = "") -> None:
+        """Count so much as done."""
+        self.done = done
+        now = time.monotonic()
+        is_end = self.done >= self.total
+        if now - self._said < (0.2 if sys.stderr.isatty() else 10) and not is_end:
+            return
+        self._said = now
+        rate = self.done / max(now - self._started, 1e-9)
+        left = human_seconds((self.total - self.done) / rate) if rate > 0 else "unknown"
+        line = f"{self.done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left{detail}"
+        click.echo(f"\r{line}\x1b[K" if sys.stderr.isatty() else line, err=True, nl=is_end or not sys.stderr.isatty())
+
+
+def _layers(value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0,6,12") from None

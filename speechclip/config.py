@@ -1,0 +1,110 @@
+"""The project's settings: defaults here, then `metadata.speechclip` of ray_config.yaml, then the command line.
+
+`ray_config.yaml` stays a valid `ray up` file: Ray ignores what stands under its free-form `metadata:`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from speechclip.errors import InvalidInput
+from speechclip.plan import TaskSizes
+from speechclip.records import MODALITIES, Record
+from speechclip.spec import Codec
+from speechclip.tasks import BatchSizes, EncoderRequest
+
+DEFAULT_CONFIG = "ray_config.yaml"
+
+
+class RunSettings(Record, frozen=True):
+    """What changes only speed and sizes, never a value."""
+
+    num_cpus: int | None = None
+    tasks: TaskSizes = TaskSizes()
+    batches: BatchSizes = BatchSizes()
+    max_rejected: float = 0.05
+    commit_seconds: float = 20.0
+
+
+class Settings(Record, frozen=True):
+    """Everything that `metadata.speechclip` may hold; every command reads it, options win."""
+
+    manifest: str | None = None
+    store: str | None = None
+    run: str | None = None
+    speech: str | None = None
+    image: str | None = None
+    text: str | None = None
+    layers: tuple[int, ...] | None = None
+    codec: Codec = "fp16"
+    recipe: str = "base-parallel-flickr8k"
+    recipe_overrides: dict[str, Any] = {}
+    workers: int = 1
+    split: str = "test"
+    featurize: RunSettings = RunSettings()
+
+    def encoder_requests(self) -> list[EncoderRequest]:
+        """The encoders asked for; layers are a choice of speech alone."""
+        sources = {modality: getattr(self, modality) for modality in MODALITIES}
+        requests = [
+            EncoderRequest(
+                source=source, modality=modality, layers=self.layers if modality == "speech" else None, codec=self.codec
+            )
+            for modality, source in sources.items()
+            if source is not None
+        ]
+        if not requests:
+            raise InvalidInput(
+                "no encoder named: give --speech, --image or --text (as in --speech hubert:untrained-tiny)"
+            )
+        return requests
+
+    def need(self, name: str) -> str:
+        """A setting that this command can't do without; `InvalidInput` says where to give it."""
+        value = getattr(self, name)
+        if value is None:
+            raise InvalidInput(f"no {name}: give --{name}, or set metadata.speechclip.{name} in {DEFAULT_CONFIG}")
+        return str(value)
+
+
+def load_settings(path: str | None, options: Mapping[str, Any], overrides: Sequence[str]) -> Settings:
+    """The settings of a file (by default ./ray_config.yaml if it is there), then `a.b=v` overrides, then options.
+
+    Unknown keys are `InvalidInput` that names the key.
+    """
+    tree = _read_file(path)
+    for override in overrides:
+        _set(tree, override)
+    tree |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"settings: {error}; see docs/configuration.md for the keys") from None
+
+
+def _read_file(path: str | None) -> dict[str, Any]:
+    if path is None and not Path(DEFAULT_CONFIG).exists():
+        return {}
+    try:
+        document = yaml.safe_load(Path(path or DEFAULT_CONFIG).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path}: can't be read as a config ({error})") from None
+    tree = ((document or {}).get("metadata") or {}).get("speechclip") or {}
+    if not isinstance(tree, dict):
+        raise InvalidInput(f"{path}: metadata.speechclip must be a mapping")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, is_given, value = override.partition("=")
+    if not is_given:
+        raise InvalidInput(f"--set {override}: write it as key=value, such as featurize.max_rejected=0.1")
+    *parents, last = name.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise InvalidInput(f"--set {override}: {parent} holds a value, not keys")
+    tree[last] = yaml.safe_load(value)

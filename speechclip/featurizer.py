@@ -1,0 +1,173 @@
+"""Featurize: the open plan, its receipts, their commits and the ledger; free of Ray, which only carries tasks to workers.
+
+The ledger adds up: planned = stored before + encoded + rejected + missing, each unique (feature set, asset) pair or
+unreadable source counted once.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from speechclip.encoders import Encoder
+from speechclip.errors import WorkLeft
+from speechclip.manifest import Manifest
+from speechclip.plan import Coverage, Plan, TaskSizes, cover, open_plan
+from speechclip.records import Receipt, Record
+from speechclip.spec import EncoderSpec
+from speechclip.store import FeatureStore
+from speechclip.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything a driver needs: the store, the manifest, what was found missing, and the open plan."""
+
+    store: FeatureStore
+    manifest: Manifest
+    requests: Mapping[str, EncoderRequest]
+    specs: Mapping[str, EncoderSpec]
+    before: tuple[Coverage, ...]
+    plan: Plan
+
+
+def survey(store: FeatureStore, manifest: Manifest, specs: Iterable[EncoderSpec]) -> tuple[Coverage, ...]:
+    """What the manifest asks of each encoder and what the store has of it now; changes nothing."""
+    snapshot = store.snapshot() if store.exists() else None
+    return tuple(cover(manifest, spec, snapshot) for spec in specs)
+
+
+def prepare_work(
+    store: FeatureStore, manifest: Manifest, encoders: Sequence[tuple[EncoderRequest, EncoderSpec]], sizes: TaskSizes
+) -> Work:
+    """Make the store if need be, keep specs and manifest in it, and open the plan of what is missing."""
+    store.create()
+    for request, spec in encoders:
+        store.add_spec(spec, request.source)
+    store.add_manifest(manifest)
+    snapshot = store.snapshot()
+    before = tuple(cover(manifest, spec, snapshot) for _, spec in encoders)
+    plan = open_plan(store, manifest, before, snapshot, sizes)
+    requests = {spec.fingerprint: request for request, spec in encoders}
+    return Work(store, manifest, requests, {spec.fingerprint: spec for _, spec in encoders}, before, plan)
+
+
+class Summary(Record, frozen=True):
+    """The last line of a run. planned = stored_before + encoded + rejected + missing."""
+
+    planned: int
+    stored_before: int
+    encoded: int
+    rejected: int
+    missing: int
+    bytes: int
+    seconds: float
+    catalog_version: int
+
+
+@dataclass
+class Committer:
+    """Commits receipts in groups: every `group_seconds`, or every `group_size` of them."""
+
+    work: Work
+    group_size: int = 32
+    group_seconds: float = 20.0
+    on_commit: Callable[[Sequence[Receipt]], None] | None = None
+    _pending: list[Receipt] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _encoded: set[tuple[str, str]] = field(default_factory=set)
+    _num_bytes: int = 0
+    _num_adopted: int = 0
+
+    def add(self, receipt: Receipt) -> None:
+        """Take a receipt; it counts once its group is committed."""
+        self._pending.append(receipt)
+        if len(self._pending) >= self.group_size or time.monotonic() - self._since > self.group_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what is pending."""
+        if self._pending:
+            self.work.store.commit(self._pending, self.work.manifest.digest)
+            self._encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
+            self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
+            if self.on_commit is not None:
+                self.on_commit(self._pending)
+        self._pending, self._since = [], time.monotonic()
+
+    def summary(self, seconds: float) -> Summary:
+        """The ledger, read back from the newest snapshot."""
+        snapshot = self.work.store.snapshot()
+        after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
+        wanted = {(part.spec.fingerprint, asset.key) for part in self.work.before for asset in part.missing}
+        encoded = len(self._encoded & wanted)
+        return Summary(
+            planned=sum(part.num_planned for part in after),
+            stored_before=sum(part.num_stored for part in after) - encoded,
+            encoded=encoded,
+            rejected=sum(part.num_rejected for part in after),
+            missing=sum(len(part.missing) for part in after),
+            bytes=self._num_bytes,
+            seconds=round(seconds, 3),
+            catalog_version=snapshot.version,
+        )
+
+
+def run(
+    work: Work,
+    receipts: Callable[[Work], Iterator[Receipt]],
+    *,
+    max_rejected: float = 1.0,
+    committer: Committer | None = None,
+) -> Summary:
+    """Commit the receipts as they come and return the ledger; a run cut short by an error keeps what it has.
+
+    Raises `WorkLeft` once more than `max_rejected` (a share of what is planned) is rejected.
+    """
+    started = time.monotonic()
+    committer = committer or Committer(work)
+    num_planned = sum(part.num_planned for part in work.before)
+    num_rejected = sum(part.num_rejected for part in work.before)
+    try:
+        for receipt in receipts(work):
+            num_rejected += len(receipt.rejected)
+            committer.add(receipt)
+            _check_budget(num_rejected, num_planned, max_rejected)
+    finally:
+        committer.flush()
+    _check_budget(num_rejected, num_planned, max_rejected)
+    return committer.summary(time.monotonic() - started)
+
+
+def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> None:
+    if num_rejected > max_rejected * num_planned:
+        raise WorkLeft(
+            f"{num_rejected} of {num_planned} assets are rejected, more than --max-rejected {max_rejected:g} allows; "
+            "what was encoded is kept; `speechclip rejected` lists the reasons"
+        )
+
+
+def run_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
+    """The receipts of all open tasks, made in this process one after the other."""
+    loaded: dict[str, Encoder] = {}
+    for task in work.plan.tasks:
+        name = task.feature_set
+        if name not in loaded:
+            loaded[name] = work.requests[name].build()
+        yield encode_task(decode_task(task, work.specs[name]), loaded[name], work.store.storage, batch_sizes)
+
+
+def list_rejected(store: FeatureStore, manifest: Manifest) -> list[dict[str, str]]:
+    """Every source of the manifest that has no feature and why: found at ingest, or by any feature set's run."""
+    rows = []
+    for modality in ("speech", "image"):
+        for source, problem in manifest.source_problems(modality).items():
+            reason, _, detail = problem.partition(": ")
+            rows.append({"feature_set": "", "source": source, "reason": reason, "detail": detail})
+    snapshot = store.snapshot()
+    for info in snapshot.feature_sets():
+        sources = {asset.key: asset.uri or asset.text or "" for asset in manifest.assets(info.spec.modality)}
+        for row in snapshot.rejections(info.fingerprint, manifest.digest).to_pylist():
+            if row["asset"] in sources:
+                found = {name: row[name] for name in ("feature_set", "reason", "detail")}
+                rows.append(found | {"source": sources[row["asset"]]})
+    return rows

@@ -1,0 +1,143 @@
+"""Featurize on Ray Data: one row is one task; decode on CPU tasks, encoders in fixed actor pools, receipts to the driver."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import ray
+import ray.data
+
+from speechclip.errors import SpeechClipError, WorkLeft
+from speechclip.featurizer import Work
+from speechclip.records import MODALITIES, Modality, Receipt, Task
+from speechclip.spec import EncoderSpec
+from speechclip.storage import Storage
+from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, decode_task, encode_task
+
+logger = logging.getLogger(__name__)
+
+# The share of the CPUs that no encoder may take, so that decoding always goes on.
+DECODE_SHARE = 0.25
+NO_PROGRESS_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How one CPU and GPU budget is cut: actors per modality, and what each actor and decode task asks of Ray."""
+
+    actors: dict[Modality, int]
+    actor_cpus: float
+    actor_gpus: float
+    decode_cpus: float
+    decode_tasks: int
+
+
+def size_pools(num_cpus: float, num_gpus: float, num_tasks: dict[Modality, int]) -> Pools:
+    """Pools that always fit: encoders take what decoding leaves, speech the larger part; on GPUs all modalities share each.
+
+    Everything is fractional, so that a single logical CPU still runs decode and three encoders side by side.
+    """
+    wanted = {modality: num_tasks[modality] for modality in MODALITIES if num_tasks.get(modality)}
+    decode_cpus = min(1.0, DECODE_SHARE * num_cpus)
+    encode_cpus = num_cpus * (1 - DECODE_SHARE)
+    slots = max(len(wanted), int(num_gpus) * len(wanted) if num_gpus else round(encode_cpus))
+    share = max(1, slots // 8)
+    main = max(wanted, key=lambda modality: (modality == "speech", wanted[modality]))
+    actors = {modality: min(share, count) for modality, count in wanted.items()}
+    actors[main] = min(wanted[main], slots - sum(count for modality, count in actors.items() if modality != main))
+    if num_gpus:
+        actors = {modality: min(int(num_gpus), count) for modality, count in wanted.items()}
+    total = sum(actors.values())
+    return Pools(
+        actors=actors,
+        actor_cpus=int(1000 * encode_cpus / total) / 1000 if not num_gpus else 0.1,
+        actor_gpus=int(1000 / len(wanted)) / 1000 if num_gpus else 0.0,
+        decode_cpus=decode_cpus,
+        decode_tasks=max(1, int(num_cpus * DECODE_SHARE / decode_cpus)),
+    )
+
+
+def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
+    """The receipts of all open tasks, as the cluster that `ray.init` joined finishes them."""
+    if not work.plan.tasks:
+        return
+    modalities = {name: spec.modality for name, spec in work.specs.items()}
+    by_set: dict[str, list[Task]] = {}
+    for task in work.plan.tasks:
+        by_set.setdefault(task.feature_set, []).append(task)
+    resources = ray.cluster_resources()
+    num_tasks = {modalities[name]: len(tasks) for name, tasks in by_set.items()}
+    pools = size_pools(resources.get("CPU", 0), resources.get("GPU", 0), num_tasks)
+    if resources.get("CPU", 0) < 1:
+        raise WorkLeft("the Ray cluster has no CPU for decoding; start it with --num-cpus 1 or more")
+    logger.info("pools: %s", pools)
+    _configure_data()
+    branches = [_branch(work, name, tasks, pools, batch_sizes) for name, tasks in by_set.items()]
+    dataset = functools.reduce(lambda left, right: left.union(right), branches)
+    try:
+        for row in dataset.iter_rows():
+            yield msgspec.msgpack.decode(row["receipt"], type=Receipt)
+    except ray.exceptions.RayTaskError as error:
+        # An error of ours crosses as itself; anything else is a bug and keeps its traceback.
+        if isinstance(error.cause, SpeechClipError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise WorkLeft(
+            f"Ray stopped before the plan was done ({error}); what was committed is kept, run again"
+        ) from error
+
+
+def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes: BatchSizes) -> ray.data.Dataset:
+    """Decode tasks and encoder actors of one feature set."""
+    spec = work.specs[name]
+    rows = [{"task": msgspec.msgpack.encode(task)} for task in tasks]
+    decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _decode_row,
+        fn_kwargs={"spec": spec},
+        compute=ray.data.TaskPoolStrategy(size=pools.decode_tasks),
+        num_cpus=pools.decode_cpus,
+    )
+    return decoded.map(
+        _EncodeRow,
+        fn_constructor_args=(work.requests[name], spec, work.store.storage.root, batch_sizes),
+        compute=ray.data.ActorPoolStrategy(size=pools.actors[spec.modality], max_tasks_in_flight_per_actor=2),
+        num_cpus=pools.actor_cpus,
+        num_gpus=pools.actor_gpus,
+    )
+
+
+def _decode_row(row: dict[str, bytes], spec: EncoderSpec) -> dict[str, bytes]:
+    task = msgspec.msgpack.decode(row["task"], type=Task)
+    return {"decoded": msgspec.msgpack.encode(decode_task(task, spec))}
+
+
+class _EncodeRow:
+    """An actor: loads its encoder once and turns decoded tasks into receipts."""
+
+    def __init__(self, request: EncoderRequest, spec: EncoderSpec, store: str, batch_sizes: BatchSizes) -> None:
+        import torch
+
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
+        torch.set_num_threads(1)
+        self.encoder = request.build(device)
+        if self.encoder.spec != spec:
+            raise WorkLeft(
+                f"{request.source}: this worker resolves it to {self.encoder.spec.fingerprint}, the driver to {spec.fingerprint}; "
+                "give all nodes the same weights"
+            )
+        self.storage, self.batch_sizes = Storage(store), batch_sizes
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        decoded = msgspec.msgpack.decode(row["decoded"], type=DecodedTask)
+        receipt = encode_task(decoded, self.encoder, self.storage, self.batch_sizes)
+        return {"receipt": msgspec.msgpack.encode(receipt)}
+
+
+def _configure_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS

@@ -1,0 +1,187 @@
+"""The plan: manifest x specs, minus what is stored, cut into tasks, and kept on storage so that names stay stable."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechclip.manifest import Manifest
+from speechclip.records import Asset, Record, Task
+from speechclip.spec import EncoderSpec
+from speechclip.store import FeatureStore, Snapshot
+from speechclip.store.layout import plan_path
+from speechclip.store.vectors import create_segment
+
+
+class TaskSizes(Record, frozen=True):
+    """How much goes into one task: speed and object sizes, never values."""
+
+    shard_bytes: int = 128 << 20
+    shard_items: int = 1024
+    chunk_rows: int = 512
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One feature set of a plan: what the manifest asks for and what a snapshot has of it.
+
+    `num_planned` counts unique assets plus sources that could not be read at ingest; it equals
+    `num_stored + num_rejected + len(missing)`.
+    """
+
+    spec: EncoderSpec
+    num_planned: int
+    num_stored: int
+    num_rejected: int
+    missing: tuple[Asset, ...] = field(repr=False)
+
+    @property
+    def missing_seconds(self) -> float:
+        """Seconds of speech that remain."""
+        return sum(asset.seconds for asset in self.missing)
+
+    def remaining_bytes(self) -> int:
+        """Bytes that the missing assets will take, shard headers included (about 2 KB each)."""
+        header = 2048 if self.spec.is_frames else 88
+        return sum(self.spec.num_bytes(asset.seconds) + header for asset in self.missing)
+
+    def remaining_objects(self, sizes: TaskSizes) -> int:
+        """Objects that will be written: two per task."""
+        return 2 * len(cut(self.spec, self.missing, sizes))
+
+
+def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None) -> Coverage:
+    """What the manifest asks of this encoder and what the snapshot (None: an empty store) has of it."""
+    assets = manifest.assets(spec.modality)
+    problems = manifest.source_problems(spec.modality)
+    stored, rejected = _known(spec.fingerprint, manifest, snapshot)
+    num_stored = sum(asset.key in stored for asset in assets)
+    missing = tuple(asset for asset in assets if asset.key not in stored and asset.key not in rejected)
+    num_rejected = len(assets) - num_stored - len(missing) + len(problems)
+    return Coverage(spec, len(assets) + len(problems), num_stored, num_rejected, missing)
+
+
+def cut(
+    spec: EncoderSpec, assets: Sequence[Asset], sizes: TaskSizes, name: str = "plan", segment: str = ""
+) -> list[Task]:
+    """Full-size tasks of these assets, in their order."""
+    groups: list[list[Asset]] = []
+    num_bytes = 0
+    for asset in assets:
+        size = spec.num_bytes(asset.seconds)
+        limit = sizes.shard_items if spec.is_frames else sizes.chunk_rows
+        is_full = not groups or len(groups[-1]) >= limit or (spec.is_frames and num_bytes + size > sizes.shard_bytes)
+        if is_full:
+            groups.append([])
+            num_bytes = 0
+        groups[-1].append(asset)
+        num_bytes += size
+    return [
+        Task(
+            id=f"{name}-{number:06d}",
+            feature_set=spec.fingerprint,
+            assets=tuple(group),
+            segment=segment,
+            first_row=0 if spec.is_frames else number * sizes.chunk_rows,
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stored plan and the tasks of it that no commit holds yet."""
+
+    id: str
+    tasks: tuple[Task, ...]
+
+
+def open_plan(
+    store: FeatureStore, manifest: Manifest, coverage: Sequence[Coverage], snapshot: Snapshot, sizes: TaskSizes
+) -> Plan:
+    """The plan that covers what is missing: the open one of this manifest and these specs, or else a new one, stored.
+
+    An open plan goes on with the task sizes that it was cut with, so a rerun makes the shards that the first run
+    would have made.
+    """
+    missing = {part.spec.fingerprint: {asset.key for asset in part.missing} for part in coverage}
+    if not any(missing.values()):
+        return Plan("", ())
+    identity = hashlib.sha256("\n".join([manifest.digest, *sorted(missing)]).encode()).hexdigest()[:12]
+    for ordinal in range(10_000):
+        plan_id = f"{identity}-{ordinal:04d}"
+        if store.storage.size(plan_path(plan_id)) is None:
+            tasks = [task for part in coverage for task in _cut_stored(plan_id, part, sizes)]
+            # Whoever creates the file first decides; everyone then follows what lies there.
+            store.storage.create(plan_path(plan_id), _to_parquet(tasks))
+        tasks = _from_parquet(store.storage.read(plan_path(plan_id)))
+        open_tasks = _open_tasks(tasks, snapshot, missing)
+        covered = {(task.feature_set, asset.key) for task in open_tasks for asset in task.assets}
+        if all((name, key) in covered for name, keys in missing.items() for key in keys):
+            for part in coverage:
+                _create_segment(store, part.spec, tasks)
+            return Plan(plan_id, open_tasks)
+    raise AssertionError("ten thousand plans of one manifest")
+
+
+def _known(fingerprint: str, manifest: Manifest, snapshot: Snapshot | None) -> tuple[set[str], set[str]]:
+    if snapshot is None:
+        return set(), set()
+    rejected = snapshot.rejections(fingerprint, manifest.digest)["asset"].to_pylist()
+    return snapshot.stored_keys(fingerprint), set(rejected)
+
+
+def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
+    short = part.spec.fingerprint.rpartition("-")[2]
+    return cut(
+        part.spec,
+        part.missing,
+        sizes,
+        name=f"{plan_id}-{short[:6]}",
+        segment="" if part.spec.is_frames else f"{plan_id}-{sizes.chunk_rows}",
+    )
+
+
+def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, set[str]]) -> tuple[Task, ...]:
+    """The tasks not committed yet that still have something missing; a shard then holds the missing alone."""
+    done = {name: snapshot.committed_tasks(name) for name in missing}
+    open_tasks = []
+    for task in tasks:
+        wanted = tuple(asset for asset in task.assets if asset.key in missing[task.feature_set])
+        if wanted and task.id not in done[task.feature_set]:
+            # A chunk of vectors keeps its rows where they are.
+            open_tasks.append(task if task.segment else msgspec.structs.replace(task, assets=wanted))
+    return tuple(open_tasks)
+
+
+def _create_segment(store: FeatureStore, spec: EncoderSpec, tasks: Sequence[Task]) -> None:
+    """The metadata of the plan's segment at its final shape, before any task writes its chunk."""
+    ours = [task for task in tasks if task.feature_set == spec.fingerprint]
+    if ours and not spec.is_frames:
+        chunk_rows = int(ours[0].segment.rpartition("-")[2])
+        create_segment(store.storage, spec, ours[0].segment, ours[-1].first_row + len(ours[-1].assets), chunk_rows)
+
+
+_PLAN_SCHEMA = pa.schema(
+    [pa.field("task", pa.string()), pa.field("feature_set", pa.string()), pa.field("record", pa.binary())]
+)
+
+
+def _to_parquet(tasks: Sequence[Task]) -> bytes:
+    columns = [
+        [task.id for task in tasks],
+        [task.feature_set for task in tasks],
+        [msgspec.json.encode(task) for task in tasks],
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=_PLAN_SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _from_parquet(data: bytes) -> list[Task]:
+    table = pq.read_table(io.BytesIO(data))
+    return [msgspec.json.decode(record, type=Task) for record in table["record"].to_pylist()]

@@ -1,0 +1,43 @@
+"""Block checksums: xxh3-64 over every 64 KiB within each layer, so that a window verifies what it touches."""
+
+from typing import Any
+
+import numpy as np
+import xxhash
+from jaxtyping import UInt8, UInt64
+from typing_extensions import Buffer
+
+from speechclip.errors import Damaged
+
+BLOCK_BYTES = 65_536
+
+
+def digest_of(data: Buffer) -> int:
+    """The xxh3-64 of the bytes, as the signed integer that the catalog can hold."""
+    unsigned = xxhash.xxh3_64_intdigest(data)
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
+
+
+def blocks_per_layer(layer_bytes: int) -> int:
+    """How many blocks one layer has; the last may be short."""
+    return -(-layer_bytes // BLOCK_BYTES)
+
+
+def block_sums(layers: UInt8[np.ndarray, "layers bytes"]) -> UInt64[np.ndarray, "layers blocks"]:
+    """The checksums of every block of every layer."""
+    sums = [[_block_sum(layer, start) for start in range(0, len(layer), BLOCK_BYTES)] for layer in layers]
+    return np.array(sums, dtype="<u8").reshape(len(layers), -1)
+
+
+def verify_blocks(data: UInt8[np.ndarray, " bytes"], expected: UInt64[np.ndarray, " blocks"], what: str) -> None:
+    """Raise `Damaged` unless the blocks of `data`, which starts at a block's first byte, have these checksums."""
+    for index, start in enumerate(range(0, len(data), BLOCK_BYTES)):
+        if _block_sum(data, start) != expected[index]:
+            raise Damaged(
+                f"{what}: block {index} does not match its checksum; run `speechclip featurize` on a new store"
+            )
+
+
+def _block_sum(data: UInt8[np.ndarray, " bytes"], start: int) -> int:
+    block: Any = data[start : start + BLOCK_BYTES]
+    return xxhash.xxh3_64_intdigest(block)

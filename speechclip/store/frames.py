@@ -1,0 +1,258 @@
+"""Frames: ordinary WebDataset tars whose arrays lie aligned and layer-major, so that a reader can map them.
+
+A member `<key>.hidden.npy` is an uncompressed (layers, frames, width) array. USTAR's 512-byte blocks and NumPy's padded
+header put its first number at a multiple of 64. Beside `<name>.tar` stands `<name>.xxh3`: for each array, in
+the order of the tar, the little-endian xxh3-64 of every 64 KiB block within each layer.
+"""
+
+import functools
+import io
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Shaped
+
+from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.records import StoredAsset
+from speechclip.spec import EncoderSpec
+from speechclip.storage import Storage
+from speechclip.store.checksums import BLOCK_BYTES, block_sums, blocks_per_layer, digest_of, verify_blocks
+from speechclip.store.layout import shard_path, sums_path
+
+HIDDEN = ".hidden.npy"
+
+
+def pack_shard(spec: EncoderSpec, features: Iterable[tuple[str, np.ndarray]], provenance: dict[str, Any]) -> bytes:
+    """The tar of these (key, array) pairs in this order; equal input gives equal bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, array in features:
+            stored = np.ascontiguousarray(array, dtype=spec.dtype)
+            notes = {"key": key, "layers": spec.layers, "num_frames": stored.shape[1], **provenance}
+            _add(tar, f"{key}{HIDDEN}", _npy(stored))
+            _add(tar, f"{key}.json", msgspec.json.encode(notes, order="sorted"))
+    return buffer.getvalue()
+
+
+def describe_shard(tar: bytes, spec: EncoderSpec) -> tuple[bytes, tuple[StoredAsset, ...]]:
+    """The checksum file that belongs beside this tar, and where each array lies: read from the tar itself."""
+    sums, stored = bytearray(), []
+    for key, offset, array in _arrays(tar, spec):
+        part = block_sums(array.view(np.uint8).reshape(len(array), -1)).tobytes()
+        stored.append(
+            StoredAsset(
+                key=key, offset=offset, num_frames=array.shape[1], sums_offset=len(sums), checksum=digest_of(part)
+            )
+        )
+        sums += part
+    return bytes(sums), tuple(stored)
+
+
+def write_shard(
+    storage: Storage, spec: EncoderSpec, task: str, tar: bytes, keys: Sequence[str]
+) -> tuple[str, tuple[StoredAsset, ...]]:
+    """Put the shard and its checksums on storage; the path, and what lies there.
+
+    A complete shard of that name is adopted after its bytes agree with its checksums; one that does not, or that
+    holds other bytes without checksums, is left alone, and ours takes the next generation.
+    """
+    sums, stored = describe_shard(tar, spec)
+    for generation in range(1000):
+        path = shard_path(spec.fingerprint, task, keys, generation)
+        if storage.create(path, tar):
+            storage.create(sums_path(path), sums)
+            return path, stored
+        there = storage.read(path)
+        if there == tar and (storage.create(sums_path(path), sums) or storage.read(sums_path(path)) == sums):
+            return path, stored
+        adopted = find_shard(storage, spec, path, keys)
+        if adopted is not None:
+            return path, adopted
+    raise Damaged(f"{task}: a thousand damaged shards of that name; run `speechclip verify`")
+
+
+def find_shard(storage: Storage, spec: EncoderSpec, path: str, keys: Sequence[str]) -> tuple[StoredAsset, ...] | None:
+    """What lies in the shard at `path`, if it is whole, verified and holds just these keys; else None."""
+    if storage.size(path) is None or storage.size(sums_path(path)) is None:
+        return None
+    try:
+        sums, stored = describe_shard(storage.read(path), spec)
+    except (Damaged, tarfile.TarError, ValueError):
+        return None
+    is_whole = [entry.key for entry in stored] == list(keys) and storage.read(sums_path(path)) == sums
+    return stored if is_whole else None
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _arrays(tar: bytes, spec: EncoderSpec) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Each array of the tar as (key, offset of its first number, view); `Damaged` if it is not of the spec's shape."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+        for member in members:
+            if not member.name.endswith(HIDDEN):
+                continue
+            file = io.BytesIO(tar[member.offset_data : member.offset_data + 256])
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = member.offset_data + file.tell()
+            if (shape[0], *shape[2:]) != (len(spec.layers), spec.width) or dtype != spec.dtype or fortran:
+                raise Damaged(f"{member.name}: {dtype} {shape} is not of the spec {spec.fingerprint}")
+            count = int(np.prod(shape))
+            yield member.name.removesuffix(HIDDEN), offset, np.frombuffer(tar, dtype, count, offset).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where one array lies, from the catalog."""
+
+    shard: str
+    offset: int
+    num_frames: int
+    sums_offset: int
+    checksum: int
+
+
+class Frames:
+    """A feature set of frames in one snapshot: `frames[key]` is (layers, frames, width), mapped and verified.
+
+    Reads are checked against the block checksums unless `verify=False`. Safe to pickle; the copy opens its own files.
+    """
+
+    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
+        self.storage, self.spec, self.verify = storage, spec, verify
+        self.fingerprint = spec.fingerprint
+        self._entries = entries
+        self._open = functools.lru_cache(maxsize=256)(self._map)
+        self._sums = functools.lru_cache(maxsize=1024)(self._read_sums)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen_frames, (self.storage, self.spec, self._entries, self.verify)
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self._entries["asset"].to_pylist())}
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, Any]:
+        numbers = ("offset", "num_frames", "sums_offset", "checksum")
+        columns: dict[str, Any] = {name: self._entries[name].to_numpy() for name in numbers}
+        return columns | {"shard": self._entries["shard"].combine_chunks()}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def keys(self) -> list[str]:
+        """The keys of all stored assets."""
+        return list(self._index)
+
+    def locate(self, key: str) -> Location:
+        """Where the array of `key` lies; `NotStored` if the snapshot has none."""
+        row = self._index.get(key)
+        if row is None:
+            raise NotStored(
+                f"{key}: not stored in {self.fingerprint}; run `speechclip featurize`, or look for it in `rejected`"
+            )
+        columns = self._columns
+        numbers = (int(columns[name][row]) for name in ("offset", "num_frames", "sums_offset", "checksum"))
+        return Location(columns["shard"][row].as_py(), *numbers)
+
+    def num_frames(self, key: str) -> int:
+        """How many frames `key` has, from the catalog alone."""
+        return self.locate(key).num_frames
+
+    def __getitem__(self, key: str) -> Shaped[np.ndarray, "layers frames width"]:
+        place = self.locate(key)
+        layer_bytes = place.num_frames * self._row_bytes
+        data = self._bytes(place.shard, place.offset, place.offset + len(self.spec.layers) * layer_bytes)
+        if self.verify:
+            sums = self._block_sums(key, place)
+            for layer, expected in enumerate(sums):
+                verify_blocks(
+                    data[layer * layer_bytes : (layer + 1) * layer_bytes],
+                    expected,
+                    f"{place.shard}: {key} layer {layer}",
+                )
+        return data.view(self.spec.dtype).reshape(len(self.spec.layers), place.num_frames, self.spec.width)
+
+    def window(
+        self, key: str, *, layers: Sequence[int] | None = None, start: int = 0, stop: int | None = None
+    ) -> Shaped[np.ndarray, "layers frames width"]:
+        """Frames [start, stop) of the named hidden states; reads and verifies only the blocks that they touch."""
+        place = self.locate(key)
+        stop = place.num_frames if stop is None else stop
+        if not 0 <= start <= stop <= place.num_frames:
+            raise InvalidInput(f"{key}: frames {start} to {stop} asked for, {place.num_frames} are stored")
+        wanted = self.spec.layers if layers is None else layers
+        parts = [self._layer_window(key, place, self._layer_row(layer), start, stop) for layer in wanted]
+        return np.stack(parts) if parts else np.empty((0, stop - start, self.spec.width), self.spec.dtype)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.spec.width * self.spec.dtype.itemsize
+
+    def _layer_row(self, layer: int) -> int:
+        if layer not in self.spec.layers:
+            raise InvalidInput(f"{self.fingerprint} holds the hidden states {self.spec.layers}, not {layer}")
+        return self.spec.layers.index(layer)
+
+    def _layer_window(self, key: str, place: Location, layer: int, start: int, stop: int) -> np.ndarray:
+        layer_bytes = place.num_frames * self._row_bytes
+        first, last = start * self._row_bytes // BLOCK_BYTES, -(-stop * self._row_bytes // BLOCK_BYTES)
+        low, high = first * BLOCK_BYTES, min(last * BLOCK_BYTES, layer_bytes)
+        base = place.offset + layer * layer_bytes
+        data = self._bytes(place.shard, base + low, base + high)
+        if self.verify:
+            verify_blocks(data, self._block_sums(key, place)[layer, first:last], f"{place.shard}: {key} layer {layer}")
+        cut = data[start * self._row_bytes - low : stop * self._row_bytes - low]
+        return cut.view(self.spec.dtype).reshape(stop - start, self.spec.width)
+
+    def _block_sums(self, key: str, place: Location) -> np.ndarray:
+        blocks = blocks_per_layer(place.num_frames * self._row_bytes)
+        part = self._sums(place.shard)[place.sums_offset : place.sums_offset + 8 * blocks * len(self.spec.layers)]
+        if digest_of(part) != place.checksum:
+            raise Damaged(f"{sums_path(place.shard)}: the checksums of {key} do not match the catalog's")
+        return np.frombuffer(part, "<u8").reshape(len(self.spec.layers), blocks)
+
+    def _read_sums(self, shard: str) -> bytes:
+        try:
+            return self.storage.read(sums_path(shard))
+        except FileNotFoundError:
+            raise Damaged(f"{sums_path(shard)}: the checksum file is gone") from None
+
+    def _map(self, shard: str) -> np.ndarray:
+        return np.memmap(self.storage.address(shard), np.uint8, "r")
+
+    def _bytes(self, shard: str, start: int, end: int) -> np.ndarray:
+        """The bytes of that range: a mapped view of a local file, one range request of a remote one."""
+        try:
+            if self.storage.is_local:
+                data = self._open(shard)[start:end].view(np.ndarray)
+            else:
+                data = np.frombuffer(self.storage.read(shard, start, end), np.uint8)
+        except FileNotFoundError:
+            raise Damaged(f"{shard}: the catalog names this shard and it is gone") from None
+        if len(data) != end - start:
+            raise Damaged(f"{shard}: {end} bytes expected, the file ends at {start + len(data)}")
+        return data
+
+
+def _reopen_frames(storage: Storage, spec: EncoderSpec, entries: pa.Table, verify: bool) -> Frames:
+    return Frames(storage, spec, entries, verify=verify)

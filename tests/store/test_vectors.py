@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from conftest import VECTORS_SPEC
+
+from speechclip.errors import Damaged, NotStored
+from speechclip.records import Asset, Receipt, Task
+from speechclip.store import FeatureStore, Vectors
+from speechclip.store.layout import segment_path
+from speechclip.store.vectors import create_segment, read_chunk, write_chunk
+
+KEYS = [f"{n:064x}" for n in range(6)]
+
+
+def tasks() -> list[Task]:
+    assets = [Asset(key=key, modality="image") for key in KEYS]
+    return [
+        Task(
+            id=f"t{n}",
+            feature_set=VECTORS_SPEC.fingerprint,
+            assets=tuple(assets[first : first + 4]),
+            segment="s",
+            first_row=first,
+        )
+        for n, first in enumerate((0, 4))
+    ]
+
+
+def vectors_of(keys: list[str]) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {key: generator.standard_normal(16).astype("<f2") for key in keys}
+
+
+def write(store_uri: str, features: dict[str, np.ndarray]) -> FeatureStore:
+    store = FeatureStore(store_uri)
+    store.create()
+    store.add_spec(VECTORS_SPEC, "toy")
+    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    for task in tasks():
+        path, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, task, features)
+        receipt = Receipt(
+            task=task.id, feature_set=task.feature_set, shard=path, stored=stored, rejected=(), num_bytes=num_bytes,
+            seconds=1.0, num_encoded=len(stored),
+        )  # fmt: skip
+        store.commit([receipt], "m")
+    return store
+
+
+def open_vectors(store: FeatureStore) -> Vectors:
+    vectors = store.snapshot().feature_set(VECTORS_SPEC.fingerprint)
+    assert isinstance(vectors, Vectors)
+    return vectors
+
+
+def test_what_is_read_is_what_was_written_in_any_order(store_uri: str) -> None:
+    features = vectors_of(KEYS)
+    vectors = open_vectors(write(store_uri, features))
+    wanted = [KEYS[5], KEYS[0], KEYS[3], KEYS[0]]
+    np.testing.assert_array_equal(vectors.read(wanted), np.stack([features[key] for key in wanted]))
+    np.testing.assert_array_equal(vectors[KEYS[2]], features[KEYS[2]])
+
+
+def test_a_rejected_asset_leaves_its_row_empty(store_uri: str) -> None:
+    features = vectors_of(KEYS)
+    del features[KEYS[1]]
+    vectors = open_vectors(write(store_uri, features))
+    assert len(vectors) == 5
+    with pytest.raises(NotStored):
+        vectors[KEYS[1]]
+
+
+def test_plain_zarr_opens_the_segment(tmp_path: Path) -> None:
+    features = vectors_of(KEYS)
+    store = write(str(tmp_path / "store"), features)
+    group = zarr.open(store.storage.address(segment_path(VECTORS_SPEC.fingerprint, "s")), mode="r")
+    assert group["vectors"].shape == (6, 16)
+    np.testing.assert_array_equal(group["vectors"][:], np.stack([features[key] for key in KEYS]))
+    assert [key.decode() for key in group["keys"][:].view("S88")[:, 0]] == KEYS
+
+
+def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> None:
+    features = vectors_of(KEYS)
+    store = write(store_uri, features)
+    other = {key: vector + 1 for key, vector in features.items()}
+    _, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, tasks()[0], other)
+    assert num_bytes == 0
+    assert stored == read_chunk(store.storage, VECTORS_SPEC, tasks()[0])
+    np.testing.assert_array_equal(open_vectors(store)[KEYS[0]], features[KEYS[0]])
+
+
+def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
+    store = FeatureStore(store_uri)
+    store.create()
+    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    assert read_chunk(store.storage, VECTORS_SPEC, tasks()[0]) == ()
+
+
+@pytest.mark.parametrize("repair_crc", [False, True])
+def test_a_flipped_byte_is_found(tmp_path: Path, repair_crc: bool) -> None:
+    """By Zarr's own checksum; and by the catalog's where somebody rewrote the chunk whole."""
+    store = write(str(tmp_path / "store"), vectors_of(KEYS))
+    folder = store.storage.address(segment_path(VECTORS_SPEC.fingerprint, "s"))
+    if repair_crc:
+        group = zarr.open(folder, mode="r+")
+        group["vectors"][0, 0] += 1
+    else:
+        chunk = Path(folder) / "vectors/c/0/0"
+        data = bytearray(chunk.read_bytes())
+        data[3] ^= 1
+        chunk.write_bytes(data)
+    with pytest.raises(Damaged):
+        open_vectors(store)[KEYS[0]]
