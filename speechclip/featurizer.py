@@ -5,7 +5,7 @@ unreadable source counted once.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speechclip.encoders import Encoder
@@ -71,12 +71,11 @@ class Committer:
     work: Work
     group_size: int = 32
     group_seconds: float = 20.0
-    on_commit: Callable[[Sequence[Receipt]], None] | None = None
     _pending: list[Receipt] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
     _since: float = field(default_factory=time.monotonic)
     _encoded: set[tuple[str, str]] = field(default_factory=set)
     _num_bytes: int = 0
-    _num_adopted: int = 0
 
     def add(self, receipt: Receipt) -> None:
         """Take a receipt; it counts once its group is committed."""
@@ -90,11 +89,9 @@ class Committer:
             self.work.store.commit(self._pending, self.work.manifest.digest)
             self._encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
-            if self.on_commit is not None:
-                self.on_commit(self._pending)
         self._pending, self._since = [], time.monotonic()
 
-    def summary(self, seconds: float) -> Summary:
+    def summary(self) -> Summary:
         """The ledger, read back from the newest snapshot."""
         snapshot = self.work.store.snapshot()
         after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
@@ -107,35 +104,27 @@ class Committer:
             rejected=sum(part.num_rejected for part in after),
             missing=sum(len(part.missing) for part in after),
             bytes=self._num_bytes,
-            seconds=round(seconds, 3),
+            seconds=round(time.monotonic() - self._started, 3),
             catalog_version=snapshot.version,
         )
 
 
-def run(
-    work: Work,
-    receipts: Callable[[Work], Iterator[Receipt]],
-    *,
-    max_rejected: float = 1.0,
-    committer: Committer | None = None,
-) -> Summary:
-    """Commit the receipts as they come and return the ledger; a run cut short by an error keeps what it has.
+def run(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: float = 1.0) -> None:
+    """Commit the receipts as they come; whatever ends the run, what has come is committed.
 
     Raises `WorkLeft` once more than `max_rejected` (a share of what is planned) is rejected.
     """
-    started = time.monotonic()
-    committer = committer or Committer(work)
-    num_planned = sum(part.num_planned for part in work.before)
-    num_rejected = sum(part.num_rejected for part in work.before)
+    before = committer.work.before
+    num_planned = sum(part.num_planned for part in before)
+    num_rejected = sum(part.num_rejected for part in before)
     try:
-        for receipt in receipts(work):
+        for receipt in receipts:
             num_rejected += len(receipt.rejected)
             committer.add(receipt)
             _check_budget(num_rejected, num_planned, max_rejected)
     finally:
         committer.flush()
     _check_budget(num_rejected, num_planned, max_rejected)
-    return committer.summary(time.monotonic() - started)
 
 
 def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> None:

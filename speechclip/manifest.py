@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,6 +115,11 @@ class Manifest:
             if split not in known:
                 raise InvalidInput(f"the manifest has no split {split!r}, only {', '.join(sorted(known))}")
         return Manifest(self.table.filter(pc.is_in(self.table["split"], pa.array(list(splits)))))
+
+    def rows_where(self, column: str, values: Collection[str]) -> list[dict[str, Any]]:
+        """The rows whose `column` is one of these."""
+        rows: list[dict[str, Any]] = self.table.filter(pc.is_in(self.table[column], pa.array(list(values)))).to_pylist()
+        return rows
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows as dictionaries, in order."""

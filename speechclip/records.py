@@ -12,7 +12,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The base of every record. New fields come last, with a default."""
 
 
-class Asset(Record):
+class Asset(Record, frozen=True):
     """One audio segment, image or text, known by its content, and where its bytes can be had.
 
     `key` is the sha256 (64 hex digits) of the file's bytes or of the UTF-8 text; a segment of a recording adds
@@ -28,7 +28,7 @@ class Asset(Record):
     seconds: float = 0.0
 
 
-class Task(Record):
+class Task(Record, frozen=True):
     """The unit of work, of retry and of storage: its assets make one shard, or one chunk of vectors, in this order."""
 
     id: str
@@ -38,7 +38,7 @@ class Task(Record):
     first_row: int = 0
 
 
-class StoredAsset(Record):
+class StoredAsset(Record, frozen=True):
     """Where one feature lies inside its shard.
 
     `offset` is the array's first byte in the tar (frames) or its row (vectors); `sums_offset` the first byte of its
@@ -52,7 +52,7 @@ class StoredAsset(Record):
     checksum: int
 
 
-class RejectedAsset(Record):
+class RejectedAsset(Record, frozen=True):
     """Why an asset has no feature. `source` names the address if that, not the bytes, was at fault."""
 
     key: str
@@ -61,7 +61,7 @@ class RejectedAsset(Record):
     source: str | None = None
 
 
-class Receipt(Record):
+class Receipt(Record, frozen=True):
     """What a worker returns of a task: what *is* on storage. It counts only once committed."""
 
     task: str

@@ -39,14 +39,6 @@ class Storage:
         """The same endpoint and credentials in the words of deltalake's object store."""
         return {} if self.is_local else _delta_options()
 
-    def zarr_store(self, path: str) -> Any:
-        """A read-only Zarr store of the folder at `path`."""
-        from zarr.storage import FsspecStore, LocalStore
-
-        if self.is_local:
-            return LocalStore(self.address(path), read_only=True)
-        return FsspecStore.from_url(self.address(path), storage_options=_s3fs_options(), read_only=True)
-
     def address(self, path: str) -> str:
         """The full address of `path`."""
         return f"{self.root}/{path}" if path else self.root
@@ -93,7 +85,7 @@ class Storage:
 
     def probe(self) -> None:
         """Refuse a backend that overwrites where it was asked to create (`UnsupportedStore`)."""
-        path = f"probe/{os.urandom(8).hex()}"
+        path = f".probe-{os.urandom(8).hex()}"
         try:
             if not self.create(path, b"first") or self.create(path, b"second"):
                 raise UnsupportedStore(

@@ -9,23 +9,6 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from speechclip.spec import EncoderSpec
-
-FRAMES_SPEC = EncoderSpec(
-    name="toy-untrained-speech",
-    family="toy",
-    modality="speech",
-    weights="",
-    is_trained=False,
-    width=768,
-    layers=tuple(range(13)),
-    hop_samples=320,
-    window_samples=400,
-)
-VECTORS_SPEC = EncoderSpec(
-    name="toy-untrained-image", family="toy", modality="image", weights="", is_trained=False, width=16
-)
-
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
@@ -40,7 +23,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A fresh bucket's address, with endpoint and credentials in the standard AWS environment alone."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_endpoint,
@@ -51,10 +34,7 @@ def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{abs(hash(request.node.nodeid)):x}"
     boto3.client("s3").create_bucket(Bucket=bucket)
-    yield f"s3://{bucket}/store"
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
+    return f"s3://{bucket}/store"
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -59,7 +59,6 @@ def test_the_probe_refuses_a_backend_without_conditional_writes(
 ) -> None:
     class Overwriting(Storage):
         def create(self, path: str, data: bytes | memoryview) -> bool:
-            self.filesystem.makedirs(self.address("probe"), exist_ok=True)
             self.filesystem.pipe_file(self.address(path), bytes(data))
             return True
 

@@ -74,15 +74,15 @@ def featurize(
 
         connect(num_cpus or options.num_cpus)
         receipts = run_on_ray(work, options.batches)
-    summary = run(
-        work,
-        lambda _work: _watched(receipts, sum(len(part.missing) for part in work.before)),
-        max_rejected=options.max_rejected if max_rejected is None else max_rejected,
-        committer=Committer(work, group_seconds=options.commit_seconds),
-    )
-    if not as_json:
-        _show(summary, store)
-    click.echo(msgspec.json.encode(summary))
+    committer = Committer(work, group_seconds=options.commit_seconds)
+    try:
+        watched = _watched(receipts, sum(len(part.missing) for part in work.before))
+        run(watched, committer, max_rejected=options.max_rejected if max_rejected is None else max_rejected)
+    finally:
+        summary = committer.summary()
+        if not as_json:
+            _show(summary, store)
+        click.echo(msgspec.json.encode(summary))
     if summary.missing:
         raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
 

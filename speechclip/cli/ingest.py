@@ -41,7 +41,8 @@ def ingest_tuxpaint(
     folder: str | None, fetch: bool, languages: str | None, limit: int | None, split: str, out: str
 ) -> None:
     """Ingest Tux Paint's stamps: spoken names in eleven languages by human voices, pictures and texts."""
-    from speechclip.corpora.tuxpaint import fetch_stamps, read_stamps
+    from speechclip.corpora.debian import fetch_stamps
+    from speechclip.corpora.tuxpaint import read_stamps
 
     if (folder is None) != fetch:
         raise click.UsageError("give either DIR or --fetch")

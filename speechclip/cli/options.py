@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -36,15 +37,22 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
 }
 
 
-def settings_options(*names: str) -> Callable[[Command], Command]:
-    """Add `-c`, `--set` and the named options; the command receives `settings` and what is no setting."""
+def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Command], Command]:
+    """Add `-c`, `--set` and the named options; the command receives `settings` and what is no setting.
+
+    With `sets_recipe`, a `--set` key that is no setting is one of the recipe's.
+    """
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def wrapper(config: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
-            known = {name: options.pop(name) for name in list(options) if name in Settings.__struct_fields__}
+            known: dict[str, Any] = {
+                name: options.pop(name) for name in list(options) if name in Settings.__struct_fields__
+            }
+            if sets_recipe:
+                overrides = tuple(map(_to_recipe, overrides))
             settings = load_settings(config, known, overrides)
-            refuse_relative_paths_in_a_job(settings)
+            refuse_throw_away_paths(settings)
             return function(settings=settings, **options)
 
         wrapped: Any = wrapper
@@ -62,21 +70,22 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def refuse_relative_paths_in_a_job(settings: Settings) -> None:
+def refuse_throw_away_paths(settings: Settings) -> None:
     """A relative path under `ray job submit --working-dir` would lie in Ray's throw-away copy of that folder."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return
     for name in ("store", "run"):
         value = getattr(settings, name)
-        if value is not None and "://" not in value and not os.path.isabs(value):
+        if value is not None and Path(value).is_relative_to(Path.cwd()):
             raise InvalidInput(
-                f"{name} {value!r} is relative, and a Ray job runs in a throw-away copy of the folder; give the whole path"
+                f"{name} {value!r} lies in the throw-away copy of the working directory that a Ray job runs in; "
+                "give a whole path that all nodes share, or s3://"
             )
 
 
 def console() -> Console:
     """Where results go."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def say(sentence: str) -> None:
@@ -134,6 +143,11 @@ class ProgressLine:
         left = human_seconds((self.total - self.done) / rate) if rate > 0 else "unknown"
         line = f"{self.done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left{detail}"
         click.echo(f"\r{line}\x1b[K" if sys.stderr.isatty() else line, err=True, nl=is_end or not sys.stderr.isatty())
+
+
+def _to_recipe(override: str) -> str:
+    is_setting = override.partition("=")[0].partition(".")[0] in Settings.__struct_fields__
+    return override if is_setting else f"recipe_overrides.{override}"
 
 
 def _layers(value: str | None) -> tuple[int, ...] | None:

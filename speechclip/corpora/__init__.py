@@ -1,0 +1,1 @@
+"""What exists: a corpus on disk or on S3, read into a manifest."""

@@ -1,4 +1,4 @@
-"""Featurize on Ray Data: one row is one task; decode on CPU tasks, encoders in fixed actor pools, receipts to the driver."""
+"""Featurize on Ray Data: one row is one task; CPU tasks decode, fixed actor pools encode, receipts reach the driver."""
 
 import functools
 import logging
@@ -35,28 +35,36 @@ class Pools:
 
 
 def size_pools(num_cpus: float, num_gpus: float, num_tasks: dict[Modality, int]) -> Pools:
-    """Pools that always fit: encoders take what decoding leaves, speech the larger part; on GPUs all modalities share each.
+    """Pools that always fit: encoders take what decoding leaves, speech most of it; all modalities share each GPU.
 
-    Everything is fractional, so that a single logical CPU still runs decode and three encoders side by side.
+    Everything is fractional, so that a single logical CPU still runs decode and three encoders side by side. An actor
+    never asks for just what a decode task asks for: Ray Data would fuse the two and decode inside the actor.
     """
     wanted = {modality: num_tasks[modality] for modality in MODALITIES if num_tasks.get(modality)}
     decode_cpus = min(1.0, DECODE_SHARE * num_cpus)
     encode_cpus = num_cpus * (1 - DECODE_SHARE)
-    slots = max(len(wanted), int(num_gpus) * len(wanted) if num_gpus else round(encode_cpus))
-    share = max(1, slots // 8)
-    main = max(wanted, key=lambda modality: (modality == "speech", wanted[modality]))
-    actors = {modality: min(share, count) for modality, count in wanted.items()}
-    actors[main] = min(wanted[main], slots - sum(count for modality, count in actors.items() if modality != main))
     if num_gpus:
         actors = {modality: min(int(num_gpus), count) for modality, count in wanted.items()}
-    total = sum(actors.values())
+    else:
+        slots = max(len(wanted), round(encode_cpus))
+        actors = {modality: min(max(1, slots // 8), count) for modality, count in wanted.items()}
+        largest = max(wanted, key=lambda modality: (modality == "speech", wanted[modality]))
+        others = sum(count for modality, count in actors.items() if modality != largest)
+        actors[largest] = min(wanted[largest], slots - others)
+    # An actor on a GPU needs little of a CPU.
+    actor_cpus = _rounded_down(min(0.1 if num_gpus else 1.0, encode_cpus / sum(actors.values())))
     return Pools(
         actors=actors,
-        actor_cpus=int(1000 * encode_cpus / total) / 1000 if not num_gpus else 0.1,
-        actor_gpus=int(1000 / len(wanted)) / 1000 if num_gpus else 0.0,
+        actor_cpus=actor_cpus - 0.001 if actor_cpus == decode_cpus else actor_cpus,
+        actor_gpus=_rounded_down(1 / len(wanted)) if num_gpus else 0.0,
         decode_cpus=decode_cpus,
         decode_tasks=max(1, int(num_cpus * DECODE_SHARE / decode_cpus)),
     )
+
+
+def _rounded_down(share: float) -> float:
+    """Ray counts resources in ten-thousandths; rounded up, the parts would not fit the whole."""
+    return int(1000 * share) / 1000
 
 
 def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
@@ -126,8 +134,8 @@ class _EncodeRow:
         self.encoder = request.build(device)
         if self.encoder.spec != spec:
             raise WorkLeft(
-                f"{request.source}: this worker resolves it to {self.encoder.spec.fingerprint}, the driver to {spec.fingerprint}; "
-                "give all nodes the same weights"
+                f"{request.source}: this worker resolves it to {self.encoder.spec.fingerprint}, "
+                f"the driver to {spec.fingerprint}; give all nodes the same weights"
             )
         self.storage, self.batch_sizes = Storage(store), batch_sizes
 
@@ -138,6 +146,8 @@ class _EncodeRow:
 
 
 def _configure_data() -> None:
+    # The command line has its own line of progress.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS

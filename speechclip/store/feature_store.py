@@ -1,7 +1,7 @@
 """The feature store: a folder or bucket prefix, read through snapshots and written by committed receipts."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -100,6 +100,11 @@ class FeatureStore:
     def read_manifest(self, digest: str) -> Manifest:
         """The kept copy of a manifest."""
         return Manifest.read(self.storage.address(manifest_path(digest)))
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every kept manifest."""
+        for path in self.storage.list("manifests"):
+            yield Manifest.read(self.storage.address(path))
 
 
 class Snapshot:

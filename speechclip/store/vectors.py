@@ -5,7 +5,7 @@ is resized, shared or overwritten. Unwritten rows are NaN with an empty key. The
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import zarr
 from jaxtyping import Shaped
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from speechclip.errors import Damaged, NotStored
@@ -101,8 +102,37 @@ def _new_group(files: dict[str, Any], spec: EncoderSpec, num_rows: int, chunk_ro
     return group
 
 
+class _Files(MutableMapping[str, Any]):
+    """The files under a segment as Zarr's memory store wants them, each read when it is asked for."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self.storage, self.path = storage, path
+
+    def __getitem__(self, name: str) -> Buffer:
+        try:
+            return default_buffer_prototype().buffer.from_bytes(self.storage.read(f"{self.path}/{name}"))
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(f"{self.path}/") for name in self.storage.list(self.path))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __setitem__(self, name: str, value: Buffer) -> None:
+        raise PermissionError(f"{self.path}/{name}: a segment is written by create_segment and write_chunk alone")
+
+    def __delitem__(self, name: str) -> None:
+        raise PermissionError(f"{self.path}/{name}: a segment is never deleted from")
+
+
 def _open(storage: Storage, path: str) -> Any:
-    return zarr.open_group(storage.zarr_store(path), mode="r", zarr_format=3)
+    """The group at `path`; reading goes through our storage, so credentials are resolved in one place."""
+    try:
+        return zarr.open_group(MemoryStore(_Files(storage, path), read_only=True), mode="r", zarr_format=3)
+    except FileNotFoundError:
+        raise Damaged(f"{path}: the segment's metadata is gone") from None
 
 
 def _read_rows(storage: Storage, path: str, name: str, start: int, count: int) -> np.ndarray:

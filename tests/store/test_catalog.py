@@ -3,8 +3,8 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import FRAMES_SPEC, VECTORS_SPEC
 from deltalake import DeltaTable
+from feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
 from speechclip.errors import NotStored, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import FRAMES_SPEC
+from feature_sets import FRAMES_SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

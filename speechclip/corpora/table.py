@@ -1,0 +1,172 @@
+"""Any corpus as a table: a CSV, JSONL or Parquet file with one row an utterance.
+
+    audio,image,text,split
+    clips/1.wav,pictures/1.jpg,"a red circle",train
+
+Columns `audio`, `image`, `text`: at least one; an empty cell is a missing modality. Optional: `split` (without the
+column all rows are "train"), `id`, `group`, `speaker`, `language`, and `start`, `end` in seconds.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.errors import InvalidInput
+from speechclip.manifest import Manifest
+from speechclip.storage import read_uri
+
+MODALITY_COLUMNS = ("audio", "image", "text")
+TEXT_COLUMNS = (*MODALITY_COLUMNS, "split", "id", "group", "speaker", "language")
+SECONDS_COLUMNS = ("start", "end")
+KNOWN_COLUMNS = (*TEXT_COLUMNS, *SECONDS_COLUMNS)
+
+
+def read_table(path: str, *, progress: Progress | None = None) -> Manifest:
+    """The manifest of the table at a local path or `s3://` address, rows in the table's order.
+
+    Relative paths in it start at the table's own folder. Files that can't be read stand in the manifest with their
+    reason; a table that can't be understood is `InvalidInput`, naming column and row.
+    """
+    rows = [_checked(row, f"{path}: row {number}") for number, row in enumerate(_raw_rows(path), start=1)]
+    if not rows:
+        raise InvalidInput(f"{path}: holds no rows; give at least one")
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    for row in rows:
+        row |= {name: _absolute(folder, row[name]) for name in ("audio", "image") if row.get(name)}
+    audio, images = read_sources(
+        audio=(row["audio"] for row in rows if row.get("audio")),
+        images=(row["image"] for row in rows if row.get("image")),
+        progress=progress,
+    )
+    return Manifest.from_rows(_named([_utterance(row, audio, images) for row in rows]))
+
+
+def _raw_rows(path: str) -> Iterator[dict[str, Any]]:
+    readers = {"csv": _csv_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}
+    extension = path.rpartition(".")[2].lower()
+    if extension not in readers:
+        raise InvalidInput(f"{path}: expected a .csv, .jsonl or .parquet table; rename or convert it")
+    data = read_uri(path)
+    try:
+        yield from readers[extension](data)
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException) as error:
+        raise InvalidInput(f"{path}: can't be read as UTF-8 {extension} ({error}); mend the table") from None
+
+
+def _csv_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise csv.Error(f"column {twice[0]!r} occurs twice")
+    for cells in reader:
+        if cells and len(cells) != len(header):
+            raise csv.Error(f"line {reader.line_num} has {len(cells)} cells, the header {len(header)}")
+        if cells:
+            yield dict(zip(header, cells, strict=True))
+
+
+def _jsonl_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    # Not splitlines: a caption may hold U+2028, which ends no line of JSON.
+    for line in data.decode("utf-8-sig").split("\n"):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise json.JSONDecodeError("each line must be an object", line, 0)
+            yield row
+
+
+def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    yield from pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def _checked(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """The row with empty cells left out, texts as texts and seconds as numbers."""
+    unknown = sorted(str(name) for name in raw if name not in KNOWN_COLUMNS)
+    if unknown:
+        raise InvalidInput(f"{where}: unknown columns {', '.join(unknown)}; known are {', '.join(KNOWN_COLUMNS)}")
+    row: dict[str, Any] = {}
+    for name, cell in raw.items():
+        is_missing = cell is None or (isinstance(cell, float) and math.isnan(cell))
+        if is_missing or (isinstance(cell, str) and not cell.strip()):
+            continue
+        row[name] = _seconds(cell, name, where) if name in SECONDS_COLUMNS else _text(cell, name, where)
+    if "split" in raw and "split" not in row:
+        raise InvalidInput(f"{where}: the cell `split` is empty; name a split such as train, dev or test")
+    if not any(name in row for name in MODALITY_COLUMNS):
+        raise InvalidInput(f"{where}: neither audio nor image nor text; fill one of them or drop the row")
+    return row
+
+
+def _text(cell: Any, name: str, where: str) -> str:
+    if not isinstance(cell, str):
+        # A table of numbers read by pandas: ids and speakers such as 1089 are texts all the same.
+        if name in ("id", "speaker", "group") and isinstance(cell, int) and not isinstance(cell, bool):
+            return str(cell)
+        raise InvalidInput(f"{where}: {name} is {cell!r}, expected a text; mend the table")
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{where}: {name} is not valid Unicode ({error}); mend the table") from None
+    return cell if name == "text" else cell.strip()
+
+
+def _seconds(cell: Any, name: str, where: str) -> float:
+    try:
+        seconds = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise InvalidInput(f"{where}: {name} is {cell!r}, expected seconds, 0 or more; mend the table")
+    return seconds
+
+
+def _absolute(folder: str, cell: str) -> str:
+    if cell.startswith("file://"):
+        return cell.removeprefix("file://")
+    if "://" in cell:
+        return cell
+    return f"{folder}/{cell}" if "://" in folder else os.path.normpath(os.path.join(folder, cell))
+
+
+def _utterance(row: dict[str, Any], audio: dict[str, Source], images: dict[str, Source]) -> dict[str, Any]:
+    if "audio" not in row and ("start" in row or "end" in row):
+        raise InvalidInput(f"start and end without audio in the row of {row.get('image') or row.get('text')!r}")
+    speech = speech_columns(audio.get(row.get("audio", "")), start_seconds=row.get("start"), end_seconds=row.get("end"))
+    columns = speech | image_columns(images.get(row.get("image", ""))) | text_columns(row.get("text"))
+    keys = [columns.get(name) for name in ("image_key", "text_key", "speech_key")]
+    return columns | {
+        "utterance": row.get("id"),
+        "split": row.get("split", "train"),
+        "group": row.get("group") or next((key for key in keys if key), None),
+        "speaker": row.get("speaker"),
+        "language": row.get("language"),
+    }
+
+
+def _named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the ids they lack: 16 hex digits of their content, so a moved or reordered table keeps its ids."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        if row["utterance"] is None:
+            content = [row.get(name) for name in ("speech_key", "image_key", "text_key", "speaker", "split")]
+            # What could not be read has no content: its file's name stands in.
+            content += [os.path.basename(row[uri]) for uri, key in _URI_KEYS if row.get(uri) and not row.get(key)]
+            name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+            seen[name] += 1
+            row["utterance"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        row["group"] = row["group"] or row["utterance"]
+    return rows
+
+
+_URI_KEYS = (("audio_uri", "speech_key"), ("image_uri", "image_key"))

@@ -1,0 +1,82 @@
+"""Embeddings: what a trained head makes of stored frames, kept in the store as a derived feature set of vectors."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from speechclip.checkpoint import Run, RunInfo
+from speechclip.evaluation import embed_speech
+from speechclip.featurizer import Committer, Summary, Work, run
+from speechclip.manifest import Manifest
+from speechclip.plan import TaskSizes, cover, open_plan
+from speechclip.records import Receipt
+from speechclip.spec import EncoderSpec
+from speechclip.store import FeatureStore, Frames
+from speechclip.store.vectors import write_chunk
+
+
+def embedding_spec(run_info: RunInfo) -> EncoderSpec:
+    """The spec of a run's speech embeddings: the head's digest, and the feature set that it reads as its parent."""
+    untrained = "-untrained" if run_info.identity.untrained else ""
+    return EncoderSpec(
+        name=f"speechclip-{run_info.identity.recipe.head}{untrained}",
+        family="head",
+        modality="speech",
+        weights=run_info.head_sha256,
+        is_trained=not untrained,
+        width=run_info.identity.head.embedding_width,
+        codec="fp32",
+        architecture={"parent": run_info.identity.speech.fingerprint},
+    )
+
+
+def embed(
+    store: FeatureStore, manifest: Manifest, trained: Run, *, sizes: TaskSizes, on_receipt: Callable[[Receipt], None]
+) -> Summary:
+    """Embed every stored utterance of the manifest that has no embedding yet, and commit.
+
+    Utterances whose frames are not stored count as missing.
+    """
+    spec = embedding_spec(trained.info)
+    store.add_spec(spec, f"head of {spec.architecture['parent']}")
+    store.add_manifest(manifest)
+    snapshot = store.snapshot()
+    frames = snapshot.feature_set(spec.architecture["parent"])
+    assert isinstance(frames, Frames)
+    coverage = cover(manifest, spec, snapshot)
+    possible = tuple(asset for asset in coverage.missing if asset.key in frames)
+    plan = open_plan(store, manifest, [dataclasses.replace(coverage, missing=possible)], snapshot, sizes)
+    committer = Committer(Work(store, manifest, {}, {spec.fingerprint: spec}, (coverage,), plan))
+    run(_receipts(committer.work, trained, frames, on_receipt), committer)
+    return committer.summary()
+
+
+def embed_waveform(trained: Run, hidden: np.ndarray) -> np.ndarray:
+    """The embedding (width,) of one utterance from its hidden states (layers, frames, width)."""
+    with torch.inference_mode():
+        embedding = trained.head(torch.from_numpy(hidden.copy())[None], torch.tensor([hidden.shape[1]]))
+    return np.asarray(embedding[0].numpy())
+
+
+def _receipts(work: Work, trained: Run, frames: Frames, on_receipt: Callable[[Receipt], None]) -> Iterator[Receipt]:
+    for task in work.plan.tasks:
+        spec = work.specs[task.feature_set]
+        started = time.monotonic()
+        keys = [asset.key for asset in task.assets if asset.key in frames]
+        features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))
+        path, stored, num_bytes = write_chunk(work.store.storage, spec, task, features)
+        receipt = Receipt(
+            task=task.id,
+            feature_set=task.feature_set,
+            shard=path,
+            stored=stored,
+            rejected=(),
+            num_bytes=num_bytes,
+            seconds=time.monotonic() - started,
+            num_encoded=len(stored),
+        )
+        yield receipt
+        on_receipt(receipt)

@@ -1,0 +1,166 @@
+"""CLIP by open_clip: one vector in the joint space for an image or a text, not normalised."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
+from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.pictures import normalise_pixels
+from speechclip.encoders.untrained import fill_untrained
+from speechclip.encoders.weights import fetch_first, weights_digest
+from speechclip.errors import InvalidInput
+from speechclip.records import Modality
+from speechclip.spec import Codec, EncoderSpec
+
+BATCH = 64
+# ViT-B-32 in small: the same input, patches and vocabulary.
+_TINY = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 224, "layers": 3, "width": 128, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+class ClipEncoder:
+    """One tower of a CLIP model, (width,) for each prepared image or text."""
+
+    def __init__(self, model: Any, spec: EncoderSpec, source: str) -> None:
+        self.spec = spec
+        self.source = source
+        self._model: Any = freeze(model)
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
+        assert_frozen(self._model)
+        assert_exact(self._device)
+        vectors: list[np.ndarray[Any, Any]] = []
+        for first in range(0, len(inputs), BATCH):
+            batch = torch.from_numpy(np.stack(inputs[first : first + BATCH])).to(self._device)
+            vectors.extend(self._encode_batch(batch).cpu().numpy())
+        return vectors
+
+    def _encode_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        if self.spec.modality == "image":
+            pixels = normalise_pixels(batch, self.spec.architecture["preprocess"])
+            return torch.as_tensor(self._model.encode_image(pixels))
+        return torch.as_tensor(self._model.encode_text(batch.long()))
+
+
+def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu") -> ClipEncoder:
+    """One tower of ``<model>/<tag or checkpoint file>`` or of an untrained model."""
+    found = use_device(device)
+    if source.rest.startswith("untrained-"):
+        config, model, name, preprocess = _untrained(source)
+    else:
+        config, model, name, preprocess = _trained(source)
+    if modality == "text" and "hf_tokenizer_name" in config["text_cfg"]:
+        raise InvalidInput(f"{source} has a tokenizer of its own, only CLIP's BPE is known; use a plain CLIP")
+    spec = _spec(config, model, modality, name=name, preprocess=preprocess, source=source, codec=codec)
+    return ClipEncoder(model.to(found), spec, str(source))
+
+
+def _untrained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
+    import open_clip
+
+    name = source.rest.removeprefix("untrained-")
+    config = _TINY if name == "tiny" else open_clip.get_model_config(name)
+    if config is None or config.keys() - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}:
+        raise InvalidInput(f"{source}: open_clip has no plain CLIP {name!r}; write clip:untrained-ViT-B-32 or -tiny")
+    return config, fill_untrained(open_clip.CLIP(**config)), f"clip-{source.rest}", {}
+
+
+def _trained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
+    """Config, model, name and the checkpoint's own preprocessing."""
+    import open_clip
+
+    name, _, weights = source.rest.partition("/")
+    config = open_clip.get_model_config(name)
+    if config is None or not weights:
+        raise InvalidInput(f"{source}: open_clip knows no model {name!r}; write clip:<model>/<tag or checkpoint file>")
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    file = _fetch_tag(tag, source) if tag else Path(weights).expanduser()
+    if not file.is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise InvalidInput(f"{source}: {weights} is neither a file nor a tag of {name}; its tags are {tags}")
+    if tag.get("quick_gelu"):
+        # open_clip only warns when weights trained with QuickGELU meet a config without; the vectors would be wrong.
+        config["quick_gelu"] = True
+    is_quick = bool(config.get("quick_gelu"))
+    try:
+        model = open_clip.create_model(name, pretrained=str(file), force_quick_gelu=is_quick, weights_only=True)
+    except (RuntimeError, KeyError, ValueError, OSError, pickle.UnpicklingError, SafetensorError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise InvalidInput(f"{source}: {file} does not fit {name} ({first_line}); name the matching model") from None
+    return config, model, f"clip-{name}-{weights if tag else file.stem}", tag
+
+
+def _fetch_tag(tag: dict[str, Any], source: Source) -> Path:
+    """The checkpoint of a tag from the hub, safetensors first."""
+    hub_id, _, file = tag.get("hf_hub", "").rpartition("/")
+    if not hub_id:
+        raise InvalidInput(f"{source}: this tag isn't on the hub; download {tag.get('url')} and name the file instead")
+    names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return fetch_first(hub_id, names, "", str(source))
+
+
+def _spec(
+    config: dict[str, Any],
+    model: Any,
+    modality: Modality,
+    *,
+    name: str,
+    preprocess: dict[str, Any],
+    source: Source,
+    codec: Codec,
+) -> EncoderSpec:
+    """The spec of one tower: its weights and its config alone, so another text tower leaves image features valid."""
+    is_visual = modality == "image"
+    unused = ("logit_scale", "logit_bias")
+    tower = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.startswith("visual.") == is_visual and key not in unused
+    }
+    parts = {"vision_cfg": config["vision_cfg"]} if is_visual else {"text_cfg": config["text_cfg"]}
+    architecture = {"embed_dim": config["embed_dim"], "quick_gelu": bool(config.get("quick_gelu"))} | parts
+    rules = {"tokens": "clip-bpe-truncated/1"}
+    if is_visual:
+        architecture["preprocess"] = _preprocess(model, preprocess, source)
+        rules = {"resize": "pil-antialias-short-side-centre/1"}
+    return EncoderSpec(
+        name=clean_name(f"{name}-{modality}"),
+        family="clip",
+        modality=modality,
+        weights=weights_digest(tower),
+        is_trained="untrained" not in name,
+        width=config["embed_dim"],
+        codec=codec,
+        rules=rules | {"vector": "raw/1", "compute": COMPUTE_RULE},
+        architecture=architecture,
+    )
+
+
+def _preprocess(model: Any, tag: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Sizes, filter, mean and standard deviation; open_clip's defaults where the checkpoint names none."""
+    import open_clip
+
+    size = model.visual.image_size
+    width, height = size if isinstance(size, tuple) else (size, size)
+    mode, interpolation = tag.get("resize_mode", "shortest"), tag.get("interpolation", "bicubic")
+    if width != height or mode != "shortest" or interpolation not in ("bicubic", "bilinear"):
+        raise InvalidInput(f"{source} wants {width} x {height} by {mode}, {interpolation}; only square crops are known")
+    return {
+        "resize": width,
+        "size": width,
+        "interpolation": interpolation,
+        "mean": list(tag.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        "std": list(tag.get("std", open_clip.OPENAI_DATASET_STD)),
+    }

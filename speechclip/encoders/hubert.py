@@ -1,0 +1,218 @@
+"""HuBERT and wav2vec 2.0: every hidden state, the same alone and in any batch.
+
+The convolutional front end runs on each utterance by itself, because Base's group norm averages over time and would
+see the padding (up to 50 % off, SPEECHCLIP_SPEC 5.4, trap 3). Only the transformer runs on padded batches, masked.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
+from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.untrained import fill_untrained
+from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
+from speechclip.errors import InvalidInput
+from speechclip.spec import Codec, EncoderSpec
+
+# What of a config changes a state. Named one by one: a key that a new transformers adds changes no fingerprint.
+ARCHITECTURE = [
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "feat_proj_layer_norm",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+    "conv_pos_batch_norm",
+    "do_stable_layer_norm",
+]
+_TINY = {
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "conv_dim": [64] * 7,
+}
+_STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "untrained-base": {},
+    "untrained-large": _LARGE | _STABLE,
+    "untrained-tiny": _TINY,
+    "untrained-tiny-large": _TINY | _STABLE,
+}
+# Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest (STACK.md, 5).
+CPU_FRAMES, GPU_FRAMES = 1, 16_000
+
+
+class HubertEncoder:
+    """All hidden states of a transformers HuBERT or wav2vec 2.0 model, (layers, frames, width).
+
+    State 0 enters the transformer: after the position convolution and, for post-LN models, after its LayerNorm.
+    State i leaves layer i; the final LayerNorm of pre-LN models is never applied.
+    """
+
+    def __init__(self, model: Any, spec: EncoderSpec, source: str, *, max_frames: int | None = None) -> None:
+        self.spec = spec
+        self.source = source
+        self._model: Any = freeze(model)
+        self._device = next(model.parameters()).device
+        self._max_frames = max_frames or (CPU_FRAMES if self._device.type == "cpu" else GPU_FRAMES)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """One (layers, frames, width) float32 array per waveform, in order; within 1e-5 of encoding it alone."""
+        assert_frozen(self._model)
+        assert_exact(self._device)
+        features: dict[int, np.ndarray[Any, Any]] = {}
+        for members in self._groups([self.spec.num_frames(len(waveform)) for waveform in inputs]):
+            fronts = [self._front_end(inputs[member]) for member in members]
+            for member, feature in zip(members, self._transform(fronts), strict=True):
+                features[member] = feature
+        return [features[position] for position in range(len(inputs))]
+
+    def _groups(self, num_frames: Sequence[int]) -> Iterator[list[int]]:
+        """Positions by ascending length, cut where padding to the longest would pass the bound."""
+        group: list[int] = []
+        for position in sorted(range(len(num_frames)), key=lambda position: num_frames[position]):
+            if group and (len(group) + 1) * num_frames[position] > self._max_frames:
+                yield group
+                group = []
+            group.append(position)
+        if group:
+            yield group
+
+    def _front_end(self, waveform: np.ndarray[Any, Any]) -> Tensor:
+        """(frames, width) of one utterance, whose statistics are its own."""
+        samples = torch.from_numpy(waveform).to(self._device)
+        if self.spec.rules["waveform"] != "raw/1":
+            samples = normalise_waveform(samples)
+        hidden: Tensor = self._model.feature_extractor(samples[None]).transpose(1, 2)
+        hidden = self._model.feature_projection(hidden)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return hidden[0]
+
+    def _transform(self, fronts: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        """The states of a group; its padding is zero before the position convolution, and no frame attends to it."""
+        lengths = [len(front) for front in fronts]
+        hidden = torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True)
+        mask = None
+        if min(lengths) < max(lengths):
+            frames = torch.arange(max(lengths), device=self._device)
+            mask = (frames < torch.tensor(lengths, device=self._device)[:, None])[:, None, None, :]
+        states = torch.stack(list(self._states(hidden, mask)), dim=1).cpu().numpy()
+        return [np.ascontiguousarray(state[:, :length]) for state, length in zip(states, lengths, strict=True)]
+
+    def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+        """The states of `spec.layers` in order, from our own loop: what the library's tuple holds has changed."""
+        encoder = self._model.encoder
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not self._model.config.do_stable_layer_norm:
+            hidden = encoder.layer_norm(hidden)
+        for state in range(self.spec.layers[-1] + 1):
+            if state > 0:
+                hidden = encoder.layers[state - 1](hidden, attention_mask=mask)
+            if state in self.spec.layers:
+                yield hidden
+
+
+def normalise_waveform(samples: Tensor) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-5) over one utterance, as fairseq; transformers' 1e-7 is 86 % off when quiet."""
+    return torch.nn.functional.layer_norm(samples, samples.shape, eps=1e-5)
+
+
+def load_hubert(
+    source: Source, *, layers: Sequence[int] | None = None, codec: Codec = "fp16", device: str = "cpu"
+) -> HubertEncoder:
+    """The encoder of a folder, a hub id or one of `UNTRAINED`."""
+    found = use_device(device)
+    if source.rest.startswith("untrained"):
+        if source.rest not in UNTRAINED:
+            raise InvalidInput(f"{source}: untrained architectures are {', '.join(UNTRAINED)}; name one of them")
+        model = fill_untrained(build_model(source.family, UNTRAINED[source.rest]))
+        name, is_trained, normalises = f"{source.family}-{source.rest}", False, None
+    else:
+        folder = find_folder(source.rest, str(source))
+        model = build_model(source.family, folder.read_json("config.json"))
+        load_strictly(model, folder.read_tensors(), (f"{source.family}.",), str(source))
+        name, is_trained = folder.name, folder.is_trained
+        normalises = folder.read_json("preprocessor_config.json").get("do_normalize")
+    spec = hubert_spec(
+        model, name=name, is_trained=is_trained, normalises=normalises, layers=layers, codec=codec, source=str(source)
+    )
+    return HubertEncoder(model.to(found), spec, str(source))
+
+
+def build_model(family: str, config: dict[str, Any]) -> Any:
+    """A transformers model of that config, its weights not yet set."""
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    kind = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2"}[family]
+    if config.get("model_type", family) != family:
+        raise InvalidInput(
+            f"the config is of a {config['model_type']} model, not {family}; use that family in the SPEC"
+        )
+    # Masks are for training alone; without them the model holds no mask embedding, which would count as a weight.
+    settings = config | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "dtype": "float32"}
+    with no_init_weights():
+        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings))
+
+
+def hubert_spec(
+    model: Any,
+    *,
+    name: str,
+    is_trained: bool,
+    source: str,
+    normalises: bool | None = None,
+    layers: Sequence[int] | None = None,
+    codec: Codec = "fp16",
+) -> EncoderSpec:
+    """The spec of such a model. Waveforms are normalised for layer-norm front ends unless the checkpoint says not to.
+
+    transformers says so for Base too, against fairseq (SPEECHCLIP_SPEC 5.4, trap 7), so there its word is ignored.
+    """
+    config = model.config
+    is_normalised = config.feat_extract_norm == "layer" and normalises is not False
+    strides = [math.prod(config.conv_stride[:depth]) for depth in range(len(config.conv_stride) + 1)]
+    reach = sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=False))
+    return EncoderSpec(
+        name=clean_name(name) if is_trained or "untrained" in name else f"{clean_name(name)}-untrained",
+        family=config.model_type,
+        modality="speech",
+        weights=weights_digest(model.state_dict()),
+        is_trained=is_trained,
+        width=config.hidden_size,
+        layers=choose_layers(layers, config.num_hidden_layers + 1, source),
+        hop_samples=strides[-1],
+        window_samples=reach + 1,
+        codec=codec,
+        rules={
+            "resample": RESAMPLE_RULE,
+            "waveform": "zero-mean-unit-var-eps1e-5/1" if is_normalised else "raw/1",
+            "states": "pre-final-ln/1",
+            "window": "full/1",
+            "longest": "120s/1",
+            "compute": COMPUTE_RULE,
+        },
+        architecture={key: _plain(getattr(config, key, None)) for key in ARCHITECTURE},
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,59 @@
+"""From a SPEC string to an encoder. A family's libraries are imported when it is asked for, not before."""
+
+from collections.abc import Sequence
+
+from speechclip.encoders.base import Encoder, Source
+from speechclip.errors import InvalidInput
+from speechclip.records import Modality
+from speechclip.spec import Codec
+
+MODALITIES_OF: dict[str, tuple[Modality, ...]] = {
+    "toy": ("speech", "image", "text"),
+    "hubert": ("speech",),
+    "wav2vec2": ("speech",),
+    "whisper": ("speech",),
+    "clip": ("image", "text"),
+    "timm": ("image",),
+}
+
+
+def load_encoder(
+    source: str,
+    modality: Modality,
+    *,
+    layers: Sequence[int] | None = None,
+    codec: Codec = "fp16",
+    device: str = "cpu",
+) -> Encoder:
+    """The frozen encoder that a SPEC string names (see `base.GRAMMAR`), with its weights on `device`.
+
+    `layers` are the hidden states to keep, all by default; only speech has any. Raises `InvalidInput` where the
+    string, the modality, the layers or the weights do not fit, or the weights can't be had.
+    """
+    parsed = Source.parse(source)
+    if modality not in MODALITIES_OF[parsed.family]:
+        able = " and ".join(MODALITIES_OF[parsed.family])
+        raise InvalidInput(f"{source} encodes {able}, not {modality}; choose an encoder of another family")
+    if modality != "speech" and layers is not None:
+        raise InvalidInput(f"{source} makes one vector for each {modality}, so it has no layers; leave them out")
+    match parsed.family:
+        case "toy":
+            from speechclip.encoders.toy import ToyEncoder
+
+            return ToyEncoder(modality, layers=layers, codec=codec)
+        case "hubert" | "wav2vec2":
+            from speechclip.encoders.hubert import load_hubert
+
+            return load_hubert(parsed, layers=layers, codec=codec, device=device)
+        case "whisper":
+            from speechclip.encoders.whisper import load_whisper
+
+            return load_whisper(parsed, layers=layers, codec=codec, device=device)
+        case "clip":
+            from speechclip.encoders.clip import load_clip
+
+            return load_clip(parsed, modality, codec=codec, device=device)
+        case "timm":
+            from speechclip.encoders.pictures import load_picture_encoder
+
+            return load_picture_encoder(parsed, codec=codec, device=device)

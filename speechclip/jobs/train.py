@@ -1,0 +1,209 @@
+"""Training on Ray Train: workers read frames straight from the store and speak to each other by torch's collectives.
+
+Our own checkpoints in the run's folder are the truth. Ray starts the workers, and starts them again after a failure;
+they then go on from the folder's last checkpoint.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from speechclip.batches import Order, choose_feature_set, open_pair, stored_rows
+from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo
+from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
+from speechclip.evaluation import validator
+from speechclip.jobs.board import Board
+from speechclip.jobs.cluster import connect
+from speechclip.loader import Loader
+from speechclip.manifest import Manifest
+from speechclip.recipe import Recipe
+from speechclip.records import Record, to_json
+from speechclip.store import FeatureSetInfo, FeatureStore
+from speechclip.trainer import Progress, Trainer, check_continues, configure_head
+from speechclip.world import World
+
+logger = logging.getLogger(__name__)
+
+# The least share of a logical CPU that a worker is given; below it, more workers only wait for each other.
+LEAST_CPUS = 0.25
+MAX_FAILURES = 2
+# How often Ray tries to find room for the workers; on a cluster it waits longer, which may have to start nodes first.
+MAX_STARTS = 2
+CLUSTER_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
+# A private cluster is never preempted and reports to nobody: fewer processes to start, a quicker end.
+PRIVATE_SETTINGS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+class TrainRequest(Record, frozen=True):
+    """A run to train. `speech` and `image` name feature sets where the store has several; without `catalog_version` the
+    run's own is taken, or the newest. What follows changes only speed.
+    """
+
+    manifest: str
+    store: str
+    out: str
+    recipe: Recipe
+    speech: str | None = None
+    image: str | None = None
+    catalog_version: int | None = None
+    workers: int = 1
+    num_cpus: int | None = None
+    read_threads: int = 2
+
+
+class _Assignment(Record, frozen=True):
+    """What each worker is told."""
+
+    request: TrainRequest
+    identity: RunIdentity
+
+
+def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None = None) -> RunInfo:
+    """Train the head, or go on where its folder stopped; a finished run of the same identity is returned as it is.
+
+    `InvalidInput` where the folder holds another run or the cluster is too small, `WorkLeft` where workers fail.
+    """
+    folder = RunFolder(request.out)
+    identity = identify(request, folder)
+    finished = folder.finished()
+    if finished is not None and finished.identity == identity:
+        logger.info("%s: finished already, nothing to train", request.out)
+        return finished
+    check_continues(folder, identity)
+    connect(request.num_cpus)
+    scaling, tell = _scale(request), on_progress or _log
+    with (
+        Board(lambda line: tell(msgspec.json.decode(line, type=Progress))) as lines,
+        tempfile.TemporaryDirectory(prefix="sc-train-") as ray_folder,
+    ):
+        trainer = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={"assignment": to_json(_Assignment(request=request, identity=identity)), "lines": lines},
+            scaling_config=scaling,
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=ray_folder,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=MAX_FAILURES, controller_failure_limit=MAX_STARTS - 1
+                ),
+            ),
+        )
+        _run(trainer, request)
+    finished = folder.finished()
+    assert finished is not None
+    return finished
+
+
+def identify(request: TrainRequest, folder: RunFolder) -> RunIdentity:
+    """What the run is made from; `InvalidInput` where the folder holds a finished run of something else."""
+    finished, last = folder.finished(), folder.last_checkpoint()
+    known = finished or last
+    version = request.catalog_version
+    if version is None and known is not None:
+        version = known.identity.catalog_version
+    snapshot = FeatureStore(request.store).snapshot(version)
+    speech = choose_feature_set(snapshot, "speech", request.speech)
+    image = choose_feature_set(snapshot, "image", request.image)
+    identity = RunIdentity(
+        manifest=Manifest.read(request.manifest).digest,
+        catalog_version=snapshot.version,
+        speech=_source(speech),
+        image=_source(image),
+        recipe=request.recipe,
+        head=configure_head(request.recipe, speech.spec, image.spec),
+    )
+    if finished is not None and finished.identity != identity:
+        raise InvalidInput(f"{request.out}: holds a finished run of another manifest, snapshot, feature set or recipe")
+    return identity
+
+
+def _source(info: FeatureSetInfo) -> FeatureSource:
+    return FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=info.spec.is_trained)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker, from start to end of the run, or from the last checkpoint."""
+    assignment = msgspec.json.decode(config["assignment"], type=_Assignment)
+    request, identity, recipe = assignment.request, assignment.identity, assignment.request.recipe
+    torch.set_num_threads(_threads())
+    manifest = Manifest.read(request.manifest)
+    if manifest.digest != identity.manifest:
+        raise InvalidInput(f"{request.manifest}: changed since the run began; train into a new folder")
+    snapshot = FeatureStore(request.store).snapshot(identity.catalog_version)
+    frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
+    order = Order(stored_rows(manifest, recipe.train_split, frames, vectors), recipe.batch_size, recipe.seed)
+    world = World.current()
+    trainer = Trainer(
+        identity=identity,
+        loader=Loader(order, frames, vectors, recipe=recipe, world=world, read_threads=request.read_threads),
+        folder=RunFolder(request.out),
+        validate=validator(manifest, recipe.dev_split, frames, vectors),
+        device=ray.train.torch.get_device(),
+        on_progress=lambda progress: config["lines"].put.remote(to_json(progress)),
+    )
+    trainer.fit()
+
+
+def _threads() -> int:
+    """This worker's share of the machine's CPUs: Ray itself leaves every worker one thread."""
+    beside_each_other: int = ray.train.get_context().get_local_world_size()
+    return max(1, len(os.sched_getaffinity(0)) // beside_each_other)
+
+
+def _scale(request: TrainRequest) -> ray.train.ScalingConfig:
+    """Workers that fit beside each other, each with a share of the CPUs; `InvalidInput` where they can't."""
+    there = ray.cluster_resources()
+    cpus, gpus, workers = there.get("CPU", 0.0), there.get("GPU", 0.0), request.workers
+    if workers < 1 or workers > request.recipe.batch_size:
+        raise InvalidInput(
+            f"{workers} workers asked for, expected 1 to the batch's {request.recipe.batch_size}; change --workers"
+        )
+    share = min(1.0, int(100 * cpus / workers) / 100)
+    if share < LEAST_CPUS:
+        raise InvalidInput(
+            f"{workers} workers need {workers * LEAST_CPUS:g} CPUs, the Ray cluster has {cpus:g}; "
+            "ask for fewer by --workers, or add nodes"
+        )
+    use_gpu = gpus >= workers
+    resources = {"CPU": share} | ({"GPU": 1} if use_gpu else {})
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def _run(trainer: ray.train.torch.TorchTrainer, request: TrainRequest) -> None:
+    """Run Ray's trainer to its end and say in one sentence why it ended, if it failed."""
+    for name, value in (CLUSTER_SETTINGS if os.environ.get("RAY_ADDRESS") else PRIVATE_SETTINGS).items():
+        os.environ.setdefault(name, value)
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        causes = list(error.worker_failures.values())
+        for cause in causes:
+            if isinstance(cause, SpeechClipError):
+                raise cause from None
+        raise WorkLeft(
+            f"training failed {MAX_FAILURES + 1} times, last by {causes[0] if causes else error}; "
+            f"run it again to go on from the last checkpoint in {request.out}"
+        ) from error
+    except ray.train.ControllerError as error:
+        raise WorkLeft(
+            f"Ray could not start {request.workers} workers ({error.controller_failure}); "
+            "wait for room in the cluster or ask for fewer by --workers"
+        ) from error
+
+
+def _log(progress: Progress) -> None:
+    logger.info("step %d of %d, loss %.4f", progress.step, progress.max_steps, progress.loss)

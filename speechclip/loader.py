@@ -1,0 +1,127 @@
+"""Batches read straight from the store: each worker reads its own rows, one batch ahead of the step that needs them."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from speechclip.batches import Order, load_vectors
+from speechclip.recipe import Recipe
+from speechclip.store import Frames, Vectors
+from speechclip.world import World
+
+# Batches that are read or ready beyond the one in use.
+NUM_AHEAD = 2
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one worker needs for one step: frames of its own rows, images and groups of all rows of the global batch."""
+
+    step: int
+    frames: Shaped[Tensor, "rows layers frames width"]
+    lengths: Int[Tensor, " rows"]
+    seeds: Int[Tensor, " rows"]
+    images: Float[Tensor, "batch image_width"]
+    groups: Int[Tensor, " batch"]
+    num_bytes: int
+    read_seconds: float
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        names = ("frames", "lengths", "seeds", "images", "groups")
+        moved = {name: getattr(self, name).pin_memory().to(device, non_blocking=True) for name in names}
+        return Batch(step=self.step, num_bytes=self.num_bytes, read_seconds=self.read_seconds, **moved)
+
+
+class Loader:
+    """The batches of one worker, in the order of steps. `read_threads` read utterances at once; it changes no value."""
+
+    def __init__(
+        self,
+        order: Order,
+        frames: Frames,
+        vectors: Vectors,
+        *,
+        recipe: Recipe,
+        world: World | None = None,
+        read_threads: int = 1,
+    ) -> None:
+        self.order, self.frames, self.recipe, self.world = order, frames, recipe, world or World()
+        self.read_threads = read_threads
+        self._images, self._image_rows = load_vectors(order.rows, vectors)
+
+    def batches(self, first_step: int, end_step: int) -> Iterator[Batch]:
+        """The batches of steps [first_step, end_step), read ahead in a thread; an error arrives with its batch."""
+        steps = iter(range(first_step, end_step))
+        with ThreadPoolExecutor(1, "reads-batches") as ahead, ThreadPoolExecutor(self.read_threads, "reads") as readers:
+            read = partial(self._read, readers=readers if self.read_threads > 1 else None)
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for step in steps:
+                    waiting.append(ahead.submit(read, step))
+                    if len(waiting) > NUM_AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for left in waiting:
+                    left.cancel()
+
+    def _read(self, step: int, readers: ThreadPoolExecutor | None) -> Batch:
+        started = time.perf_counter()
+        rows = self.order.batch(step)
+        own = rows[self.world.part(len(rows))]
+        keys = [self.order.rows.speech_keys[row] for row in own]
+        draws = self.order.draws(step, own, "crop")
+        spans = [self._span(key, int(draw)) for key, draw in zip(keys, draws, strict=True)]
+        frames, lengths = read_frames(self.frames, keys, spans, readers)
+        layers, width = len(self.frames.spec.layers), self.frames.spec.width
+        return Batch(
+            step=step,
+            frames=frames,
+            lengths=lengths,
+            seeds=torch.from_numpy(self.order.draws(step, own, "dropout")),
+            images=torch.from_numpy(self._images[self._image_rows[rows]]),
+            groups=torch.from_numpy(self.order.rows.groups[rows]),
+            num_bytes=int(lengths.sum()) * layers * width * self.frames.spec.dtype.itemsize,
+            read_seconds=time.perf_counter() - started,
+        )
+
+    def _span(self, key: str, draw: int) -> Span:
+        num_frames, most = self.frames.num_frames(key), self.recipe.max_frames
+        if self.recipe.crop == "full" or num_frames <= most:
+            return 0, num_frames
+        start = draw % (num_frames - most + 1)
+        return start, start + most
+
+
+def read_frames(
+    frames: Frames, keys: Sequence[str], spans: Sequence[Span], readers: ThreadPoolExecutor | None = None
+) -> tuple[Shaped[Tensor, "rows layers frames width"], Int[Tensor, " rows"]]:
+    """The frames [start, stop) of each key in the stored type, padded by zeros to the longest, and their lengths."""
+    lengths = [stop - start for start, stop in spans]
+    spec = frames.spec
+    block = np.empty((len(keys), len(spec.layers), max(lengths, default=0), spec.width), spec.dtype)
+
+    def fill(row: int) -> None:
+        start, stop = spans[row]
+        is_whole = lengths[row] == frames.num_frames(keys[row])
+        block[row, :, : lengths[row]] = (
+            frames[keys[row]] if is_whole else frames.window(keys[row], start=start, stop=stop)
+        )
+        block[row, :, lengths[row] :] = 0
+
+    for _ in (map if readers is None else readers.map)(fill, range(len(keys))):
+        pass
+    return torch.from_numpy(block), torch.tensor(lengths)

@@ -1,0 +1,72 @@
+"""What a run measured, step by step: `metrics.jsonl` and event files that TensorBoard reads."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from speechclip.storage import Storage
+
+LINES, EVENTS = "metrics.jsonl", "tensorboard"
+
+
+class MetricsLog:
+    """Lines of one run, appended in a local folder; `sync` copies them to a remote run.
+
+    Opened at a step, it first drops the lines of later steps, which a run cut short has left.
+    """
+
+    def __init__(self, storage: Storage, first_step: int) -> None:
+        self.storage = storage
+        self.folder = Path(storage.root if storage.is_local else tempfile.mkdtemp(prefix="sc-metrics-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep_until(first_step)
+        self._lines = (self.folder / LINES).open("a")
+        # Event files are named by the second: the step keeps those of a quick restart apart.
+        self._events = SummaryWriter(
+            str(self.folder / EVENTS), purge_step=first_step + 1, flush_secs=30, filename_suffix=f".{first_step}"
+        )
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sync()
+        self._lines.close()
+        self._events.close()
+        if not self.storage.is_local:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, and one point in each of TensorBoard's curves."""
+        self._lines.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Flush, and put the files of a remote run in place of its older ones."""
+        self._lines.flush()
+        self._events.flush()
+        if not self.storage.is_local:
+            for file in (self.folder / LINES, *(self.folder / EVENTS).iterdir()):
+                address = self.storage.address(str(file.relative_to(self.folder)))
+                self.storage.filesystem.pipe_file(address, file.read_bytes())
+
+    def _keep_until(self, step: int) -> None:
+        lines = read_metrics(self.storage)
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+        (self.folder / LINES).write_text("".join(kept))
+
+
+def read_metrics(storage: Storage) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line that was cut short is left out."""
+    if storage.size(LINES) is None:
+        return []
+    whole, _, _ = storage.read(LINES).decode().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,124 @@
+"""Recall both ways, with its chance level and its interval beside it (SPEECHCLIP_SPEC 3.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from speechclip.errors import InvalidInput
+from speechclip.records import Record
+
+CUTOFFS = (1, 5, 10)
+_BLOCK_SCORES = 16_000_000
+
+
+class RetrievalReport(Record, frozen=True):
+    """One direction. Shares are from 0 to 1; `chance_…` is what a random order of the candidates is expected to give.
+
+    `interval` is the 95 % bootstrap interval of each recall, queries drawn anew and taken as independent.
+    """
+
+    num_queries: int
+    num_candidates: int
+    recall: dict[int, float]
+    chance: dict[int, float]
+    interval: dict[int, tuple[float, float]]
+    mean_rank: float
+    chance_mean_rank: float
+    median_rank: float
+    chance_median_rank: float
+
+
+def retrieve(
+    queries: Float[np.ndarray, "queries width"],
+    candidates: Float[np.ndarray, "candidates width"],
+    query_groups: Int[np.ndarray, " queries"],
+    candidate_groups: Int[np.ndarray, " candidates"],
+) -> RetrievalReport:
+    """Rank all candidates for each query; a query is answered by any candidate of its group.
+
+    Both sides of length one. A query without an answer among the candidates is `InvalidInput`.
+    """
+    groups, counts = np.unique(candidate_groups, return_counts=True)
+    is_answered = np.isin(query_groups, groups)
+    if not len(query_groups) or not is_answered.all():
+        raise InvalidInput(
+            f"{len(query_groups)} queries, {int((~is_answered).sum())} of them without an answer among "
+            f"{len(candidates)} candidates; leave those out"
+        )
+    ranks = rank_answers(queries, candidates, query_groups, candidate_groups)
+    return summarize(ranks, counts[np.searchsorted(groups, query_groups)], len(candidates))
+
+
+def rank_answers(
+    queries: Float[np.ndarray, "queries width"],
+    candidates: Float[np.ndarray, "candidates width"],
+    query_groups: Int[np.ndarray, " queries"],
+    candidate_groups: Int[np.ndarray, " candidates"],
+) -> Int[np.ndarray, " queries"]:
+    """The rank of each query's best answer, from 1; a wrong candidate with an equal score counts as ahead of it."""
+    ranks = np.empty(len(queries), np.int64)
+    wide = candidates.astype(np.float64).T
+    block = max(1, _BLOCK_SCORES // max(1, len(candidates)))
+    for start in range(0, len(queries), block):
+        # Summed in fp64, compared in fp32: so equal vectors give equal scores wherever they stand in the matrix.
+        scores = (queries[start : start + block].astype(np.float64) @ wide).astype(np.float32)
+        is_answer = query_groups[start : start + block, None] == candidate_groups
+        best = np.where(is_answer, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks[start : start + block] = 1 + ((scores >= best) & ~is_answer).sum(axis=1)
+    return ranks
+
+
+def recall_at(k: int, ranks: Int[np.ndarray, " queries"]) -> float:
+    """The share of queries, from 0 to 1, whose answer is among the first `k`."""
+    return float(np.mean(ranks <= k))
+
+
+def chance_at(k: int, num_answers: Int[np.ndarray, " queries"], num_candidates: int) -> float:
+    """The recall expected of a random order: the mean of ``1 - C(N - m, k) / C(N, k)`` over the queries, exact."""
+    answers, counts = np.unique(num_answers, return_counts=True)
+    hits = [1 - _miss(k, int(m), num_candidates) for m in answers]
+    return float(np.average(hits, weights=counts))
+
+
+def summarize(
+    ranks: Int[np.ndarray, " queries"],
+    num_answers: Int[np.ndarray, " queries"],
+    num_candidates: int,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> RetrievalReport:
+    """The report of these ranks; `num_answers` says how many candidates answer each query."""
+    return RetrievalReport(
+        num_queries=len(ranks),
+        num_candidates=num_candidates,
+        recall={k: recall_at(k, ranks) for k in cutoffs},
+        chance={k: chance_at(k, num_answers, num_candidates) for k in cutoffs},
+        interval={k: bootstrap_interval(recall_at(k, ranks), len(ranks)) for k in cutoffs},
+        mean_rank=float(ranks.mean()),
+        chance_mean_rank=float(np.mean((num_candidates + 1) / (num_answers + 1))),
+        median_rank=float(np.median(ranks)),
+        chance_median_rank=_chance_median(num_answers, num_candidates),
+    )
+
+
+def bootstrap_interval(share: float, num_queries: int, *, num_draws: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of a share of `num_queries` queries: resampling hits and misses is a binomial draw."""
+    draws = np.random.default_rng(7122).binomial(num_queries, share, num_draws) / num_queries
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _miss(k: int, num_answers: int, num_candidates: int) -> float:
+    """The probability that none of `num_answers` is among the first `k` of a random order."""
+    k = min(k, num_candidates)
+    factors = [max(0, num_candidates - k - i) / (num_candidates - i) for i in range(num_answers)]
+    return float(np.prod(factors))
+
+
+def _chance_median(num_answers: np.ndarray, num_candidates: int) -> float:
+    """The lowest rank that half of the queries are expected to reach by chance."""
+    low, high = 1, num_candidates
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance_at(middle, num_answers, num_candidates) >= 0.5 else (middle + 1, high)
+    return float(low)

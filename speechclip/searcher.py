@@ -1,0 +1,137 @@
+"""Questions to a store: a text, a recording or a picture, and the stored utterances, images or texts nearest to it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from speechclip.checkpoint import Run
+from speechclip.embedder import embed_waveform, embedding_spec
+from speechclip.encoders import Encoder, load_encoder, prepare
+from speechclip.errors import InvalidInput
+from speechclip.evaluation import embed_images
+from speechclip.index import ExactIndex
+from speechclip.media import decode_audio, decode_image
+from speechclip.records import Modality
+from speechclip.storage import read_uri
+from speechclip.store import FeatureStore, Snapshot, Vectors
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row that answers a question. `score` is a cosine; the rest is the manifest's, as far as it has it."""
+
+    rank: int
+    score: float
+    key: str
+    utterance: str | None
+    text: str | None
+    audio_uri: str | None
+    image_uri: str | None
+
+
+class Searcher:
+    """One run's joint space over one snapshot; encoders are loaded when a question needs them."""
+
+    def __init__(self, store: FeatureStore, trained: Run, version: int | None = None) -> None:
+        self.store, self.trained = store, trained
+        self.snapshot: Snapshot = store.snapshot(version)
+        self.identity = trained.info.identity
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """The text tower of the encoder that made the run's images, in the joint space."""
+        vector = self._encode(self._text_encoder(), text)
+        return self._to_joint(vector)
+
+    def embed_image(self, uri: str) -> np.ndarray:
+        """A picture at a path or address, in the joint space."""
+        encoder = self._encoder(self.identity.image.source, "image", self.identity.image.fingerprint)
+        return self._to_joint(self._encode(encoder, decode_image(read_uri(uri), name=uri)))
+
+    def embed_audio(self, uri: str) -> np.ndarray:
+        """A recording at a path or address, encoded and embedded as the stored ones are."""
+        encoder = self._encoder(self.identity.speech.source, "speech", self.identity.speech.fingerprint)
+        return embed_waveform(self.trained, self._encode(encoder, decode_audio(read_uri(uri), name=uri)))
+
+    def search(self, query: np.ndarray, among: Modality, k: int) -> list[Answer]:
+        """The `k` stored assets of that kind nearest to an embedding, best first."""
+        found = self._index(among).search(query, k)
+        rows = self._rows_of({neighbour.key for neighbour in found}, f"{among}_key")
+        return [
+            Answer(
+                rank=rank,
+                score=round(neighbour.score, 6),
+                key=neighbour.key,
+                **{
+                    name: rows.get(neighbour.key, {}).get(name)
+                    for name in ("utterance", "text", "audio_uri", "image_uri")
+                },
+            )
+            for rank, neighbour in enumerate(found, 1)
+        ]
+
+    def _index(self, among: Modality) -> ExactIndex:
+        if among == "speech":
+            fingerprint = embedding_spec(self.trained.info).fingerprint
+            if fingerprint not in [info.fingerprint for info in self.snapshot.feature_sets()]:
+                raise InvalidInput("this run's speech is not embedded in the store; run `speechclip embed` first")
+            vectors = self._vectors(fingerprint)
+            return ExactIndex(vectors.keys(), vectors.read(vectors.keys()))
+        fingerprint = self.identity.image.fingerprint if among == "image" else self._text_fingerprint()
+        vectors = self._vectors(fingerprint)
+        return ExactIndex(vectors.keys(), embed_images(self.trained.head, vectors, vectors.keys()))
+
+    def _vectors(self, fingerprint: str) -> Vectors:
+        vectors = self.snapshot.feature_set(fingerprint)
+        assert isinstance(vectors, Vectors)
+        return vectors
+
+    def _text_fingerprint(self) -> str:
+        """The stored texts of the encoder that made the run's images."""
+        image = self.store.read_spec(self.identity.image.fingerprint)
+        for info in self.snapshot.feature_sets():
+            if info.spec.modality == "text" and info.spec.weights == image.spec.weights and info.source == image.source:
+                return info.fingerprint
+        raise InvalidInput(f"no texts of {image.source} are stored; run `speechclip featurize --text {image.source}`")
+
+    def _text_encoder(self) -> Encoder:
+        source = self.identity.image.source
+        encoder = load_encoder(source, "text")
+        stored = self.store.read_spec(self.identity.image.fingerprint).spec
+        _check_weights(encoder, stored.weights, source)
+        return encoder
+
+    def _encoder(self, source: str, modality: Modality, fingerprint: str) -> Encoder:
+        spec = self.store.read_spec(fingerprint).spec
+        encoder = load_encoder(source, modality, layers=spec.layers or None, codec=spec.codec)
+        _check_weights(encoder, spec.weights, source)
+        return encoder
+
+    def _encode(self, encoder: Encoder, decoded: Any) -> np.ndarray:
+        # Rounded as the stored features are, so that a stored recording finds itself at cosine 1.
+        feature = encoder.encode([prepare(encoder.spec)(decoded)])[0]
+        return feature.astype(encoder.spec.dtype).astype(np.float32)
+
+    def _to_joint(self, vector: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self.trained.head.embed_images(torch.from_numpy(vector)[None])[0].numpy())
+
+    def _rows_of(self, keys: set[str], column: str) -> dict[str, dict[str, Any]]:
+        """For each key the first row of any kept manifest that has it."""
+        rows: dict[str, dict[str, Any]] = {}
+        for manifest in self.store.manifests():
+            if keys <= rows.keys():
+                break
+            for row in manifest.rows_where(column, keys):
+                rows.setdefault(row[column], row)
+        return rows
+
+
+def _check_weights(encoder: Encoder, expected: str, source: str) -> None:
+    if encoder.spec.weights != expected:
+        raise InvalidInput(
+            f"{source}: its weights have the digest {encoder.spec.weights[:12]}, the stored features {expected[:12]}; "
+            "give the weights that the store was made with"
+        )

@@ -1,0 +1,99 @@
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+from paired_corpus import SPEECH, Corpus, write_corpus
+
+from speechclip.checkpoint import RunFolder, load_run
+from speechclip.errors import InvalidInput
+from speechclip.evaluation import validator
+from speechclip.jobs.train import TrainRequest, train
+from speechclip.metrics import read_metrics
+from speechclip.recipe import Recipe
+from speechclip.storage import Storage
+from speechclip.trainer import Progress
+
+# Ray's own code warns of its own deprecations.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
+
+RECIPE = Recipe(
+    name="small", batch_size=9, max_steps=12, warmup_steps=2, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
+    image_projection=True, embedding_width=8, validate_every=4, checkpoint_every=5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(str(tmp_path_factory.mktemp("train-job") / "store"))
+
+
+def request(corpus: Corpus, folder: Path, **options: object) -> TrainRequest:
+    corpus.manifest.write(str(folder / "m.parquet"))
+    plain = TrainRequest(
+        manifest=str(folder / "m.parquet"), store=corpus.store_uri, out=str(folder / "run"), recipe=RECIPE, num_cpus=2
+    )
+    return msgspec.structs.replace(plain, **options)
+
+
+def test_two_workers_train_on_ray_what_one_worker_trains_without(corpus: Corpus, tmp_path: Path):
+    seen: list[Progress] = []
+    asked = request(corpus, tmp_path, workers=2)
+    info = train(asked, seen.append)
+    assert load_run(asked.out).info == info
+    assert info.identity.speech.fingerprint == SPEECH.fingerprint
+    assert info.identity.untrained == [SPEECH.fingerprint]
+    assert [progress.step for progress in seen] == [4, 8, 12]
+    alone = str(tmp_path / "alone")
+    single = corpus.trainer(RECIPE, alone, validate=validator(corpus.manifest, "dev", *corpus.features())).fit()
+    assert single.order_digest == info.order_digest
+    losses = [[line["loss"] for line in read_metrics(Storage(run))] for run in (asked.out, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    # Asked again it starts nothing; asked for something else it says so.
+    assert train(asked) == info
+    with pytest.raises(InvalidInput, match="finished run of another"):
+        train(msgspec.structs.replace(asked, recipe=msgspec.structs.replace(RECIPE, seed=3)))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_goes_on_from_the_last_checkpoint(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = request(corpus, tmp_path, workers=1, recipe=msgspec.structs.replace(RECIPE, max_steps=4_000))
+    killed: list[int] = []
+
+    def kill_once(progress: Progress) -> None:
+        if not killed:
+            killed.append(progress.step)
+            kill_worker()
+
+    info = train(msgspec.structs.replace(asked), kill_once)
+    assert info.num_steps == 4_000
+    assert [line["step"] for line in read_metrics(Storage(asked.out))] == list(range(1, 4_001))
+    assert RunFolder(asked.out).steps()[-1] == 4_000
+
+
+def kill_worker() -> None:
+    """SIGKILL to the worker processes of this process's own cluster, and to no other."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(entry.name)] = (entry / "cmdline").read_bytes()
+    ours = [pid for pid, parent in parents.items() if parents.get(parent) == os.getpid()]
+    workers = [pid for pid in ours if b"RayTrainWorker" in names[pid]]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_more_workers_than_the_cluster_holds_end_with_a_sentence(corpus: Corpus, tmp_path: Path):
+    with pytest.raises(InvalidInput, match=r"9 workers need 2\.25 CPUs, the Ray cluster has 2"):
+        train(request(corpus, tmp_path, workers=9))
+    with pytest.raises(InvalidInput, match="0 workers asked for"):
+        train(request(corpus, tmp_path, workers=0))
+    with pytest.raises(InvalidInput, match="0 image feature sets fit for 'clip'"):
+        train(request(corpus, tmp_path, image="clip"))

@@ -1,0 +1,227 @@
+"""The driver without Ray: the ledger, resumption, rejection, and features that do not depend on how the work was cut."""
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.errors import WorkLeft
+from speechclip.featurizer import Committer, Summary, Work, list_rejected, prepare_work, run, run_inline
+from speechclip.manifest import Manifest
+from speechclip.plan import TaskSizes
+from speechclip.records import MODALITIES, Receipt
+from speechclip.store import FeatureStore, Snapshot
+from speechclip.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
+
+TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+SMALL = TaskSizes(shard_items=5, chunk_rows=4)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen utterances of six things by three voices; the table beside its files."""
+    return make_synthetic(tmp_path_factory.mktemp("corpus"), num_concepts=6, num_voices=3)
+
+
+@pytest.fixture(scope="module")
+def manifest(corpus: Path) -> Manifest:
+    return read_table(str(corpus))
+
+
+def open_work(uri: str, manifest: Manifest, requests: list[EncoderRequest] = TOY, sizes: TaskSizes = SMALL) -> Work:
+    return prepare_work(FeatureStore(uri), manifest, [(request, request.build().spec) for request in requests], sizes)
+
+
+def featurize(
+    uri: str,
+    manifest: Manifest,
+    requests: list[EncoderRequest] = TOY,
+    *,
+    sizes: TaskSizes = SMALL,
+    batch_sizes: BatchSizes = BatchSizes(),
+    max_rejected: float = 1.0,
+) -> Summary:
+    work = open_work(uri, manifest, requests, sizes)
+    committer = Committer(work)
+    run(run_inline(work, batch_sizes), committer, max_rejected=max_rejected)
+    return committer.summary()
+
+
+def ledger(summary: Summary) -> tuple[int, int, int, int, int]:
+    return summary.planned, summary.stored_before, summary.encoded, summary.rejected, summary.missing
+
+
+def content(snapshot: Snapshot) -> dict[tuple[str, str], bytes]:
+    """Every stored feature's bytes."""
+    found = {}
+    for info in snapshot.feature_sets():
+        features = snapshot.feature_set(info.fingerprint)
+        found |= {(info.fingerprint, key): features[key].tobytes() for key in features.keys()}
+    return found
+
+
+def test_the_first_run_encodes_all_and_the_second_nothing(store_uri: str, manifest: Manifest) -> None:
+    first = featurize(store_uri, manifest)
+    assert ledger(first) == (30, 0, 30, 0, 0)
+    assert first.bytes > 0
+    assert ledger(featurize(store_uri, manifest)) == (30, 30, 0, 0, 0)
+
+
+def test_a_renamed_and_moved_corpus_encodes_nothing(tmp_path: Path, corpus: Path, manifest: Manifest) -> None:
+    featurize(str(tmp_path / "store"), manifest)
+    moved = Path(shutil.copytree(corpus.parent, tmp_path / "elsewhere"))
+    rows = read_rows(moved / corpus.name)
+    for number, row in enumerate(rows):
+        renamed = f"renamed-{number}{Path(row['audio']).suffix}"
+        (moved / row["audio"]).rename(moved / renamed)
+        row["audio"] = renamed
+    write_rows(moved / corpus.name, rows)
+    again = read_table(str(moved / corpus.name))
+    assert again.digest != manifest.digest
+    assert ledger(featurize(str(tmp_path / "store"), again)) == (30, 30, 0, 0, 0)
+
+
+def test_new_utterances_are_encoded_alone_into_one_shard(tmp_path: Path, manifest: Manifest) -> None:
+    uri = str(tmp_path / "store")
+    featurize(uri, Manifest(manifest.table.slice(0, 13)))
+    before = set(FeatureStore(uri).storage.list("features"))
+    summary = featurize(uri, manifest, [TOY[0]])
+    assert ledger(summary) == (18, 13, 5, 0, 0)
+    new = set(FeatureStore(uri).storage.list("features")) - before
+    assert sorted(Path(path).suffix for path in new) == [".tar", ".xxh3"]
+
+
+def test_another_layer_set_is_another_feature_set(tmp_path: Path, manifest: Manifest) -> None:
+    uri = str(tmp_path / "store")
+    featurize(uri, manifest, TOY[:1])
+    other = EncoderRequest(source="toy", modality="speech", layers=(2,), codec="fp32")
+    assert ledger(featurize(uri, manifest, [other])) == (18, 0, 18, 0, 0)
+    snapshot = FeatureStore(uri).snapshot()
+    full, one = sorted(
+        (info.fingerprint for info in snapshot.feature_sets()), key=lambda f: -len(snapshot.feature_set(f).spec.layers)
+    )
+    key = manifest.assets("speech")[0].key
+    np.testing.assert_array_equal(snapshot.feature_set(full)[key][2:], snapshot.feature_set(one)[key])
+
+
+def test_other_task_and_batch_sizes_give_the_same_content(tmp_path: Path, manifest: Manifest) -> None:
+    featurize(str(tmp_path / "a"), manifest)
+    featurize(
+        str(tmp_path / "b"),
+        manifest,
+        sizes=TaskSizes(shard_items=7, chunk_rows=2),
+        batch_sizes=BatchSizes(speech_seconds=1, items=1),
+    )
+    assert content(FeatureStore(str(tmp_path / "a")).snapshot()) == content(
+        FeatureStore(str(tmp_path / "b")).snapshot()
+    )
+
+
+def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, manifest: Manifest) -> None:
+    for name in ("a", "b"):
+        featurize(str(tmp_path / name), manifest)
+    a, b = (FeatureStore(str(tmp_path / name)).storage for name in ("a", "b"))
+    paths = list(a.list("features"))
+    assert paths == list(b.list("features"))
+    assert all(a.read(path) == b.read(path) for path in paths)
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 3, 5])
+def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
+    tmp_path: Path, manifest: Manifest, num_done: int
+) -> None:
+    """Cut between the shard and its commit, the worst place: what lies there is adopted, not encoded again."""
+    uri = str(tmp_path / "cut")
+
+    def first_only(work: Work) -> Iterator[Receipt]:
+        for number, receipt in enumerate(run_inline(work)):
+            if number == num_done:
+                raise KeyboardInterrupt
+            yield receipt
+
+    work = open_work(uri, manifest)
+    with pytest.raises(KeyboardInterrupt):
+        run(first_only(work), Committer(work))
+    again = open_work(uri, manifest)
+    receipts = list(run_inline(again))
+    assert len(receipts) == len(work.plan.tasks) - num_done
+    assert receipts[0].num_encoded == 0
+    committer = Committer(again)
+    run(receipts, committer)
+    assert committer.summary().missing == 0
+    featurize(str(tmp_path / "whole"), manifest)
+    assert content(FeatureStore(uri).snapshot()) == content(FeatureStore(str(tmp_path / "whole")).snapshot())
+
+
+def test_bad_sources_are_rejected_with_reasons_and_nothing_else_is_lost(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    rows = read_rows(folder / corpus.name)
+    ogg = next(row["audio"] for row in rows if row["audio"].endswith(".ogg"))
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("this is no recording")
+    (folder / "cut.ogg").write_bytes((folder / ogg).read_bytes()[:-400])
+    for row, audio in zip(rows, ("empty.wav", "text.wav", "cut.ogg"), strict=False):
+        row["audio"] = audio
+    rows[5]["image"] = "missing.png"
+    write_rows(folder / corpus.name, rows)
+    manifest = read_table(str(folder / corpus.name))
+    uri = str(tmp_path / "store")
+    summary = featurize(uri, manifest)
+    assert (summary.rejected, summary.missing) == (4, 0)
+    assert summary.planned == summary.encoded + summary.rejected
+    reasons = sorted(row["reason"] for row in list_rejected(FeatureStore(uri), manifest))
+    assert reasons == ["empty-audio", "source-missing", "truncated", "undecodable"]
+    assert ledger(featurize(uri, manifest)) == (summary.planned, summary.encoded, 0, 4, 0)
+    with pytest.raises(WorkLeft, match="4 of"):
+        featurize(str(tmp_path / "strict"), manifest, max_rejected=0.1)
+    kept = FeatureStore(str(tmp_path / "strict")).snapshot()
+    assert sum(info.num_stored for info in kept.feature_sets()) > 0
+
+
+def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    manifest = read_table(str(folder / corpus.name))
+    victim = Path(str(manifest.rows()[0]["audio_uri"]))
+    original = victim.read_bytes()
+    victim.write_bytes(original + b"more")
+    uri = str(tmp_path / "store")
+    assert ledger(featurize(uri, manifest, TOY[:1])) == (18, 0, 17, 1, 0)
+    assert list_rejected(FeatureStore(uri), manifest)[0]["reason"] == "source-changed"
+    victim.write_bytes(original)
+    fresh = read_table(str(corpus))
+    assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 17, 1, 0, 0)
+
+
+def test_batches_hold_every_position_once_within_the_limit() -> None:
+    lengths = [5, 50, 7, 100, 6, 49]
+    groups = batches(lengths, 100, 3)
+    assert sorted(position for group in groups for position in group) == list(range(6))
+    for group in groups:
+        assert len(group) <= 3
+        assert len(group) * max(lengths[position] for position in group) <= 100
+
+
+def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> None:
+    work = open_work(str(tmp_path / "store"), manifest)
+    for task in work.plan.tasks:
+        decoded = decode_task(task, work.specs[task.feature_set])
+        assert len(decoded.inputs()) == len(task.assets)
+        receipt = encode_task(decoded, work.requests[task.feature_set].build(), work.store.storage, BatchSizes())
+        assert [entry.key for entry in receipt.stored] == [asset.key for asset in task.assets]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paired_corpus import Corpus, key, write_corpus
+
+from speechclip.errors import Damaged
+from speechclip.recipe import Recipe
+from speechclip.store import FeatureStore
+from speechclip.world import World
+
+RECIPE = Recipe(name="small", batch_size=7, crop="slice", max_frames=8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(str(tmp_path_factory.mktemp("loader") / "store"))
+
+
+def test_a_batch_holds_the_stored_frames_of_its_rows_padded_by_zeros(corpus: Corpus):
+    loader = corpus.loader(RECIPE, read_threads=2)
+    for batch in loader.batches(0, 3):
+        for place, row in enumerate(loader.order.batch(batch.step)):
+            whole = loader.frames[loader.order.rows.speech_keys[row]]
+            length = int(batch.lengths[place])
+            assert length == min(8, whole.shape[1])
+            part = batch.frames[place, :, :length].numpy()
+            starts = [
+                start
+                for start in range(whole.shape[1] - length + 1)
+                if (whole[:, start : start + length] == part).all()
+            ]
+            assert len(starts) == 1
+            assert not batch.frames[place, :, length:].any()
+        assert batch.frames.dtype == torch.float16
+        assert batch.num_bytes == int(batch.lengths.sum()) * 3 * 16 * 2
+
+
+def test_the_workers_parts_make_up_the_batch_of_one_worker(corpus: Corpus):
+    whole = list(corpus.loader(RECIPE).batches(2, 5))
+    parts = [list(corpus.loader(RECIPE, World(rank, 3)).batches(2, 5)) for rank in range(3)]
+    for together, *pieces in zip(whole, *parts, strict=True):
+        assert [len(piece.lengths) for piece in pieces] == [2, 2, 3]
+        assert torch.equal(torch.cat([piece.lengths for piece in pieces]), together.lengths)
+        assert torch.equal(torch.cat([piece.seeds for piece in pieces]), together.seeds)
+        for piece in pieces:
+            assert torch.equal(piece.images, together.images)
+            assert torch.equal(piece.groups, together.groups)
+        for place, row in enumerate(torch.cat([piece.frames.flatten(1).float().sum(1) for piece in pieces])):
+            assert row == pytest.approx(together.frames[place].float().sum().item(), abs=1e-2)
+
+
+def test_crops_change_from_step_to_step_and_full_never_crops(corpus: Corpus):
+    loader = corpus.loader(RECIPE)
+    name = max(loader.order.rows.speech_keys, key=loader.frames.num_frames)
+    row = loader.order.rows.speech_keys.index(name)
+    starts = {loader._span(name, int(loader.order.draws(step, np.array([row]), "crop")[0]))[0] for step in range(90)}
+    assert starts == set(range(loader.frames.num_frames(name) - 8 + 1))
+    uncropped = corpus.loader(Recipe(name="small", batch_size=7, crop="full", max_frames=8))
+    assert max(int(batch.lengths.max()) for batch in uncropped.batches(0, 5)) > 8
+
+
+def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
+    corpus = write_corpus(str(tmp_path / "store"), num_images=8)
+    snapshot = FeatureStore(corpus.store_uri).snapshot()
+    place = snapshot.feature_set(snapshot.feature_sets()[1].fingerprint).locate(key("u0-0"))
+    shard = Path(corpus.store_uri) / place.shard
+    data = bytearray(shard.read_bytes())
+    data[place.offset] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(Damaged, match="layer 0"):
+        list(corpus.loader(Recipe(name="small", batch_size=12, crop="full")).batches(0, 4))
+
+
+def test_leaving_early_stops_the_reading(corpus: Corpus):
+    batches = corpus.loader(RECIPE).batches(0, 10_000_000)
+    assert next(batches).step == 0
+    batches.close()  # type: ignore[attr-defined]

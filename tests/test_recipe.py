@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from speechclip.errors import InvalidInput
+from speechclip.recipe import Recipe, load_recipe
+
+
+def test_the_named_recipes_are_those_of_the_paper():
+    base = load_recipe("base-parallel-flickr8k")
+    assert (base.batch_size, base.max_steps, base.warmup_steps, base.learning_rate) == (256, 50_000, 5_000, 1e-4)
+    assert (base.normalize_states, base.is_temperature_learnable) == ("none", False)
+    large = load_recipe("large-parallel-flickr8k")
+    assert (large.normalize_states, large.is_temperature_learnable) == ("s3prl", True)
+    assert load_recipe("demo-parallel").image_projection
+
+
+def test_the_rate_rises_to_the_end_of_the_warm_up_and_falls_to_the_final_factor():
+    recipe = load_recipe("base-parallel-flickr8k")
+    assert recipe.learning_rate_at(0) == pytest.approx(1e-4 / 5000)
+    assert recipe.learning_rate_at(2499) == pytest.approx(0.5e-4)
+    assert recipe.learning_rate_at(4999) == pytest.approx(1e-4)
+    assert recipe.learning_rate_at(27_499) == pytest.approx(1e-4 * (1 + 1e-4) / 2)
+    assert recipe.learning_rate_at(49_999) == pytest.approx(1e-8)
+    assert Recipe(name="x", warmup_steps=0, max_steps=1).learning_rate_at(0) > 0
+
+
+def test_overrides_may_be_text_and_replace_single_keys():
+    recipe = load_recipe(
+        "demo-parallel",
+        {"max_steps": "50", "learning_rate": "1e-4", "image_projection": "false", "embedding_width": None},
+    )
+    assert (recipe.max_steps, recipe.learning_rate, recipe.image_projection) == (50, 1e-4, False)
+    assert (recipe.batch_size, recipe.embedding_width) == (load_recipe("demo-parallel").batch_size, None)
+
+
+def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("max_steps: 7\nlearning_rate: 1e-3\n")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert (recipe.name, recipe.max_steps, recipe.learning_rate) == ("mine", 7, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"max_step": "5"}, "no such key max_step;"),
+        ({"crop": "sometimes"}, r"crop"),
+        ({"batch_size": "many"}, r"batch_size"),
+        ({"batch_size": 1}, "batch_size is 1, below 2"),
+        ({"max_steps": 0}, "max_steps is 0, below 1"),
+        ({"dropout": 1.0}, r"dropout is 1\.0"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_key(overrides, message):
+    with pytest.raises(InvalidInput, match=message):
+        load_recipe("demo-parallel", overrides)
+
+
+def test_a_missing_or_broken_recipe_is_refused(tmp_path: Path):
+    with pytest.raises(InvalidInput, match="base-parallel-flickr8k, demo-parallel"):
+        load_recipe("base")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(InvalidInput, match="a mapping"):
+        load_recipe(str(tmp_path / "list.yaml"))
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(InvalidInput, match="can't be read"):
+        load_recipe(str(tmp_path / "broken.yaml"))
