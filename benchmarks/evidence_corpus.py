@@ -132,9 +132,10 @@ def unpack_synthesisers(folder: Path) -> dict[str, str]:
         for package in sorted(folder.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(package), str(folder / "incoming")], folder)
         (folder / "incoming").rename(root)
-    libraries = sorted({str(file.parent) for file in (root / "usr/lib").rglob("*.so*")} | {
-        str(file.parent) for file in (root / "lib").rglob("*.so*")
-    })
+    libraries = sorted(
+        {str(file.parent) for file in (root / "usr/lib").rglob("*.so*")}
+        | {str(file.parent) for file in (root / "lib").rglob("*.so*")}
+    )
     data = next(root.glob("usr/lib/*/espeak-ng-data"))
     return {
         "PATH": str(root / "usr/bin"),

@@ -8,7 +8,8 @@
     │   └── UnsupportedStore      a newer format, or a backend without conditional writes
     ├── WorkLeft              the run ended early on purpose; what was done is kept (exit code 3)
     └── Rejected              this asset can't become a feature; record it and go on
-        ├── by the bytes          Undecodable, Truncated, EmptyAudio, TooShort, TooLong, NotFinite, BrokenImage, EmptyText
+        ├── by the bytes          Undecodable, Truncated, EmptyAudio, TooShort, TooLong, NotFinite, BrokenImage,
+        │                         EmptyText
         └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, DecoderMissing
 
 Each takes one argument: a sentence with what happened, the values, then what to do. One positional argument

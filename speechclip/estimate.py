@@ -13,7 +13,7 @@ CALIBRATION_SECONDS = 4.0
 
 
 class Estimate(Record, frozen=True):
-    """What remains of one feature set. `worker_seconds` is the time of one encoder; `rate_from` says how it is known."""
+    """What remains of one feature set. `worker_seconds` is the time of one encoder, known by `rate_from`."""
 
     feature_set: str
     is_trained: bool
@@ -44,7 +44,7 @@ def estimate(part: Coverage, encoder: Encoder, store: FeatureStore, sizes: TaskS
         stored=part.num_stored,
         rejected=part.num_rejected,
         missing=len(part.missing),
-        remaining_bytes=part.remaining_bytes(),
+        remaining_bytes=part.remaining_bytes(sizes),
         remaining_objects=part.remaining_objects(sizes),
         worker_seconds=round(seconds, 1),
         rate_from=rate_from,

@@ -14,6 +14,8 @@ from speechclip.records import MODALITIES, Modality
 from speechclip.storage import Storage
 from speechclip.store import Frames, Snapshot, Vectors
 
+SHARD_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -25,7 +27,12 @@ class Exported:
 
 
 def export_webdataset(
-    snapshot: Snapshot, manifest: Manifest, feature_sets: Mapping[Modality, str], out: str, *, shard_bytes: int = 256 << 20
+    snapshot: Snapshot,
+    manifest: Manifest,
+    feature_sets: Mapping[Modality, str],
+    out: str,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
     """Write `<out>/shard-000000.tar` and so on, in the manifest's order.
 

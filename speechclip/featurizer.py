@@ -1,4 +1,4 @@
-"""Featurize: the open plan, its receipts, their commits and the ledger; free of Ray, which only carries tasks to workers.
+"""Featurize: the open plan, its receipts, their commits and the ledger; free of Ray, which only carries the tasks.
 
 The ledger adds up: planned = stored before + encoded + rejected + missing, each unique (feature set, asset) pair or
 unreadable source counted once.

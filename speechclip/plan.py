@@ -14,7 +14,10 @@ from speechclip.records import Asset, Record, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
-from speechclip.store.vectors import create_segment
+from speechclip.store.vectors import KEY_BYTES, create_segment
+
+# Two tar headers, NumPy's header, the notes in JSON and their rounding to 512.
+MEMBER_BYTES = 2560
 
 
 class TaskSizes(Record, frozen=True):
@@ -44,10 +47,14 @@ class Coverage:
         """Seconds of speech that remain."""
         return sum(asset.seconds for asset in self.missing)
 
-    def remaining_bytes(self) -> int:
-        """Bytes that the missing assets will take, shard headers included (about 2 KB each)."""
-        header = 2048 if self.spec.is_frames else 88
-        return sum(self.spec.num_bytes(asset.seconds) + header for asset in self.missing)
+    def remaining_bytes(self, sizes: TaskSizes) -> int:
+        """Bytes that the missing assets will take: arrays, tar headers and notes, or whole chunks with their keys."""
+        if not self.missing:
+            return 0
+        num_tasks = len(cut(self.spec, self.missing, sizes))
+        if not self.spec.is_frames:
+            return num_tasks * sizes.chunk_rows * (self.spec.num_bytes(0) + KEY_BYTES)
+        return sum(self.spec.num_bytes(asset.seconds) for asset in self.missing) + MEMBER_BYTES * len(self.missing)
 
     def remaining_objects(self, sizes: TaskSizes) -> int:
         """Objects that will be written: two per task."""

@@ -76,10 +76,10 @@ class Searcher:
             if fingerprint not in [info.fingerprint for info in self.snapshot.feature_sets()]:
                 raise InvalidInput("this run's speech is not embedded in the store; run `speechclip embed` first")
             vectors = self._vectors(fingerprint)
-            return ExactIndex(vectors.keys(), vectors.read(vectors.keys()))
+            return ExactIndex(keys := list(vectors), vectors.read(keys))
         fingerprint = self.identity.image.fingerprint if among == "image" else self._text_fingerprint()
         vectors = self._vectors(fingerprint)
-        return ExactIndex(vectors.keys(), embed_images(self.trained.head, vectors, vectors.keys()))
+        return ExactIndex(keys := list(vectors), embed_images(self.trained.head, vectors, keys))
 
     def _vectors(self, fingerprint: str) -> Vectors:
         vectors = self.snapshot.feature_set(fingerprint)

@@ -52,7 +52,7 @@ class EncoderSpec(Record, frozen=True):
         return np.dtype(CODEC_DTYPES[self.codec])
 
     def num_frames(self, num_samples: int) -> int:
-        """How many frames come of `num_samples` at 16 kHz (SPEECHCLIP_SPEC 1.3: ``(L - 400) // 320 + 1`` for HuBERT)."""
+        """How many frames come of `num_samples` at 16 kHz: for HuBERT ``(L - 400) // 320 + 1`` (its convolutions)."""
         return max(0, (num_samples - self.window_samples) // self.hop_samples + 1)
 
     def num_bytes(self, seconds: float) -> int:

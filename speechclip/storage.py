@@ -112,7 +112,7 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 
 
 def _create_local(path: Path, data: bytes | memoryview) -> bool:
-    """Link a finished, synced temporary file to `path`: a reader sees all of it or nothing, and no one is overwritten."""
+    """Link a finished, synced temporary file to `path`: a reader sees all of it or nothing; nothing is overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".incoming-")
     try:

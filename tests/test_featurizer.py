@@ -1,4 +1,4 @@
-"""The driver without Ray: the ledger, resumption, rejection, and features that do not depend on how the work was cut."""
+"""The driver without Ray: the ledger, resumption, rejection, and features whatever way the work is cut."""
 
 import csv
 import shutil
@@ -43,12 +43,12 @@ def featurize(
     requests: list[EncoderRequest] = TOY,
     *,
     sizes: TaskSizes = SMALL,
-    batch_sizes: BatchSizes = BatchSizes(),
+    batch_sizes: BatchSizes | None = None,
     max_rejected: float = 1.0,
 ) -> Summary:
     work = open_work(uri, manifest, requests, sizes)
     committer = Committer(work)
-    run(run_inline(work, batch_sizes), committer, max_rejected=max_rejected)
+    run(run_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
     return committer.summary()
 
 
@@ -61,7 +61,7 @@ def content(snapshot: Snapshot) -> dict[tuple[str, str], bytes]:
     found = {}
     for info in snapshot.feature_sets():
         features = snapshot.feature_set(info.fingerprint)
-        found |= {(info.fingerprint, key): features[key].tobytes() for key in features.keys()}
+        found |= {(info.fingerprint, key): features[key].tobytes() for key in features}
     return found
 
 

@@ -73,9 +73,7 @@ def test_what_is_stored_or_rejected_is_not_missing(store: FeatureStore) -> None:
 
 
 @given(seconds=st.lists(st.floats(0.1, 60), max_size=40), items=st.integers(1, 9), megabytes=st.integers(1, 60))
-def test_tasks_hold_every_asset_once_in_order_within_their_limits(
-    seconds: list[float], items: int, megabytes: int
-) -> None:
+def test_tasks_hold_all_assets_in_order(seconds: list[float], items: int, megabytes: int) -> None:
     assets = [Asset(key=str(number), modality="speech", seconds=length) for number, length in enumerate(seconds)]
     sizes = TaskSizes(shard_bytes=megabytes * 1_000_000, shard_items=items)
     tasks = cut(FRAMES_SPEC, assets, sizes)

@@ -65,7 +65,7 @@ def featurize(
     specs = [request.build().spec for request in requests]
     options = settings.featurize
     work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks)
-    _announce(work, specs)
+    _announce(work, specs, options.tasks)
     if inline or not work.plan.tasks:
         receipts = run_inline(work, options.batches)
     else:
@@ -105,12 +105,12 @@ def rejected(settings: Settings, as_json: bool) -> None:
     console().print(shown)
 
 
-def _announce(work: Any, specs: list[Any]) -> None:
+def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
     num_missing = sum(len(part.missing) for part in work.before)
     num_planned = sum(part.num_planned for part in work.before)
     say(f"{num_planned:,} features planned, {num_planned - num_missing:,} settled before, {num_missing:,} to encode")
     if num_missing:
-        size = human_bytes(sum(part.remaining_bytes() for part in work.before))
+        size = human_bytes(sum(part.remaining_bytes(sizes) for part in work.before))
         say(f"plan {work.plan.id}: {len(work.plan.tasks)} tasks, about {size}; `speechclip plan` estimates the hours")
     _warn_untrained([spec.fingerprint for spec in specs if not spec.is_trained])
 

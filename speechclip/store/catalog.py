@@ -1,8 +1,8 @@
 """The catalog: a Delta Lake table with one row per (feature set, asset), stored or rejected, and where it lies.
 
-Every commit names the exact version that it makes in each of its rows and carries its digest as a Delta transaction id. So a
-commit whose answer was lost is recognised, and where two runs commit one key, every reader picks the same row: stored beats
-rejected, then the lowest version.
+Every commit names the exact version that it makes in each of its rows and carries its digest as a Delta transaction id.
+So a commit whose answer was lost is recognised, and where two runs commit one key, every reader picks the same row:
+stored beats rejected, then the lowest version.
 """
 
 import hashlib

@@ -55,7 +55,7 @@ class FeatureStore:
         found = msgspec.json.decode(self.storage.read(STORE_FILE))["format"]
         if found > FORMAT:
             raise UnsupportedStore(
-                f"{self.storage.root}: a store of format {found}, this speechclip knows up to {FORMAT}; upgrade speechclip"
+                f"{self.storage.root}: a store of format {found}, this speechclip knows {FORMAT}; upgrade speechclip"
             )
         return True
 

@@ -159,9 +159,8 @@ class Frames:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keys(self) -> list[str]:
-        """The keys of all stored assets."""
-        return list(self._index)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
 
     def locate(self, key: str) -> Location:
         """Where the array of `key` lies; `NotStored` if the snapshot has none."""

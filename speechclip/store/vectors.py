@@ -171,9 +171,8 @@ class Vectors:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keys(self) -> list[str]:
-        """The keys of all stored assets."""
-        return list(self._index)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
 
     def __getitem__(self, key: str) -> Shaped[np.ndarray, " width"]:
         row = self._index.get(key)

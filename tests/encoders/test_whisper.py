@@ -9,7 +9,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from speechclip.encoders import load_encoder, prepare
 from speechclip.encoders.untrained import fill_untrained
-from speechclip.encoders.whisper import UNTRAINED_TINY, WhisperStates
+from speechclip.encoders.whisper import UNTRAINED_TINY, WhisperStates, build_model
 from speechclip.errors import InvalidInput, TooLong
 
 BOUND = 1e-5
@@ -21,17 +21,25 @@ def tiny(max_seconds=1):
     return WhisperStates(encoder._model, encoder.spec, encoder.source, max_seconds=max_seconds)
 
 
-def test_a_full_window_gives_the_states_of_transformers(voice):
-    waveform, model = voice(480_000), tiny()._model
-    mel = WhisperFeatureExtractor()(waveform, sampling_rate=16_000, return_tensors="pt").input_features
+@pytest.mark.parametrize(("num_samples", "seconds"), [(480_000, 30), (20_000, 2), (16_000, 1), (300, 1)])
+def test_states_are_those_of_a_transformers_encoder_built_for_that_window(voice, num_samples, seconds):
+    model = tiny()._model
+    reference = build_model(UNTRAINED_TINY | {"max_source_positions": 50 * seconds}).eval()
+    weights = model.state_dict()
+    weights["embed_positions.weight"] = weights["embed_positions.weight"][: 50 * seconds]
+    reference.load_state_dict(weights)
+    waveform = voice(num_samples)
+    mel = WhisperFeatureExtractor()(
+        waveform, sampling_rate=16_000, max_length=16_000 * seconds, return_tensors="pt"
+    ).input_features
     states = []
-    hooks = [model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
-    hooks += [layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in model.layers]
+    reference.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    for layer in reference.layers:
+        layer.register_forward_hook(lambda _, __, output: states.append(output))
     with torch.inference_mode():
-        model(mel)
-    for hook in hooks:
-        hook.remove()
-    np.testing.assert_allclose(tiny().encode([waveform])[0], torch.cat(states), rtol=0, atol=BOUND)
+        reference(mel)
+    expected = torch.cat(states)[:, : -(-num_samples // 320)]
+    np.testing.assert_allclose(tiny().encode([waveform])[0], expected, rtol=0, atol=BOUND)
 
 
 def test_the_log_mel_is_transformers_own_on_the_window(voice):

@@ -66,7 +66,7 @@ def content(snapshot: Snapshot) -> dict[tuple[str, str], bytes]:
     found = {}
     for info in snapshot.feature_sets():
         features = snapshot.feature_set(info.fingerprint)
-        found |= {(info.fingerprint, key): features[key].tobytes() for key in features.keys()}
+        found |= {(info.fingerprint, key): features[key].tobytes() for key in features}
     return found
 
 

@@ -41,7 +41,7 @@ def open_frames(store: FeatureStore) -> Frames:
 def test_what_is_read_is_what_was_written(store_uri: str, features: list[tuple[str, np.ndarray]]) -> None:
     store, _ = write(store_uri, features)
     frames = open_frames(store)
-    assert frames.keys() == [key for key, _ in features]
+    assert list(frames) == [key for key, _ in features]
     for key, array in features:
         np.testing.assert_array_equal(frames[key], array)
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(frames))[key], array)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechclip.config import RunSettings, load_settings
+from speechclip.errors import InvalidInput
+from speechclip.plan import TaskSizes
+
+PROJECT = Path(__file__).parent.parent
+
+
+def write(folder: Path, settings: object) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"cluster_name": "x", "metadata": {"speechclip": settings}}))
+    return str(path)
+
+
+def test_options_win_over_set_which_wins_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, {"speech": "toy", "image": "toy", "text": "toy", "featurize": {"max_rejected": 0.5}})
+    settings = load_settings(
+        path, {"speech": "hubert:x", "image": None}, ["image=clip:y", "featurize.tasks.shard_items=7"]
+    )
+    assert (settings.speech, settings.image, settings.text) == ("hubert:x", "clip:y", "toy")
+    assert settings.featurize == RunSettings(max_rejected=0.5, tasks=TaskSizes(shard_items=7))
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="shard_itmes"):
+        load_settings(write(tmp_path, {}), {}, ["featurize.tasks.shard_itmes=7"])
+    with pytest.raises(InvalidInput, match="stroe"):
+        load_settings(write(tmp_path, {"stroe": "x"}), {}, [])
+    with pytest.raises(InvalidInput, match="key=value"):
+        load_settings(write(tmp_path, {}), {}, ["codec"])
+
+
+def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nothing\.yaml"):
+        load_settings(str(tmp_path / "nothing.yaml"), {}, [])
+    with pytest.raises(InvalidInput, match="must be a mapping"):
+        load_settings(write(tmp_path, "text"), {}, [])
+
+
+def test_local_paths_are_made_whole_and_addresses_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(None, {"store": "store", "manifest": "s3://b/m.parquet"}, [])
+    assert settings.store == str(tmp_path / "store")
+    assert settings.manifest == "s3://b/m.parquet"
+
+
+def test_what_a_command_needs_and_lacks_is_named_with_both_places() -> None:
+    settings = load_settings(str(PROJECT / "ray_config.yaml"), {}, [])
+    with pytest.raises(InvalidInput, match=r"--store.*metadata\.speechclip\.store"):
+        settings.need("store")
+    with pytest.raises(InvalidInput, match="--speech"):
+        settings.encoder_requests()
+
+
+def test_layers_are_a_choice_of_speech_alone() -> None:
+    settings = load_settings(str(PROJECT / "ray_config.yaml"), {"speech": "toy", "image": "toy", "layers": (1, 2)}, [])
+    assert [request.layers for request in settings.encoder_requests()] == [(1, 2), None]
