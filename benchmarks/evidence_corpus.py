@@ -2,23 +2,21 @@
 
     python benchmarks/evidence_corpus.py FOLDER [STAMPS]
 
-leaves `english.csv` and `shuffled.csv` for `speechclip ingest table`. The voices are Debian's flite and espeak-ng,
-unpacked into FOLDER without root and without installing anything.
+leaves `stamps/` (every picture as png) for `speechclip ingest tuxpaint`, `english.csv` and `shuffled.csv` for
+`speechclip ingest table`. STAMPS is an extracted package; without it, Debian's is fetched.
 """
 
 import csv
 import hashlib
 import os
 import random
-import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from evidence_tools import run_tool, unpack_tools
 
 from speechclip.corpora.sources import read_sources
 from speechclip.corpora.tuxpaint import Stamp, find_stamps, group_stamps, stamps_folder
@@ -36,11 +34,7 @@ VOICES = {
 UNSEEN_VOICE = "espeak-scotland-m3"
 DEV_SHARE = 0.05
 SHUFFLE_SEED = 7122
-_PACKAGES = ("flite", "espeak-ng")
-# The machine's own C library must stay, or nothing of it would start.
-_NEVER_UNPACKED = re.compile(r"libc6|libgcc-s1|gcc-\d+-base")
-_PACKAGES_SECONDS, _CAPTION_SECONDS = 900, 60
-_COLUMNS = ("id", "audio", "image", "text", "split", "speaker", "language", "group")
+PICTURE_PIXELS = 256
 
 
 class Row(NamedTuple):
@@ -56,17 +50,27 @@ class Row(NamedTuple):
     group: str
 
 
-def make_tables(folder: Path, stamps: Path) -> tuple[Path, Path]:
-    """`english.csv` and the same with the pictures of its training rows permuted, `shuffled.csv`.
+class Corpus(NamedTuple):
+    """The stamps with all pictures drawn, and the two tables."""
+
+    stamps: Path
+    english: Path
+    shuffled: Path
+
+
+def make_corpus(folder: Path, stamps: Path) -> Corpus:
+    """The tables `english.csv` and `shuffled.csv`, the same with the pictures of its training rows permuted.
 
     Splits: train and dev (six voices), unseen-voice (the seventh), test (the human English descriptions). `group` is
     one right answer, as `speechclip ingest tuxpaint` has it.
     """
-    known = find_stamps(stamps_folder(stamps))
+    environment = unpack_tools(folder / "tools")
+    view = view_stamps(stamps, folder, environment)
+    known = find_stamps(view)
     uris = [uri for stamp in known for uri in (stamp.picture, *stamp.recordings.values())]
     groups = group_stamps(known, read_sources(audio=(), images=uris)[1])
     captioned = [stamp for stamp in known if stamp.category != "symbols" and "en" in stamp.texts]
-    speak(sorted({stamp.texts["en"] for stamp in captioned}), folder)
+    speak(sorted({stamp.texts["en"] for stamp in captioned}), folder, environment)
     rows = [
         _synthetic_row(stamp, voice, folder, groups[stamp.name]) for stamp in captioned for voice in VOICES
     ] + [
@@ -75,7 +79,10 @@ def make_tables(folder: Path, stamps: Path) -> tuple[Path, Path]:
         for stamp in captioned
         if "en" in stamp.recordings
     ]  # fmt: skip
-    return write_table(rows, folder / "english.csv"), write_table(shuffle_pictures(rows), folder / "shuffled.csv")
+    english, shuffled = folder / "english.csv", folder / "shuffled.csv"
+    write_table(rows, english)
+    write_table(shuffle_pictures(rows), shuffled)
+    return Corpus(view, english, shuffled)
 
 
 def shuffle_pictures(rows: Sequence[Row]) -> list[Row]:
@@ -95,12 +102,9 @@ def shuffle_pictures(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def speak(captions: Sequence[str], folder: Path) -> None:
+def speak(captions: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
     """Every caption by every voice as a wav under `folder`, those that are there already left as they are."""
     jobs = [(voice, text) for voice in VOICES for text in captions if not (folder / wav_name(voice, text)).exists()]
-    if not jobs:
-        return
-    environment = unpack_synthesisers(folder / "synthesisers")
     for voice in VOICES:
         (folder / "voices" / voice).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -113,42 +117,27 @@ def wav_name(voice: str, text: str) -> str:
     return f"voices/{voice}/{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
 
 
-def unpack_synthesisers(folder: Path) -> dict[str, str]:
-    """The environment in which flite and espeak-ng run, after fetching them and their libraries (26 MB) from Debian."""
-    root = folder / "root"
-    if not root.is_dir():
-        for name in ("state/lists/partial", "cache/archives/partial", "incoming"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        options = [f"Dir::State={folder}/state", f"Dir::Cache={folder}/cache", "Debug::NoLocking=1"]
-        # apt would download as the user _apt, who can't write into a private folder.
-        options += ["APT::Sandbox::User=", "Acquire::Retries=3"]
-        apt = [part for option in options for part in ("-o", option)]
-        _run(["apt-get", *apt, "-q", "update"], folder)
-        kinds = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
-        closure = ["depends", "--recurse", *(f"--no-{kind}" for kind in kinds), *_PACKAGES]
-        lines = _run(["apt-cache", *apt, *closure], folder).splitlines()
-        packages = sorted({line for line in lines if line[:1].isalnum() and not _NEVER_UNPACKED.fullmatch(line)})
-        _run(["apt-get", *apt, "-q", "download", *packages], folder)
-        for package in sorted(folder.glob("*.deb")):
-            _run(["dpkg-deb", "-x", str(package), str(folder / "incoming")], folder)
-        (folder / "incoming").rename(root)
-    libraries = sorted(
-        {str(file.parent) for file in (root / "usr/lib").rglob("*.so*")}
-        | {str(file.parent) for file in (root / "lib").rglob("*.so*")}
-    )
-    data = next(root.glob("usr/lib/*/espeak-ng-data"))
-    return {
-        "PATH": str(root / "usr/bin"),
-        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "ESPEAK_DATA_PATH": str(data.parent),
-    }
+def view_stamps(stamps: Path, folder: Path, environment: dict[str, str]) -> Path:
+    """A folder of links to the stamps, with a drawn png beside each svg that has none (163 outside symbols)."""
+    source, view = stamps_folder(stamps), folder / "stamps"
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        link = view / file.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(file)
+        picture = link.with_suffix(".png")
+        if file.suffix == ".svg" and not file.with_suffix(".png").exists() and not picture.exists():
+            partial = picture.with_suffix(".partial")
+            command = ["rsvg-convert", "--width", str(PICTURE_PIXELS), "--keep-aspect-ratio", "--output", str(partial)]
+            run_tool([*command, str(file)], environment)
+            partial.rename(picture)
+    return view
 
 
-def write_table(rows: Sequence[Row], path: Path) -> Path:
+def write_table(rows: Sequence[Row], path: Path) -> None:
     """The rows as a CSV, replaced whole."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_COLUMNS, *rows])
-    return path
+        csv.writer(file).writerows([Row._fields, *rows])
 
 
 def _synthetic_row(stamp: Stamp, voice: str, folder: Path, group: str) -> Row:
@@ -164,18 +153,8 @@ def _speak(text: str, voice: str, folder: Path, environment: dict[str, str]) -> 
     # flite wants a name that ends in .wav.
     partial = final.with_suffix(".partial.wav")
     output = ["-t", text, "-o", str(partial)] if program == "flite" else ["-w", str(partial), text]
-    command = [f"{environment['PATH']}/{program}", *choice, *output]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=_CAPTION_SECONDS, check=False)
-    if done.returncode != 0 or not partial.exists():
-        sys.exit(f"{voice} could not say {text!r}: {done.stderr.decode(errors='replace').strip()}")
+    run_tool([program, *choice, *output], environment)
     partial.rename(final)
-
-
-def _run(command: Sequence[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PACKAGES_SECONDS, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{command[0]} failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _main() -> None:
@@ -183,7 +162,7 @@ def _main() -> None:
 
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    make_tables(folder, Path(sys.argv[2]) if len(sys.argv) > 2 else fetch_stamps())
+    make_corpus(folder, Path(sys.argv[2]) if len(sys.argv) > 2 else fetch_stamps())
 
 
 if __name__ == "__main__":

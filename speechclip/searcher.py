@@ -88,23 +88,26 @@ class Searcher:
 
     def _text_fingerprint(self) -> str:
         """The stored texts of the encoder that made the run's images."""
-        image = self.store.read_spec(self.identity.image.fingerprint)
+        source = self.identity.image.source
         for info in self.snapshot.feature_sets():
-            if info.spec.modality == "text" and info.spec.weights == image.spec.weights and info.source == image.source:
+            if info.spec.modality == "text" and info.source == source:
                 return info.fingerprint
-        raise InvalidInput(f"no texts of {image.source} are stored; run `speechclip featurize --text {image.source}`")
+        raise InvalidInput(f"no texts of {source} are stored; run `speechclip featurize --text {source}`")
 
     def _text_encoder(self) -> Encoder:
+        # Each tower has a digest of its own: the image's tells whether these are the weights of the run's joint space.
         source = self.identity.image.source
-        encoder = load_encoder(source, "text")
-        stored = self.store.read_spec(self.identity.image.fingerprint).spec
-        _check_weights(encoder, stored.weights, source)
-        return encoder
+        self._encoder(source, "image", self.identity.image.fingerprint)
+        return load_encoder(source, "text")
 
     def _encoder(self, source: str, modality: Modality, fingerprint: str) -> Encoder:
         spec = self.store.read_spec(fingerprint).spec
         encoder = load_encoder(source, modality, layers=spec.layers or None, codec=spec.codec)
-        _check_weights(encoder, spec.weights, source)
+        if encoder.spec.weights != spec.weights:
+            raise InvalidInput(
+                f"{source}: its weights have the digest {encoder.spec.weights[:12]}, the stored features "
+                f"{spec.weights[:12]}; give the weights that the store was made with"
+            )
         return encoder
 
     def _encode(self, encoder: Encoder, decoded: Any) -> np.ndarray:
@@ -127,11 +130,3 @@ class Searcher:
             for row in manifest.rows_where(column, keys):
                 rows.setdefault(row[column], row)
         return rows
-
-
-def _check_weights(encoder: Encoder, expected: str, source: str) -> None:
-    if encoder.spec.weights != expected:
-        raise InvalidInput(
-            f"{source}: its weights have the digest {encoder.spec.weights[:12]}, the stored features {expected[:12]}; "
-            "give the weights that the store was made with"
-        )

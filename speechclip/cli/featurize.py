@@ -29,9 +29,8 @@ def plan(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
-    shown = table(
-        "", "feature set", "planned", "stored", "rejected", "missing", "bytes", "objects", "one worker", "rate from"
-    )
+    figures = ("planned", "stored", "rejected", "missing", "bytes", "objects", "one worker")
+    shown = table("feature set", *figures, "rate from", figures=figures)
     for line in found:
         shown.add_row(
             line.feature_set,
@@ -99,7 +98,7 @@ def rejected(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(rows))
         return
-    shown = table("", "source", "reason", "what happened")
+    shown = table("source", "reason", "what happened")
     for row in rows:
         shown.add_row(row["source"], row["reason"], row["detail"])
     console().print(shown)

@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,11 +93,11 @@ def say(sentence: str) -> None:
     click.echo(sentence, err=True)
 
 
-def table(title: str, *columns: str) -> Table:
-    """An empty table whose first column is words and whose others are figures."""
-    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right")
+def table(*columns: str, figures: Sequence[str] = ()) -> Table:
+    """An empty table of these columns; those named in `figures` stand to the right."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in figures else "left", overflow="fold")
     return made
 
 

@@ -74,9 +74,9 @@ def query(
     if as_json:
         click.echo(msgspec.json.encode([dataclasses.asdict(answer) for answer in answers]))
         return
-    shown = table("", "utterance", "cosine", "text", "recording", "picture")
+    shown = table("cosine", "utterance", "text", "recording", "picture", figures=["cosine"])
     for answer in answers:
-        shown.add_row(answer.utterance, f"{answer.score:.3f}", answer.text, answer.audio_uri, answer.image_uri)
+        shown.add_row(f"{answer.score:.3f}", answer.utterance, answer.text, answer.audio_uri, answer.image_uri)
     console().print(shown)
     for fingerprint in searcher.identity.untrained:
         say(f"note: {fingerprint} is UNTRAINED (random weights): these answers show the road, not SpeechCLIP's quality")

@@ -26,7 +26,6 @@ SPLIT_SEED = "tuxpaint/1"
 # One file of the package ends in `_da.ogg.ogg`; 15 Brazilian ones are wav.
 _DESCRIPTION = re.compile(r"(?P<stamp>.+)_desc(?:_(?P<language>[a-z]{2,3}(?:_[A-Z]{2})?))?(?:\.ogg)?\.(?:ogg|wav)")
 _TRANSLATION = re.compile(r"(?P<language>[A-Za-z_@]+)\.utf8=(?P<text>.*)")
-_VARIANT = re.compile(r".+_(?:mirror|flip)")
 
 
 @dataclass
@@ -115,12 +114,12 @@ def stamps_folder(folder: str | Path) -> Path:
 
 
 def find_stamps(folder: Path) -> list[Stamp]:
-    """All stamps with a png and a recording, by name. `_mirror` and `_flip` pictures are variants, not stamps."""
+    """All stamps with a png and a recording of their own, by name; so `_mirror` and `_flip` variants fall out."""
     files = sorted(_walk(folder))
     stamps = {}
     for name in files:
         stem, extension = os.path.splitext(name)
-        if extension == ".png" and not _VARIANT.fullmatch(stem):
+        if extension == ".png":
             stamps[stem] = Stamp(stem, str(folder / name))
     for name in files:
         found = _DESCRIPTION.fullmatch(name)

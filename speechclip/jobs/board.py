@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,10 @@ class Lines:
 
 
 class Board(AbstractContextManager[Any]):
-    """Gives an actor for workers to `put` lines on; while it is open, a thread of the driver hands them to `on_line`."""
+    """Gives an actor for workers to `put` lines on; while it is open, a thread here hands them to `on_line`.
+
+    An error of `on_line` is raised when the board is closed.
+    """
 
     def __init__(self, on_line: Callable[[bytes], None]) -> None:
         self.on_line = on_line
@@ -35,16 +39,18 @@ class Board(AbstractContextManager[Any]):
 
     def __enter__(self) -> Any:
         self._lines = Lines.remote()  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        self._reader = ThreadPoolExecutor(1, "reads-lines")
+        self._reading = self._reader.submit(self._read)
         return self._lines
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_done.set()
-        self._thread.join()
+        self._reader.shutdown()
         ray.kill(self._lines)
+        if error is None:
+            self._reading.result()
 
     def _read(self) -> None:
         is_last = False

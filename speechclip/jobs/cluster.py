@@ -11,8 +11,8 @@ import ray
 
 logger = logging.getLogger(__name__)
 
-# Only receipts and task descriptions travel through the object store; features never do.
-OBJECT_STORE_BYTES = 256 * 2**20
+# Decoded tasks wait here for their encoder, about 100 MB each; features never travel through it.
+OBJECT_STORE_BYTES = 2**30
 
 
 def connect(num_cpus: int | None = None) -> None:
@@ -24,6 +24,8 @@ def connect(num_cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ core writes harmless warnings straight to the terminal; failures reach us as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return

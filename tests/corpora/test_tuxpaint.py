@@ -138,6 +138,11 @@ def test_a_concept_stays_on_one_side_whatever_else_is_chosen(wide_tree: Tree) ->
     assert sorted(group for group, found in sides.items() if found == {"test"}) == ["plant 29"]
 
 
+def test_which_groups_a_limit_keeps_is_recorded(wide_tree: Tree) -> None:
+    groups = read_stamps(wide_tree.root, limit=20, split="voice:ca").table["group"].unique().to_pylist()
+    assert groups == ["plant 5", "...", "plant 27"]
+
+
 def test_a_voice_split_tests_one_language_alone(wide_tree: Tree) -> None:
     rows = read_stamps(wide_tree.root, split="voice:ca").rows()
     assert {row["split"] for row in rows if row["language"] == "ca"} == {"test"}

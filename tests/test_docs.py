@@ -1,0 +1,82 @@
+"""What the documents say is run: their Python blocks, and the commands' own help beside the README's."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from speechclip.cli import cli, main
+from speechclip.corpora.synthetic import make_synthetic
+
+PROJECT = Path(__file__).parent.parent
+DOCUMENTS = sorted([PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")])
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("docs")
+    manifest, store = str(folder / "m.parquet"), str(folder / "store")
+    corpus = make_synthetic(folder / "corpus", num_concepts=6, num_voices=2)
+    main(["ingest", "table", str(corpus), "--out", manifest])
+    main(
+        [
+            "featurize",
+            "--inline",
+            "--manifest",
+            manifest,
+            "--store",
+            store,
+            "--speech",
+            "toy",
+            "--image",
+            "toy",
+            "--text",
+            "toy",
+        ]
+    )
+    return store
+
+
+# The stock reader leaves its file for the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if python_blocks(path)], ids=lambda path: path.name)
+def test_python_blocks_run(document: Path, store: str) -> None:
+    names: dict[str, object] = {"store": store}
+    for block in python_blocks(document):
+        exec(compile(block, str(document), "exec"), names)
+
+
+def test_every_command_stands_in_the_readme_with_its_own_words() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        first = command.get_short_help_str(200).partition(";")[0].partition(":")[0].rstrip(".")
+        assert f"`{name}`" in readme, name
+        assert first in readme, f"README: {name} should say {first!r}"
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    context = click.Context(cli)
+    for line in re.findall(r"^\s*(?:\$ )?speechclip ([a-z].*)$", (PROJECT / "README.md").read_text(), re.MULTILINE):
+        words = line.split()
+        command = cli.get_command(context, words[0])
+        assert command is not None, words[0]
+        if isinstance(command, click.Group):
+            command = command.commands[words[1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word in known, f"README: {line}"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,0 +1,133 @@
+"""Embeddings in the store and questions to them, on a head that was really trained from toy features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechclip.batches import Order, open_pair, stored_rows
+from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.embedder import embed, embedding_spec
+from speechclip.errors import InvalidInput
+from speechclip.evaluation import embed_speech
+from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.index import ExactIndex, unit
+from speechclip.loader import Loader
+from speechclip.manifest import Manifest
+from speechclip.plan import TaskSizes
+from speechclip.recipe import Recipe
+from speechclip.records import MODALITIES, Modality
+from speechclip.searcher import Searcher
+from speechclip.store import FeatureStore
+from speechclip.tasks import EncoderRequest
+from speechclip.trainer import Trainer, configure_head
+
+SIZES = TaskSizes(chunk_rows=4)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return read_table(str(make_synthetic(tmp_path_factory.mktemp("corpus"), num_concepts=6, num_voices=3)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
+    store = FeatureStore(str(tmp_path_factory.mktemp("searcher") / "store"))
+    requests = [EncoderRequest(source="toy", modality=modality) for modality in MODALITIES]
+    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], SIZES)
+    run(run_inline(work), Committer(work))
+    return store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manifest: Manifest) -> Run:
+    snapshot = store.snapshot()
+    speech, image = (
+        next(info for info in snapshot.feature_sets() if info.spec.modality == kind) for kind in ("speech", "image")
+    )
+    recipe = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_heads=2, dropout=0.0)
+    sources = [
+        FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=False) for info in (speech, image)
+    ]
+    identity = RunIdentity(
+        manifest=manifest.digest, catalog_version=snapshot.version, speech=sources[0], image=sources[1], recipe=recipe,
+        head=configure_head(recipe, speech.spec, image.spec),
+    )  # fmt: skip
+    frames, vectors = open_pair(snapshot, speech.fingerprint, image.fingerprint)
+    order = Order(stored_rows(manifest, "train", frames, vectors), recipe.batch_size, recipe.seed)
+    folder = str(tmp_path_factory.mktemp("run"))
+    Trainer(identity=identity, loader=Loader(order, frames, vectors, recipe=recipe), folder=RunFolder(folder)).fit()
+    return load_run(folder)
+
+
+def test_embeddings_are_stored_once_and_equal_the_heads_own(
+    store: FeatureStore, manifest: Manifest, trained: Run
+) -> None:
+    received = []
+    first = embed(store, manifest, trained, sizes=SIZES, on_receipt=received.append)
+    assert (first.encoded, first.missing) == (18, 0)
+    assert len(received) == 5
+    assert embed(store, manifest, trained, sizes=SIZES, on_receipt=received.append).encoded == 0
+    snapshot = store.snapshot()
+    spec = embedding_spec(trained.info)
+    assert "untrained" in spec.fingerprint
+    frames = snapshot.feature_set(trained.info.identity.speech.fingerprint)
+    keys = list(frames)
+    np.testing.assert_allclose(
+        snapshot.feature_set(spec.fingerprint).read(keys), embed_speech(trained.head, frames, keys), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("question", "among"), [("audio", "speech"), ("image", "image"), ("text", "text")])
+def test_what_is_stored_finds_itself(
+    store: FeatureStore, manifest: Manifest, trained: Run, question: str, among: Modality
+) -> None:
+    embed(store, manifest, trained, sizes=SIZES, on_receipt=lambda receipt: None)
+    searcher = Searcher(store, trained)
+    row = manifest.rows()[4]
+    asked = row["text"] if question == "text" else row[f"{question}_uri"]
+    best = searcher.search(getattr(searcher, f"embed_{question}")(asked), among, 3)[0]
+    assert best.key == row[f"{among}_key"]
+    assert best.score == pytest.approx(1, abs=1e-5)
+    assert best.text == row["text"]
+
+
+def test_speech_without_embeddings_is_named(tmp_path: Path, store: FeatureStore, trained: Run) -> None:
+    before = Searcher(store, trained, version=trained.info.identity.catalog_version)
+    with pytest.raises(InvalidInput, match="speechclip embed"):
+        before.search(np.ones(16, np.float32), "speech", 1)
+
+
+def test_encoders_with_other_weights_than_the_stores_are_refused(
+    store: FeatureStore, trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = Searcher(store, trained)
+    kept = store.read_spec(trained.info.identity.image.fingerprint)
+    other = kept.__class__(source=kept.source, spec=kept.spec.__class__(**{**_fields(kept.spec), "weights": "0" * 64}))
+    monkeypatch.setattr(searcher.store, "read_spec", lambda fingerprint: other)
+    with pytest.raises(InvalidInput, match="weights that the store was made with"):
+        searcher.embed_text("a red circle")
+
+
+@given(num_rows=st.integers(1, 50), k=st.integers(0, 60), seed=st.integers(0, 9))
+def test_exact_search_finds_the_best_in_order(num_rows: int, k: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    vectors, query = generator.standard_normal((num_rows, 8)), generator.standard_normal(8)
+    found = ExactIndex([str(row) for row in range(num_rows)], vectors).search(query, k)
+    scores = unit(vectors) @ unit(query[None])[0]
+    assert [neighbour.key for neighbour in found] == [str(row) for row in np.argsort(-scores)[:k]]
+
+
+def test_vectors_and_keys_must_fit() -> None:
+    with pytest.raises(InvalidInput, match="2 keys for 3 vectors"):
+        ExactIndex(["a", "b"], np.ones((3, 4)))
+    with pytest.raises(InvalidInput, match="width"):
+        ExactIndex(["a"], np.ones((1, 4))).search(np.ones(5), 1)
+
+
+def _fields(record: object) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}  # type: ignore[attr-defined]
