@@ -51,8 +51,8 @@ class Experiment:
 EXPERIMENTS = (
     Experiment("synthetic voices to human English", "english", "test", least=0.30),
     Experiment("synthetic voices to an unseen one", "english", "unseen-voice"),
-    # With 65 clips one lucky hit is 1.5 %, and chance gives one in ten runs: the gate is on the other split.
-    Experiment("shuffled pictures, human English", "shuffled", "test"),
+    # A caption's pictures are permuted for all voices alike, so the head learns wrong pairs well and hits by no luck.
+    Experiment("shuffled pictures, human English", "shuffled", "test", below=0.01),
     Experiment("shuffled pictures, an unseen voice", "shuffled", "unseen-voice", below=0.01),
     Experiment("human languages to human Catalan", "human", "test", k=10, least_times_chance=10),
 )

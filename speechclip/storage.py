@@ -97,7 +97,7 @@ class Storage:
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes at a local path or an `s3://` or `http(s)://` address; `SourceMissing` where nothing lies there."""
+    """The bytes at a local path or an `s3://` address; `SourceMissing` where nothing lies there."""
     storage, name = split_uri(uri)
     try:
         return storage.read(name)

@@ -48,12 +48,12 @@ def survey(store: FeatureStore, manifest: Manifest) -> list[Coverage]:
 
 
 def commit(
-    store: FeatureStore, task: str, fingerprint: str, keys: Sequence[str], rejected: Sequence[RejectedAsset] = ()
+    store: FeatureStore, task: str, name: str, keys: Sequence[str], rejected: Sequence[RejectedAsset] = ()
 ) -> None:
     stored = tuple(StoredAsset(key=key, offset=0, num_frames=1, sums_offset=0, checksum=0) for key in keys)
     receipt = Receipt(
-        task=task, feature_set=fingerprint, shard="s", stored=stored, rejected=tuple(rejected), num_bytes=0, seconds=1.0,
-        num_encoded=len(keys),
+        task=task, feature_set=name, shard="s", stored=stored, rejected=tuple(rejected),
+        num_bytes=0, seconds=1.0, num_encoded=len(keys),
     )  # fmt: skip
     store.commit([receipt], "m")
 

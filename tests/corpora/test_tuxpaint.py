@@ -140,7 +140,7 @@ def test_a_concept_stays_on_one_side_whatever_else_is_chosen(wide_tree: Tree) ->
 
 def test_which_groups_a_limit_keeps_is_recorded(wide_tree: Tree) -> None:
     groups = read_stamps(wide_tree.root, limit=20, split="voice:ca").table["group"].unique().to_pylist()
-    assert groups == ["plant 5", "...", "plant 27"]
+    assert groups == ["plant 5", "plant 6", "plant 10", "plant 12", "plant 27"]
 
 
 def test_a_voice_split_tests_one_language_alone(wide_tree: Tree) -> None:
