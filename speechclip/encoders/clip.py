@@ -1,24 +1,21 @@
 """CLIP by open_clip: one vector in the joint space for an image or a text, not normalised."""
 
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
-from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.frozen import freeze, use_device
 from speechclip.encoders.pictures import normalise_pixels
 from speechclip.encoders.untrained import fill_untrained
+from speechclip.encoders.vector import VectorEncoder
 from speechclip.encoders.weights import fetch_first, weights_digest
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
 from speechclip.spec import Codec, EncoderSpec
 
-BATCH = 64
 # ViT-B-32 in small: the same input, patches and vocabulary.
 _TINY = {
     "embed_dim": 64,
@@ -27,34 +24,7 @@ _TINY = {
 }
 
 
-class ClipEncoder:
-    """One tower of a CLIP model, (width,) for each prepared image or text."""
-
-    def __init__(self, model: Any, spec: EncoderSpec, source: str) -> None:
-        self.spec = spec
-        self.source = source
-        self._model: Any = freeze(model)
-        self._device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
-        assert_frozen(self._model)
-        assert_exact(self._device)
-        vectors: list[np.ndarray[Any, Any]] = []
-        for first in range(0, len(inputs), BATCH):
-            batch = torch.from_numpy(np.stack(inputs[first : first + BATCH])).to(self._device)
-            vectors.extend(self._encode_batch(batch).cpu().numpy())
-        return vectors
-
-    def _encode_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        if self.spec.modality == "image":
-            pixels = normalise_pixels(batch, self.spec.architecture["preprocess"])
-            return torch.as_tensor(self._model.encode_image(pixels))
-        return torch.as_tensor(self._model.encode_text(batch.long()))
-
-
-def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu") -> ClipEncoder:
+def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu") -> VectorEncoder:
     """One tower of ``<model>/<tag or checkpoint file>`` or of an untrained model."""
     found = use_device(device)
     if source.rest.startswith("untrained-"):
@@ -64,7 +34,15 @@ def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", devi
     if modality == "text" and "hf_tokenizer_name" in config["text_cfg"]:
         raise InvalidInput(f"{source} has a tokenizer of its own, only CLIP's BPE is known; use a plain CLIP")
     spec = _spec(config, model, modality, name=name, preprocess=preprocess, source=source, codec=codec)
-    return ClipEncoder(model.to(found), spec, str(source))
+    model = freeze(model.to(found))
+    if modality == "text":
+        return VectorEncoder(lambda tokens: model.encode_text(tokens.long()), model, spec, str(source))
+    return VectorEncoder(
+        lambda crops: model.encode_image(normalise_pixels(crops, spec.architecture["preprocess"])),
+        model,
+        spec,
+        str(source),
+    )
 
 
 def _untrained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:

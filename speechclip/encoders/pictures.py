@@ -1,41 +1,16 @@
 """Any image model of timm as a frozen encoder: the pooled vector before its classifier."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
-from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.frozen import freeze, use_device
+from speechclip.encoders.vector import VectorEncoder
 from speechclip.encoders.weights import WeightsFolder, load_strictly, read_tensors, weights_digest
 from speechclip.errors import InvalidInput
 from speechclip.spec import Codec, EncoderSpec
-
-BATCH = 64
-
-
-class PictureEncoder:
-    """A timm model without its classifier, (width,) for each prepared image."""
-
-    def __init__(self, model: Any, spec: EncoderSpec, source: str) -> None:
-        self.spec = spec
-        self.source = source
-        self._model: Any = freeze(model)
-        self._device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One (width,) float32 array per crop, in order; within 1e-5 of encoding it alone."""
-        assert_frozen(self._model)
-        assert_exact(self._device)
-        vectors: list[np.ndarray[Any, Any]] = []
-        for first in range(0, len(inputs), BATCH):
-            batch = torch.from_numpy(np.stack(inputs[first : first + BATCH])).to(self._device)
-            pixels = normalise_pixels(batch, self.spec.architecture["preprocess"])
-            vectors.extend(self._model(pixels).cpu().numpy())
-        return vectors
 
 
 def normalise_pixels(crops: torch.Tensor, preprocess: dict[str, Any]) -> torch.Tensor:
@@ -45,7 +20,7 @@ def normalise_pixels(crops: torch.Tensor, preprocess: dict[str, Any]) -> torch.T
     return (pixels - mean) / std
 
 
-def load_picture_encoder(source: Source, *, codec: Codec = "fp16", device: str = "cpu") -> PictureEncoder:
+def load_picture_encoder(source: Source, *, codec: Codec = "fp16", device: str = "cpu") -> VectorEncoder:
     """The model of ``<timm model>@<folder or safetensors file>``; a config.json beside may state its preprocessing."""
     import timm
 
@@ -70,7 +45,10 @@ def load_picture_encoder(source: Source, *, codec: Codec = "fp16", device: str =
         rules={"resize": "pil-antialias-short-side-centre/1", "vector": "raw/1", "compute": COMPUTE_RULE},
         architecture={"model": name, "preprocess": _preprocess(model, source)},
     )
-    return PictureEncoder(model.to(found), spec, str(source))
+    model = freeze(model.to(found))
+    return VectorEncoder(
+        lambda crops: model(normalise_pixels(crops, spec.architecture["preprocess"])), model, spec, str(source)
+    )
 
 
 def _preprocess(model: Any, source: Source) -> dict[str, Any]:

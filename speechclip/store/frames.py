@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Shaped
 
-from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.errors import Damaged, InvalidInput
 from speechclip.records import StoredAsset
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import BLOCK_BYTES, block_sums, blocks_per_layer, digest_of, verify_blocks
+from speechclip.store.features import Features
 from speechclip.store.layout import shard_path, sums_path
 
 HIDDEN = ".hidden.npy"
@@ -127,25 +128,16 @@ class Location:
     checksum: int
 
 
-class Frames:
+class Frames(Features):
     """A feature set of frames in one snapshot: `frames[key]` is (layers, frames, width), mapped and verified.
 
-    Reads are checked against the block checksums unless `verify=False`. Safe to pickle; the copy opens its own files.
+    Whole arrays and windows alike are checked against the block checksums of what they touch.
     """
 
     def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
-        self.storage, self.spec, self.verify = storage, spec, verify
-        self.fingerprint = spec.fingerprint
-        self._entries = entries
+        super().__init__(storage, spec, entries, verify=verify)
         self._open = functools.lru_cache(maxsize=256)(self._map)
         self._sums = functools.lru_cache(maxsize=1024)(self._read_sums)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen_frames, (self.storage, self.spec, self._entries, self.verify)
-
-    @functools.cached_property
-    def _index(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self._entries["asset"].to_pylist())}
 
     @functools.cached_property
     def _columns(self) -> dict[str, Any]:
@@ -153,22 +145,9 @@ class Frames:
         columns: dict[str, Any] = {name: self._entries[name].to_numpy() for name in numbers}
         return columns | {"shard": self._entries["shard"].combine_chunks()}
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._index
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
     def locate(self, key: str) -> Location:
         """Where the array of `key` lies; `NotStored` if the snapshot has none."""
-        row = self._index.get(key)
-        if row is None:
-            raise NotStored(
-                f"{key}: not stored in {self.fingerprint}; run `speechclip featurize`, or look for it in `rejected`"
-            )
+        row = self._row(key)
         columns = self._columns
         numbers = (int(columns[name][row]) for name in ("offset", "num_frames", "sums_offset", "checksum"))
         return Location(columns["shard"][row].as_py(), *numbers)
@@ -251,7 +230,3 @@ class Frames:
         if len(data) != end - start:
             raise Damaged(f"{shard}: {end} bytes expected, the file ends at {start + len(data)}")
         return data
-
-
-def _reopen_frames(storage: Storage, spec: EncoderSpec, entries: pa.Table, verify: bool) -> Frames:
-    return Frames(storage, spec, entries, verify=verify)

@@ -16,11 +16,12 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from speechclip.errors import Damaged, NotStored
+from speechclip.errors import Damaged
 from speechclip.records import StoredAsset, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
+from speechclip.store.features import Features
 from speechclip.store.layout import segment_path
 
 # 64 hex digits of sha256 and a segment's "-start-end".
@@ -142,22 +143,13 @@ def _read_rows(storage: Storage, path: str, name: str, start: int, count: int) -
         raise Damaged(f"{path}/{name}: rows {start} to {start + count} are damaged ({error})") from None
 
 
-class Vectors:
+class Vectors(Features):
     """A feature set of vectors in one snapshot: `vectors[key]` is (width,), `read(keys)` (keys, width), verified."""
 
     def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
-        self.storage, self.spec, self.verify = storage, spec, verify
-        self.fingerprint = spec.fingerprint
-        self._entries = entries
+        super().__init__(storage, spec, entries, verify=verify)
         self._chunk = functools.lru_cache(maxsize=64)(self._read_chunk)
         self._arrays = functools.lru_cache(maxsize=64)(lambda path: _open(self.storage, path)["vectors"])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen_vectors, (self.storage, self.spec, self._entries, self.verify)
-
-    @functools.cached_property
-    def _index(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self._entries["asset"].to_pylist())}
 
     @functools.cached_property
     def _places(self) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -165,21 +157,8 @@ class Vectors:
         shards, offsets, checksums = (self._entries[name] for name in names)
         return shards.to_pylist(), offsets.to_numpy(), checksums.to_numpy()
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._index
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
     def __getitem__(self, key: str) -> Shaped[np.ndarray, " width"]:
-        row = self._index.get(key)
-        if row is None:
-            raise NotStored(
-                f"{key}: not stored in {self.fingerprint}; run `speechclip featurize`, or look for it in `rejected`"
-            )
+        row = self._row(key)
         shards, offsets, checksums = self._places
         array = self._arrays(shards[row])
         chunk, within = divmod(int(offsets[row]), array.chunks[0])
@@ -205,7 +184,3 @@ class Vectors:
             raise Damaged(f"{path}: chunk {chunk} is damaged ({error})") from None
         data.flags.writeable = False
         return data
-
-
-def _reopen_vectors(storage: Storage, spec: EncoderSpec, entries: pa.Table, verify: bool) -> Vectors:
-    return Vectors(storage, spec, entries, verify=verify)

@@ -1,0 +1,35 @@
+"""One vector for each input: what CLIP's towers and timm's models have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from speechclip.encoders.frozen import assert_exact, assert_frozen
+from speechclip.spec import EncoderSpec
+
+BATCH = 64
+
+
+class VectorEncoder:
+    """A frozen model and the way from a stacked batch of prepared inputs to its vectors (batch, width)."""
+
+    def __init__(
+        self, forward: Callable[[torch.Tensor], Any], model: torch.nn.Module, spec: EncoderSpec, source: str
+    ) -> None:
+        self.spec = spec
+        self.source = source
+        self._forward, self._model = forward, model
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
+        assert_frozen(self._model)
+        assert_exact(self._device)
+        vectors: list[np.ndarray[Any, Any]] = []
+        for first in range(0, len(inputs), BATCH):
+            batch = torch.from_numpy(np.stack(inputs[first : first + BATCH])).to(self._device)
+            vectors.extend(self._forward(batch).cpu().numpy())
+        return vectors
