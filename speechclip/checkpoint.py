@@ -181,5 +181,20 @@ class RunFolder:
         return hashlib.sha256(data).hexdigest()
 
 
+def check_continues(folder: RunFolder, identity: RunIdentity) -> CheckpointInfo | None:
+    """The checkpoint that a run of this identity goes on from; `InvalidInput` where the folder holds another run."""
+    found = folder.last_checkpoint()
+    if found is None or found.identity == identity:
+        return found
+    changed = [
+        f"{name} was {getattr(found.identity, name)!r}, is {getattr(identity, name)!r}"
+        for name in RunIdentity.__struct_fields__
+        if getattr(found.identity, name) != getattr(identity, name)
+    ]
+    raise InvalidInput(
+        f"{folder.uri}: holds step {found.step} of another run ({'; '.join(changed)}); train into a new folder"
+    )
+
+
 def _folder(step: int) -> str:
     return f"checkpoints/step-{step:06d}"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Asset, Modality
-from speechclip.storage import read_uri, split_uri
+from speechclip.storage import parse_parquet, read_uri, split_uri
 
 # One row an utterance. `group` is the answer: rows of one group count as the same image (by default the image's key).
 # A source that could not be read at ingest has a null key and its reason in `*_error`, as "reason: sentence".
@@ -53,7 +53,7 @@ class Manifest:
     def read(cls, uri: str) -> "Manifest":
         """The manifest at a local path or `s3://` address."""
         try:
-            table = pq.read_table(io.BytesIO(read_uri(uri)))
+            table = parse_parquet(read_uri(uri))
         except pa.ArrowInvalid as error:
             raise InvalidInput(f"{uri}: not a Parquet manifest ({error}); make one by `speechclip ingest`") from None
         if not table.schema.equals(SCHEMA):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Record, Task
 from speechclip.spec import EncoderSpec
+from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
 from speechclip.store.vectors import KEY_BYTES, create_segment
@@ -190,5 +191,5 @@ def _to_parquet(tasks: Sequence[Task]) -> bytes:
 
 
 def _from_parquet(data: bytes) -> list[Task]:
-    table = pq.read_table(io.BytesIO(data))
+    table = parse_parquet(data)
     return [msgspec.json.decode(record, type=Task) for record in table["record"].to_pylist()]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from speechclip.errors import InvalidInput, SourceMissing, UnsupportedStore
 
@@ -103,6 +105,14 @@ def read_uri(uri: str) -> bytes:
         return storage.read(name)
     except FileNotFoundError:
         raise SourceMissing(f"{uri}: no such file; mend the path and ingest again") from None
+
+
+def parse_parquet(data: bytes) -> pa.Table:
+    """The table in a Parquet file's bytes; `pyarrow.ArrowInvalid` if it is none.
+
+    Read in this thread alone: see `store.catalog.entries` for what Arrow's threads do to a process that ends.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint import CRITERION, Best, CheckpointInfo, RunFolder, RunIdentity, RunInfo
+from speechclip.checkpoint import CRITERION, Best, CheckpointInfo, RunFolder, RunIdentity, RunInfo, check_continues
 from speechclip.errors import InvalidInput
 from speechclip.heads import ParallelConfig, ParallelHead
 from speechclip.loader import Batch, Loader
@@ -55,21 +55,6 @@ def configure_head(recipe: Recipe, speech: EncoderSpec, image: EncoderSpec) -> P
         dropout=recipe.dropout,
         normalize=recipe.normalize_states,
         image_projection=recipe.image_projection,
-    )
-
-
-def check_continues(folder: RunFolder, identity: RunIdentity) -> CheckpointInfo | None:
-    """The checkpoint that a run of this identity goes on from; `InvalidInput` where the folder holds another run."""
-    found = folder.last_checkpoint()
-    if found is None or found.identity == identity:
-        return found
-    changed = [
-        f"{name} was {getattr(found.identity, name)!r}, is {getattr(identity, name)!r}"
-        for name in RunIdentity.__struct_fields__
-        if getattr(found.identity, name) != getattr(identity, name)
-    ]
-    raise InvalidInput(
-        f"{folder.uri}: holds step {found.step} of another run ({'; '.join(changed)}); train into a new folder"
     )
 
 
@@ -202,7 +187,8 @@ class Trainer:
         self.head.eval()
         recall = self.validate(self.head, self.world)
         self.head.train()
-        if self.best is None or recall > self.best.recall:
+        # A tie goes to the later step: on small dev splits recall at 10 saturates while the head still improves.
+        if self.best is None or recall >= self.best.recall:
             self.best = Best(step=self.step, recall=recall)
         return recall
 

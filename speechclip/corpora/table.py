@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
-from speechclip.storage import read_uri
+from speechclip.storage import parse_parquet, read_uri
 
 MODALITY_COLUMNS = ("audio", "image", "text")
 TEXT_COLUMNS = (*MODALITY_COLUMNS, "split", "id", "group", "speaker", "language")
@@ -87,7 +86,7 @@ def _jsonl_rows(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
-    yield from pq.read_table(io.BytesIO(data)).to_pylist()
+    yield from parse_parquet(data).to_pylist()
 
 
 def _checked(raw: dict[str, Any], where: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from speechclip.batches import Order, choose_feature_set, open_pair, stored_rows
-from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo
+from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues
 from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
 from speechclip.evaluation import validator
 from speechclip.jobs.board import Board
@@ -27,7 +27,7 @@ from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
 from speechclip.records import Record, to_json
 from speechclip.store import FeatureSetInfo, FeatureStore
-from speechclip.trainer import Progress, Trainer, check_continues, configure_head
+from speechclip.trainer import Progress, Trainer, configure_head
 from speechclip.world import World
 
 logger = logging.getLogger(__name__)

@@ -114,7 +114,7 @@ class Snapshot:
         self.store = store
         self._table = table
         self.version = table.version()
-        self._entries = functools.cache(lambda fingerprint: entries(table, fingerprint))
+        self._entries = functools.cache(lambda fingerprint: entries(store.storage, table, fingerprint))
 
     def feature_sets(self) -> list[FeatureSetInfo]:
         """Everything that this snapshot holds."""
