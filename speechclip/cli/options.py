@@ -125,7 +125,7 @@ class ProgressLine:
         self.total, self.what = total, what
         self.done = 0.0
         self._started = time.monotonic()
-        self._said = float("-inf")
+        self._said = self._started
 
     def advance(self, amount: float, detail: str = "") -> None:
         """Count so much more as done."""

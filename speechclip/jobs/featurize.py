@@ -77,9 +77,9 @@ def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
         by_set.setdefault(task.feature_set, []).append(task)
     resources = ray.cluster_resources()
     num_tasks = {modalities[name]: len(tasks) for name, tasks in by_set.items()}
-    pools = size_pools(resources.get("CPU", 0), resources.get("GPU", 0), num_tasks)
     if resources.get("CPU", 0) < 1:
         raise WorkLeft("the Ray cluster has no CPU for decoding; start it with --num-cpus 1 or more")
+    pools = size_pools(resources["CPU"], resources.get("GPU", 0), num_tasks)
     logger.info("pools: %s", pools)
     _configure_data()
     branches = [_branch(work, name, tasks, pools, batch_sizes) for name, tasks in by_set.items()]
