@@ -80,15 +80,16 @@ def load_settings(path: str | None, options: Mapping[str, Any], overrides: Seque
         _set(tree, override)
     tree |= {name: value for name, value in options.items() if value is not None}
     try:
-        return msgspec.convert({name: _whole_path(name, value) for name, value in tree.items()}, Settings)
+        settings = msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"settings: {error}; see docs/configuration.md for the keys") from None
+    paths = {name: getattr(settings, name) for name in ("manifest", "store", "run")}
+    return msgspec.structs.replace(settings, **{name: whole_path(path) for name, path in paths.items() if path})
 
 
-def _whole_path(name: str, value: Any) -> Any:
-    """A local path from the root: Ray's workers stand in other folders."""
-    is_path = name in ("manifest", "store", "run") and isinstance(value, str) and "://" not in value
-    return str(Path(value).absolute()) if is_path else value
+def whole_path(value: str) -> str:
+    """An address as it is, a local path from the root: Ray's workers stand in other folders."""
+    return value if "://" in value else str(Path(value).absolute())
 
 
 def _read_file(path: str | None) -> dict[str, Any]:

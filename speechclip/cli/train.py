@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from speechclip.cli.options import console, human_seconds, say, settings_options
-from speechclip.config import Settings
+from speechclip.config import Settings, whole_path
 
 
 @click.command()
@@ -43,7 +43,7 @@ def train(
     request = TrainRequest(
         manifest=settings.need("manifest"),
         store=settings.need("store"),
-        out=out,
+        out=whole_path(out),
         recipe=recipe,
         speech=speech_set or settings.speech,
         image=image_set or settings.image,

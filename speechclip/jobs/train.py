@@ -115,11 +115,13 @@ def identify(request: TrainRequest, folder: RunFolder) -> RunIdentity:
     version = request.catalog_version
     if version is None and known is not None:
         version = known.identity.catalog_version
-    snapshot = FeatureStore(request.store).snapshot(version)
+    store, manifest = FeatureStore(request.store), Manifest.read(request.manifest)
+    snapshot = store.snapshot(version)
+    store.add_manifest(manifest)
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
     identity = RunIdentity(
-        manifest=Manifest.read(request.manifest).digest,
+        manifest=manifest.digest,
         catalog_version=snapshot.version,
         speech=_source(speech),
         image=_source(image),
@@ -140,10 +142,10 @@ def _work(config: dict[str, Any]) -> None:
     assignment = msgspec.json.decode(config["assignment"], type=_Assignment)
     request, identity, recipe = assignment.request, assignment.identity, assignment.request.recipe
     torch.set_num_threads(_threads())
-    manifest = Manifest.read(request.manifest)
-    if manifest.digest != identity.manifest:
-        raise InvalidInput(f"{request.manifest}: changed since the run began; train into a new folder")
-    snapshot = FeatureStore(request.store).snapshot(identity.catalog_version)
+    store = FeatureStore(request.store)
+    # The copy in the store: a path of the driver's machine means nothing on another node.
+    manifest = store.read_manifest(identity.manifest)
+    snapshot = store.snapshot(identity.catalog_version)
     frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
     order = Order(stored_rows(manifest, recipe.train_split, frames, vectors), recipe.batch_size, recipe.seed)
     world = World.current()
