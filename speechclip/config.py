@@ -97,11 +97,11 @@ def _read_file(path: str | None) -> dict[str, Any]:
         return {}
     try:
         document = yaml.safe_load(Path(path or DEFAULT_CONFIG).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path}: can't be read as a config ({error})") from None
-    tree = ((document or {}).get("metadata") or {}).get("speechclip") or {}
+        tree = ((document or {}).get("metadata") or {}).get("speechclip") or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise InvalidInput(f"{path or DEFAULT_CONFIG}: can't be read as a config ({error})") from None
     if not isinstance(tree, dict):
-        raise InvalidInput(f"{path}: metadata.speechclip must be a mapping")
+        raise InvalidInput(f"{path or DEFAULT_CONFIG}: metadata.speechclip must be a mapping")
     return tree
 
 
@@ -114,4 +114,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise InvalidInput(f"--set {override}: {parent} holds a value, not keys")
-    tree[last] = yaml.safe_load(value)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InvalidInput(f"--set {override}: the value is no YAML; quote it") from None

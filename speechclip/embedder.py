@@ -41,9 +41,9 @@ def embed(
     Utterances whose frames are not stored count as missing.
     """
     spec = embedding_spec(trained.info)
+    snapshot = store.snapshot()
     store.add_spec(spec, f"head of {spec.architecture['parent']}")
     store.add_manifest(manifest)
-    snapshot = store.snapshot()
     frames = snapshot.feature_set(spec.architecture["parent"])
     assert isinstance(frames, Frames)
     coverage = cover(manifest, spec, snapshot)

@@ -5,7 +5,7 @@ unreadable source counted once.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speechclip.encoders import Encoder
@@ -37,15 +37,19 @@ def survey(store: FeatureStore, manifest: Manifest, specs: Iterable[EncoderSpec]
 
 
 def prepare_work(
-    store: FeatureStore, manifest: Manifest, encoders: Sequence[tuple[EncoderRequest, EncoderSpec]], sizes: TaskSizes
+    store: FeatureStore,
+    manifest: Manifest,
+    encoders: Sequence[tuple[EncoderRequest, EncoderSpec]],
+    sizes: TaskSizes,
+    retry: Collection[str] = (),
 ) -> Work:
-    """Make the store if need be, keep specs and manifest in it, and open the plan of what is missing."""
+    """Make the store if need be, keep specs and manifest in it, and open the plan of what is missing or to retry."""
     store.create()
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     store.add_manifest(manifest)
     snapshot = store.snapshot()
-    before = tuple(cover(manifest, spec, snapshot) for _, spec in encoders)
+    before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)
     plan = open_plan(store, manifest, before, snapshot, sizes)
     requests = {spec.fingerprint: request for request, spec in encoders}
     return Work(store, manifest, requests, {spec.fingerprint: spec for _, spec in encoders}, before, plan)
@@ -131,7 +135,7 @@ def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> N
     if num_rejected > max_rejected * num_planned:
         raise WorkLeft(
             f"{num_rejected} of {num_planned} assets are rejected, more than --max-rejected {max_rejected:g} allows; "
-            "what was encoded is kept; `speechclip rejected` lists the reasons"
+            "the run stopped and keeps what was encoded; `speechclip rejected` lists the reasons, a higher share goes on"
         )
 
 

@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
     ],
     metadata={"speechclip.manifest": "1"},
 )
+KEY_COLUMNS = ("speech_key", "image_key", "text_key")
+KEY_PATTERN = r"^[0-9a-f]{64}(-[0-9]+-[0-9]+)?$"
 URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
 
 
@@ -58,6 +60,14 @@ class Manifest:
             raise InvalidInput(f"{uri}: not a Parquet manifest ({error}); make one by `speechclip ingest`") from None
         if not table.schema.equals(SCHEMA):
             raise InvalidInput(f"{uri}: not a manifest of format 1: run `speechclip ingest` again")
+        for column in KEY_COLUMNS:
+            # A key names files and tar members: nothing but a digest and a segment may stand in it.
+            if not pc.all(pc.match_substring_regex(table[column], KEY_PATTERN)).as_py() and table[
+                column
+            ].null_count < len(table):
+                raise InvalidInput(
+                    f"{uri}: {column} holds a value that is no content key; run `speechclip ingest` again"
+                )
         return cls(table)
 
     @classmethod

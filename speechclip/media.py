@@ -120,6 +120,9 @@ def read_source(uri: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise SourceMissing(f"{uri}: no such file; mend the path and ingest again") from None
     except (PermissionError, IsADirectoryError) as error:
+        if "://" in uri:
+            # s3fs says so of expired credentials too: weather, not a property of the source.
+            raise
         raise SourceUnreadable(f"{uri}: can't be read ({error.strerror}); mend it and ingest again") from None
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):

@@ -2,8 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 import pyarrow as pa
@@ -21,12 +22,15 @@ from speechclip.store.vectors import KEY_BYTES, create_segment
 MEMBER_BYTES = 2560
 
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class TaskSizes(Record, frozen=True):
     """How much goes into one task: speed and object sizes, never values."""
 
-    shard_bytes: int = 128 << 20
-    shard_items: int = 1024
-    chunk_rows: int = 512
+    shard_bytes: Positive = 128 << 20
+    shard_items: Positive = 1024
+    chunk_rows: Positive = 512
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,14 @@ class Coverage:
         return 2 * len(cut(self.spec, self.missing, sizes))
 
 
-def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None) -> Coverage:
-    """What the manifest asks of this encoder and what the snapshot (None: an empty store) has of it."""
+def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None, retry: Collection[str] = ()) -> Coverage:
+    """What the manifest asks of this encoder and what the snapshot (None: an empty store) has of it.
+
+    What was rejected for a reason in `retry` counts as missing.
+    """
     assets = manifest.assets(spec.modality)
     problems = manifest.source_problems(spec.modality)
-    stored, rejected = _known(spec.fingerprint, manifest, snapshot)
+    stored, rejected = _known(spec.fingerprint, manifest, snapshot, retry)
     num_stored = sum(asset.key in stored for asset in assets)
     missing = tuple(asset for asset in assets if asset.key not in stored and asset.key not in rejected)
     num_rejected = len(assets) - num_stored - len(missing) + len(problems)
@@ -136,11 +143,14 @@ def open_plan(
     raise AssertionError("ten thousand plans of one manifest")
 
 
-def _known(fingerprint: str, manifest: Manifest, snapshot: Snapshot | None) -> tuple[set[str], set[str]]:
+def _known(
+    fingerprint: str, manifest: Manifest, snapshot: Snapshot | None, retry: Collection[str]
+) -> tuple[set[str], set[str]]:
     if snapshot is None:
         return set(), set()
-    rejected = snapshot.rejections(fingerprint, manifest.digest)["asset"].to_pylist()
-    return snapshot.stored_keys(fingerprint), set(rejected)
+    rejections = snapshot.rejections(fingerprint, manifest.digest).select(["asset", "reason"]).to_pylist()
+    rejected = {row["asset"] for row in rejections if row["reason"] not in retry}
+    return snapshot.stored_keys(fingerprint), rejected
 
 
 def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 from speechclip.errors import InvalidInput, SourceMissing, UnsupportedStore
 
+INCOMING = ".incoming-"
+
 
 class Storage:
     """A root folder, local or `s3://bucket/prefix`, whose files are written once. Paths are relative, with slashes."""
@@ -36,9 +38,9 @@ class Storage:
         """The fsspec file system under the root."""
         return fsspec.filesystem("file") if self.is_local else fsspec.filesystem("s3", **_s3fs_options())
 
-    @functools.cached_property
+    @property
     def delta_options(self) -> dict[str, str]:
-        """The same endpoint and credentials in the words of deltalake's object store."""
+        """The same endpoint and credentials in the words of deltalake's object store, as fresh as botocore's."""
         return {} if self.is_local else _delta_options()
 
     def address(self, path: str) -> str:
@@ -83,19 +85,21 @@ class Storage:
         self.filesystem.invalidate_cache()
         base = self.root.removeprefix("s3://")
         for found in sorted(self.filesystem.find(self.address(prefix))):
-            yield found.removeprefix(base).lstrip("/")
+            # What a killed writer left, or one at work is writing, is no file yet.
+            if not found.rpartition("/")[2].startswith(INCOMING):
+                yield found.removeprefix(base).lstrip("/")
 
     def probe(self) -> None:
         """Refuse a backend that overwrites where it was asked to create (`UnsupportedStore`)."""
         path = f".probe-{os.urandom(8).hex()}"
-        try:
-            if not self.create(path, b"first") or self.create(path, b"second"):
-                raise UnsupportedStore(
-                    f"{self.root}: the backend ignores conditional writes (If-None-Match), so two runs could overwrite "
-                    "each other; use a backend that honours them"
-                )
-        finally:
-            self.filesystem.rm(self.address(path))
+        is_created = self.create(path, b"first")
+        is_overwritten = self.create(path, b"second")
+        self.filesystem.rm(self.address(path))
+        if not is_created or is_overwritten:
+            raise UnsupportedStore(
+                f"{self.root}: the backend ignores conditional writes (If-None-Match), so two runs could overwrite "
+                "each other; use a backend that honours them"
+            )
 
 
 def read_uri(uri: str) -> bytes:
@@ -124,7 +128,7 @@ def split_uri(uri: str) -> tuple[Storage, str]:
 def _create_local(path: Path, data: bytes | memoryview) -> bool:
     """Link a finished, synced temporary file to `path`: a reader sees all of it or nothing; nothing is overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".incoming-")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=INCOMING)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -150,6 +154,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@functools.cache
 def _session() -> Any:
     import botocore.session
 
@@ -158,7 +163,9 @@ def _session() -> Any:
 
 def _s3fs_options() -> dict[str, Any]:
     """Retries with jitter and a bound; everything else s3fs takes from botocore, profile and endpoint included."""
-    return {"config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}}}
+    return {
+        "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
+    }
 
 
 def _delta_options() -> dict[str, str]:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from speechclip.encoders import Encoder, load_encoder, prepare
-from speechclip.errors import EmptyText, NotFinite, Rejected, SourceProblem
-from speechclip.media import decode_audio, decode_image, fetch
+from speechclip.errors import EmptyText, NotFinite, Rejected, SourceChanged, SourceProblem
+from speechclip.media import decode_audio, decode_image, fetch, text_key
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
 from speechclip.spec import Codec, EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.frames import find_shard, pack_shard, write_shard
 from speechclip.store.layout import segment_path, shard_path
-from speechclip.store.vectors import read_chunk, write_chunk
+from speechclip.store.vectors import find_chunk, write_chunk
 
 PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch", "soundfile", "soxr", "numpy")
 
@@ -53,7 +53,7 @@ class DecodedTask(Record, frozen=True):
     def inputs(self) -> list[np.ndarray]:
         """The arrays, as `prepare` made them."""
         parts = zip(self.buffers, self.dtypes, self.shapes, strict=True)
-        return [np.frombuffer(data, dtype).reshape(shape) for data, dtype, shape in parts]
+        return [np.frombuffer(data, dtype).reshape(shape).copy() for data, dtype, shape in parts]
 
 
 def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
@@ -65,7 +65,7 @@ def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
             inputs.append(ready(_decode(asset)))
             keys.append(asset.key)
         except Rejected as error:
-            source = asset.uri if isinstance(error, SourceProblem) else None
+            source = (asset.uri or asset.text) if isinstance(error, SourceProblem) else None
             rejected.append(RejectedAsset(key=asset.key, reason=error.reason, detail=str(error), source=source))
     return DecodedTask(
         task=task,
@@ -115,6 +115,10 @@ def _decode(asset: Asset) -> Any:
     if asset.modality == "text":
         if not (asset.text or "").strip():
             raise EmptyText(f"{asset.key[:12]}: the text is empty")
+        if text_key(asset.text or "") != asset.key:
+            raise SourceChanged(
+                f"{asset.text!r}: not the text of the key {asset.key[:12]}; run `speechclip ingest` again"
+            )
         return asset.text
     data = fetch(asset)
     if asset.modality == "image":
@@ -149,8 +153,9 @@ def _find(
 ) -> tuple[str, tuple[StoredAsset, ...]] | None:
     """The whole and verified work of a run that ended between the shard and its commit."""
     if not spec.is_frames:
-        stored = read_chunk(storage, spec, task)
-        return (segment_path(spec.fingerprint, task.segment), stored) if len(stored) == len(keys) else None
+        path = segment_path(spec.fingerprint, task.segment)
+        stored = find_chunk(storage, spec, task, path)
+        return (path, stored) if {entry.key for entry in stored} >= set(keys) else None
     path = shard_path(spec.fingerprint, task.id, keys, 0)
     shard = find_shard(storage, spec, path, keys) if keys else None
     return (path, shard) if shard else None

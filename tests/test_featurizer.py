@@ -193,8 +193,12 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     assert ledger(featurize(uri, manifest, TOY[:1])) == (18, 0, 17, 1, 0)
     assert list_rejected(FeatureStore(uri), manifest)[0]["reason"] == "source-changed"
     victim.write_bytes(original)
+    specs = [(request, request.build().spec) for request in TOY[:1]]
+    work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])
+    run(run_inline(work), committer := Committer(work))
+    assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
     fresh = read_table(str(corpus))
-    assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 17, 1, 0, 0)
+    assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)
 
 
 def test_batches_hold_every_position_once_within_the_limit() -> None:

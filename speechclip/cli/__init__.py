@@ -66,8 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted; all that was committed is kept, run the same command again to go on", EXIT_INTERRUPTED)
-    except PermissionError as error:
-        _end(f"{error.filename or error}: no permission; change the path or its rights", EXIT_FAILED)
+    except OSError as error:
+        _end(f"{error.filename or ''} {error.strerror or error}; mend that and run the same command again", EXIT_FAILED)
+    except Exception as error:
+        # S3 and Delta clients have error trees of their own, which a quick `--help` must not import.
+        if not type(error).__module__.startswith(("botocore.", "_internal", "deltalake")):
+            raise
+        _end(f"the storage failed: {error}; what was committed is kept, run the same command again", EXIT_FAILED)
 
 
 def _end(sentence: str, code: int) -> None:

@@ -50,9 +50,15 @@ def plan(settings: Settings, as_json: bool) -> None:
 @click.option(
     "--max-rejected", type=float, help="Share of rejected assets beyond which the run stops with exit code 3."
 )
+@click.option("--retry", multiple=True, metavar="REASON", help="Try again what was rejected for it, as source-missing.")
 @click.option("--inline", is_flag=True, help="Work in this process, without Ray (small corpora, debugging).")
 def featurize(
-    settings: Settings, as_json: bool, num_cpus: int | None, max_rejected: float | None, inline: bool
+    settings: Settings,
+    as_json: bool,
+    num_cpus: int | None,
+    max_rejected: float | None,
+    retry: tuple[str, ...],
+    inline: bool,
 ) -> None:
     """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
     from speechclip.featurizer import Committer, prepare_work, run, run_inline
@@ -63,11 +69,12 @@ def featurize(
     requests = settings.encoder_requests()
     specs = [request.build().spec for request in requests]
     options = settings.featurize
-    work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks)
+    work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks, retry)
     _announce(work, specs, options.tasks)
     if inline or not work.plan.tasks:
         receipts = run_inline(work, options.batches)
     else:
+        say("starting Ray; a small corpus is quicker with --inline")
         from speechclip.jobs.cluster import connect
         from speechclip.jobs.featurize import run_on_ray
 

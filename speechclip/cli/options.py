@@ -85,7 +85,7 @@ def refuse_throw_away_paths(settings: Settings) -> None:
 
 def console() -> Console:
     """Where results go."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def say(sentence: str) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from speechclip.errors import NotStored, StoreError
 from speechclip.records import Receipt, RejectedAsset, StoredAsset, to_json
@@ -78,6 +78,8 @@ class Catalog:
             return DeltaTable(address, version=version, storage_options=self.storage.delta_options)
         except TableNotFoundError:
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`") from None
+        except (DeltaError, OverflowError) as error:
+            raise NotStored(f"{self.storage.root}: catalog version {version} can't be read ({error})") from None
 
     def commit(self, receipts: Sequence[Receipt], manifest: str) -> int:
         """Add the receipts in one atomic version, exactly once however often it is called; the version.
@@ -115,9 +117,8 @@ class Catalog:
         return None
 
 
-def entries(storage: Storage, table: DeltaTable, feature_set: str) -> pa.Table:
-    """The rows of one feature set, each (asset, manifest, source) once: the one rule for a key committed twice."""
-    rows = _read_rows(storage, table, feature_set)
+def entries(rows: pa.Table) -> pa.Table:
+    """Of one feature set's rows each (asset, manifest, source) once: the one rule for a key committed twice."""
     scope = pc.fill_null(pc.binary_join_element_wise(rows["manifest"], rows["source"], " "), "")
     is_rejected = pc.not_equal(rows["status"], "stored")
     ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected)
@@ -129,7 +130,7 @@ def entries(storage: Storage, table: DeltaTable, feature_set: str) -> pa.Table:
     return ranked.filter(is_first).select(SCHEMA.names)
 
 
-def _read_rows(storage: Storage, table: DeltaTable, feature_set: str) -> pa.Table:
+def read_rows(storage: Storage, table: DeltaTable, feature_set: str) -> pa.Table:
     """All rows of one partition, from the files that this version of the table names.
 
     Not by the client's own readers. Its PyArrow dataset reads through Python buffers in Arrow's threads, and one that

@@ -14,7 +14,7 @@ from speechclip.manifest import Manifest
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.catalog import Catalog, entries, feature_sets
+from speechclip.store.catalog import Catalog, entries, feature_sets, read_rows
 from speechclip.store.frames import Frames
 from speechclip.store.layout import FORMAT, STORE_FILE, manifest_path, spec_path
 from speechclip.store.vectors import Vectors
@@ -114,7 +114,8 @@ class Snapshot:
         self.store = store
         self._table = table
         self.version = table.version()
-        self._entries = functools.cache(lambda fingerprint: entries(store.storage, table, fingerprint))
+        self._rows = functools.cache(lambda fingerprint: read_rows(store.storage, table, fingerprint))
+        self._entries = functools.cache(lambda fingerprint: entries(self._rows(fingerprint)))
 
     def feature_sets(self) -> list[FeatureSetInfo]:
         """Everything that this snapshot holds."""
@@ -149,7 +150,7 @@ class Snapshot:
 
     def committed_tasks(self, fingerprint: str) -> set[str]:
         """The tasks whose receipt this snapshot holds."""
-        return set(self._entries(fingerprint)["task"].unique().to_pylist())
+        return set(self._rows(fingerprint)["task"].unique().to_pylist())
 
     def _stored(self, fingerprint: str) -> pa.Table:
         rows = self._entries(fingerprint)

@@ -41,46 +41,66 @@ def write_chunk(
 ) -> tuple[str, tuple[StoredAsset, ...], int]:
     """Put a task's chunk on storage: the segment's path, what lies there, and the bytes written.
 
-    A chunk that is there already is adopted as it is: the receipt says what it holds, not what was meant.
+    A chunk that is there already is adopted: the receipt says what it holds, not what was meant. One that is damaged or
+    lacks some of these features is left alone, and ours goes into the segment's next generation.
     """
-    path = segment_path(spec.fingerprint, task.segment)
-    chunk_rows = int(_open(storage, path)["vectors"].chunks[0])
+    shape, chunks = _shape(storage, segment_path(spec.fingerprint, task.segment))
+    encoded = _encode_chunk(spec, task, features, chunks[0])
+    wanted = {asset.key for asset in task.assets if asset.key in features}
+    for generation in range(100):
+        segment = f"{task.segment}-g{generation}" if generation else task.segment
+        if generation:
+            create_segment(storage, spec, segment, shape[0], chunks[0])
+        path, num_bytes = segment_path(spec.fingerprint, segment), 0
+        for name, data in encoded.items():
+            if storage.create(f"{path}/{name}/c/{task.first_row // chunks[0]}/0", data):
+                num_bytes += len(data)
+        stored = find_chunk(storage, spec, task, path)
+        if {entry.key for entry in stored} >= wanted:
+            return path, stored, num_bytes
+    raise Damaged(f"{task.segment}: a hundred damaged generations of chunk {task.first_row // chunks[0]}")
+
+
+def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
+    """What a task's chunk in the group at `path` holds; nothing where it is not written, or damaged."""
+    try:
+        vectors = _read_rows(storage, path, "vectors", task.first_row, len(task.assets))
+        keys = _read_rows(storage, path, "keys", task.first_row, len(task.assets))
+    except Damaged:
+        return ()
+    return tuple(
+        StoredAsset(
+            key=asset.key,
+            offset=task.first_row + row,
+            num_frames=0,
+            sums_offset=0,
+            checksum=digest_of(vectors[row]),
+        )
+        for row, asset in enumerate(task.assets)
+        if bytes(keys[row]).rstrip(b"\0") == asset.key.encode() and not np.isnan(vectors[row]).any()
+    )
+
+
+def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray], rows: int) -> dict[str, bytes]:
+    """The chunk files of `vectors` and `keys`, encoded by Zarr in memory."""
     files: dict[str, Any] = {}
-    group = _new_group(files, spec, chunk_rows, chunk_rows)
-    vectors = np.full((chunk_rows, spec.width), np.nan, spec.dtype)
-    keys = np.zeros((chunk_rows, KEY_BYTES), np.uint8)
+    group = _new_group(files, spec, rows, rows)
+    vectors = np.full((rows, spec.width), np.nan, spec.dtype)
+    keys = np.zeros((rows, KEY_BYTES), np.uint8)
     for row, asset in enumerate(task.assets):
         if asset.key in features:
             vectors[row] = features[asset.key]
             keys[row, : len(asset.key)] = np.frombuffer(asset.key.encode(), np.uint8)
     group["vectors"][:], group["keys"][:] = vectors, keys
-    num_bytes = 0
-    for name in ("vectors", "keys"):
-        # An array that is all fill has no chunk file.
-        data = files[f"{name}/c/0/0"].to_bytes() if f"{name}/c/0/0" in files else b""
-        if data and storage.create(f"{path}/{name}/c/{task.first_row // chunk_rows}/0", data):
-            num_bytes += len(data)
-    return path, read_chunk(storage, spec, task), num_bytes
+    # An array that is all fill has no chunk file.
+    found = {name: files.get(f"{name}/c/0/0") for name in ("vectors", "keys")}
+    return {name: data.to_bytes() for name, data in found.items() if data is not None}
 
 
-def read_chunk(storage: Storage, spec: EncoderSpec, task: Task) -> tuple[StoredAsset, ...]:
-    """What a task's chunk holds on storage; empty where it is not written, `Damaged` where it is torn."""
-    path = segment_path(spec.fingerprint, task.segment)
-    vectors = _read_rows(storage, path, "vectors", task.first_row, len(task.assets))
-    keys = _read_rows(storage, path, "keys", task.first_row, len(task.assets))
-    stored = []
-    for row, asset in enumerate(task.assets):
-        if bytes(keys[row]).rstrip(b"\0").decode() == asset.key and not np.isnan(vectors[row]).any():
-            stored.append(
-                StoredAsset(
-                    key=asset.key,
-                    offset=task.first_row + row,
-                    num_frames=0,
-                    sums_offset=0,
-                    checksum=digest_of(vectors[row]),
-                )
-            )
-    return tuple(stored)
+def _shape(storage: Storage, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of a segment and of its chunks."""
+    vectors = _open(storage, path)["vectors"]
+    return vectors.shape, vectors.chunks
 
 
 def _new_group(files: dict[str, Any], spec: EncoderSpec, num_rows: int, chunk_rows: int) -> Any:

@@ -9,8 +9,9 @@ from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Vectors
 from speechclip.store.layout import segment_path
-from speechclip.store.vectors import create_segment, read_chunk, write_chunk
+from speechclip.store.vectors import create_segment, find_chunk, write_chunk
 
+PATH = segment_path(VECTORS_SPEC.fingerprint, "s")
 KEYS = [f"{n:064x}" for n in range(6)]
 
 
@@ -86,7 +87,7 @@ def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> Non
     other = {key: vector + 1 for key, vector in features.items()}
     _, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, tasks()[0], other)
     assert num_bytes == 0
-    assert stored == read_chunk(store.storage, VECTORS_SPEC, tasks()[0])
+    assert stored == find_chunk(store.storage, VECTORS_SPEC, tasks()[0], PATH)
     np.testing.assert_array_equal(open_vectors(store)[KEYS[0]], features[KEYS[0]])
 
 
@@ -94,7 +95,7 @@ def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
     store = FeatureStore(store_uri)
     store.create()
     create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
-    assert read_chunk(store.storage, VECTORS_SPEC, tasks()[0]) == ()
+    assert find_chunk(store.storage, VECTORS_SPEC, tasks()[0], PATH) == ()
 
 
 @pytest.mark.parametrize("repair_crc", [False, True])
@@ -112,3 +113,26 @@ def test_a_flipped_byte_is_found(tmp_path: Path, repair_crc: bool) -> None:
         chunk.write_bytes(data)
     with pytest.raises(Damaged):
         open_vectors(store)[KEYS[0]]
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "a feature that it lacks"])
+def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_generation(
+    tmp_path: Path, damage: str
+) -> None:
+    features = vectors_of(KEYS)
+    store = FeatureStore(str(tmp_path / "store"))
+    store.create()
+    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    task = tasks()[0]
+    partial = {key: vector for key, vector in features.items() if key != KEYS[1]}
+    write_chunk(store.storage, VECTORS_SPEC, task, features if damage == "a flipped byte" else partial)
+    chunk = Path(store.storage.address(PATH)) / "vectors/c/0/0"
+    if damage == "a flipped byte":
+        data = bytearray(chunk.read_bytes())
+        data[3] ^= 1
+        chunk.write_bytes(data)
+    before = chunk.read_bytes()
+    path, stored, _ = write_chunk(store.storage, VECTORS_SPEC, task, features)
+    assert path.endswith("s-g1.zarr")
+    assert [entry.key for entry in stored] == KEYS[:4]
+    assert chunk.read_bytes() == before
