@@ -135,7 +135,7 @@ def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> N
     if num_rejected > max_rejected * num_planned:
         raise WorkLeft(
             f"{num_rejected} of {num_planned} assets are rejected, more than --max-rejected {max_rejected:g} allows; "
-            "the run stopped and keeps what was encoded; `speechclip rejected` lists the reasons, a higher share goes on"
+            "the run stopped and keeps what it encoded; `speechclip rejected` lists the reasons, a higher share goes on"
         )
 
 
