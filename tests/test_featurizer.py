@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
@@ -15,7 +16,7 @@ from speechclip.featurizer import Committer, Summary, Work, list_rejected, prepa
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes
 from speechclip.records import MODALITIES, Receipt
-from speechclip.store import FeatureStore, Snapshot
+from speechclip.store import FeatureStore
 from speechclip.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
 
 TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
@@ -54,15 +55,6 @@ def featurize(
 
 def ledger(summary: Summary) -> tuple[int, int, int, int, int]:
     return summary.planned, summary.stored_before, summary.encoded, summary.rejected, summary.missing
-
-
-def content(snapshot: Snapshot) -> dict[tuple[str, str], bytes]:
-    """Every stored feature's bytes."""
-    found = {}
-    for info in snapshot.feature_sets():
-        features = snapshot.feature_set(info.fingerprint)
-        found |= {(info.fingerprint, key): features[key].tobytes() for key in features}
-    return found
 
 
 def test_the_first_run_encodes_all_and_the_second_nothing(store_uri: str, manifest: Manifest) -> None:

@@ -6,10 +6,21 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import ProgressLine, console, human_bytes, human_seconds, say, settings_options, table
+from speechclip.cli.options import (
+    ProgressLine,
+    console,
+    human_bytes,
+    human_seconds,
+    note_untrained,
+    say,
+    settings_options,
+    table,
+)
 from speechclip.config import Settings
 from speechclip.errors import WorkLeft
 from speechclip.records import Receipt
+
+PLUMBING = "it shows speed and plumbing, never quality"
 
 
 @click.command()
@@ -41,7 +52,9 @@ def plan(settings: Settings, as_json: bool) -> None:
             line.rate_from,
         )
     console().print(shown)
-    _warn_untrained([line.feature_set for line in found if not line.is_trained])
+    note_untrained(
+        [line.feature_set for line in found if not line.is_trained], "it shows speed and plumbing, never quality"
+    )
 
 
 @click.command()
@@ -118,7 +131,9 @@ def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
     if num_missing:
         size = human_bytes(sum(part.remaining_bytes(sizes) for part in work.before))
         say(f"plan {work.plan.id}: {len(work.plan.tasks)} tasks, about {size}; `speechclip plan` estimates the hours")
-    _warn_untrained([spec.fingerprint for spec in specs if not spec.is_trained])
+    note_untrained(
+        [spec.fingerprint for spec in specs if not spec.is_trained], "it shows speed and plumbing, never quality"
+    )
 
 
 def _watched(receipts: Iterator[Receipt], num_missing: int) -> Iterator[Receipt]:
@@ -136,8 +151,3 @@ def _show(summary: Any, store: Any) -> None:
     )
     if summary.rejected:
         say("`speechclip rejected` lists the reasons")
-
-
-def _warn_untrained(fingerprints: list[str]) -> None:
-    for fingerprint in fingerprints:
-        say(f"note: {fingerprint} is UNTRAINED (random weights): it shows speed and plumbing, never quality")

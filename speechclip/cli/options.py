@@ -93,6 +93,12 @@ def say(sentence: str) -> None:
     click.echo(sentence, err=True)
 
 
+def note_untrained(fingerprints: Sequence[str], meaning: str) -> None:
+    """A line for each feature set whose encoder has random weights."""
+    for fingerprint in fingerprints:
+        say(f"note: {fingerprint} is UNTRAINED (random weights): {meaning}")
+
+
 def table(*columns: str, figures: Sequence[str] = ()) -> Table:
     """An empty table of these columns; those named in `figures` stand to the right."""
     made = Table(box=None, header_style="bold", pad_edge=False)

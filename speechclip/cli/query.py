@@ -5,8 +5,9 @@ import dataclasses
 import click
 import msgspec
 
-from speechclip.cli.options import ProgressLine, console, human_seconds, say, settings_options, table
+from speechclip.cli.options import ProgressLine, console, human_seconds, note_untrained, say, settings_options, table
 from speechclip.config import Settings
+from speechclip.records import Modality
 
 
 @click.command()
@@ -53,7 +54,7 @@ def query(
     question_text: str | None,
     audio: str | None,
     question_image: str | None,
-    among: str | None,
+    among: Modality | None,
     count: int,
 ) -> None:
     """Find the stored utterances, images or texts nearest to a text, a recording or a picture."""
@@ -70,7 +71,7 @@ def query(
         asked = searcher.embed_audio(audio)
     else:
         asked = searcher.embed_image(str(question_image))
-    answers = searcher.search(asked, among or ("image" if audio else "speech"), count)  # type: ignore[arg-type]
+    answers = searcher.search(asked, among or ("image" if audio else "speech"), count)
     if as_json:
         click.echo(msgspec.json.encode([dataclasses.asdict(answer) for answer in answers]))
         return
@@ -78,5 +79,4 @@ def query(
     for answer in answers:
         shown.add_row(f"{answer.score:.3f}", answer.utterance, answer.text, answer.audio_uri, answer.image_uri)
     console().print(shown)
-    for fingerprint in searcher.identity.untrained:
-        say(f"note: {fingerprint} is UNTRAINED (random weights): these answers show the road, not SpeechCLIP's quality")
+    note_untrained(searcher.identity.untrained, "these answers show the road, not SpeechCLIP's quality")

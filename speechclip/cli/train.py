@@ -5,7 +5,7 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, human_seconds, say, settings_options
+from speechclip.cli.options import console, human_seconds, note_untrained, say, settings_options
 from speechclip.config import Settings, whole_path
 
 
@@ -54,8 +54,7 @@ def train(
     info = train_on_ray(request, _follow)
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
     say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
-    for fingerprint in info.identity.untrained:
-        say(f"note: {fingerprint} is UNTRAINED (random weights): this head shows the road, not SpeechCLIP's quality")
+    note_untrained(info.identity.untrained, "this head shows the road, not SpeechCLIP's quality")
 
 
 @click.command()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.jobs.featurize import size_pools
 from speechclip.records import Modality
-from speechclip.store import FeatureStore, Snapshot
+from speechclip.store import FeatureStore
 
 TIMEOUT_SECONDS = 240
 
@@ -60,14 +61,6 @@ def finish(process: subprocess.Popen[str]) -> dict[str, int]:
     summary: dict[str, int] = json.loads(out.splitlines()[-1])
     assert len(out.splitlines()) == 1, "--json gives the line alone"
     return summary
-
-
-def content(snapshot: Snapshot) -> dict[tuple[str, str], bytes]:
-    found = {}
-    for info in snapshot.feature_sets():
-        features = snapshot.feature_set(info.fingerprint)
-        found |= {(info.fingerprint, key): features[key].tobytes() for key in features}
-    return found
 
 
 @pytest.mark.ray
