@@ -6,11 +6,13 @@
     │   ├── Damaged               a checksum does not match: read again, then repair
     │   ├── NotStored             no committed feature by that name
     │   └── UnsupportedStore      a newer format, or a backend without conditional writes
+    ├── StorageFailed         the storage refused or did not answer, after all retries: mend that, run again
+    ├── MachineFailed         no memory, no disk, a killed decoder: nothing is said of the asset, run again
     ├── WorkLeft              the run ended early on purpose; what was done is kept (exit code 3)
     └── Rejected              this asset can't become a feature; record it and go on
-        ├── by the bytes          Undecodable, Truncated, EmptyAudio, TooShort, TooLong, NotFinite, BrokenImage,
-        │                         EmptyText
-        └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, DecoderMissing
+        ├── by the bytes          Undecodable, Truncated, EmptyAudio, Silent, TooShort, TooLong, NotFinite,
+        │                         BrokenImage, EmptyText
+        └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, SegmentOutside, DecoderMissing
 
 Each takes one argument: a sentence with what happened, the values, then what to do. One positional argument
 also keeps an error picklable, so that it crosses Ray as itself.
@@ -43,6 +45,14 @@ class UnsupportedStore(StoreError):
     """This store can't be read or written safely by this version of the code."""
 
 
+class StorageFailed(SpeechClipError):
+    """The storage refused, or did not answer after all retries; all that was committed is kept."""
+
+
+class MachineFailed(SpeechClipError):
+    """This machine could not decode an asset for want of memory or disk; that says nothing of the asset."""
+
+
 class WorkLeft(SpeechClipError):
     """The run stopped with work left or with too much rejected; all that was committed is kept."""
 
@@ -69,6 +79,12 @@ class EmptyAudio(Rejected):
     """No bytes, or a header without samples."""
 
     reason = "empty-audio"
+
+
+class Silent(Rejected):
+    """Digital silence: no two samples differ by half a 16-bit step."""
+
+    reason = "silent"
 
 
 class TooShort(Rejected):
@@ -125,7 +141,23 @@ class SourceUnreadable(SourceProblem):
     reason = "source-unreadable"
 
 
+class SegmentOutside(SourceProblem):
+    """The row's segment holds nothing of its recording."""
+
+    reason = "segment-outside"
+
+
 class DecoderMissing(SourceProblem):
     """This machine lacks the decoder that the format needs (ffmpeg for m4a and webm)."""
 
     reason = "decoder-missing"
+
+
+# What an asset or a source can be rejected for, as `speechclip rejected` lists it.
+REASONS = tuple(
+    kind.reason
+    for kind in (
+        Undecodable, Truncated, EmptyAudio, Silent, TooShort, TooLong, NotFinite, BrokenImage, EmptyText,
+        SourceMissing, SourceChanged, SourceUnreadable, SegmentOutside, DecoderMissing,
+    )
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """What crosses a file, a process or the network: frozen, strict records, equal by value."""
 
-from typing import Literal
+import re
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -8,15 +9,27 @@ Modality = Literal["speech", "image", "text"]
 MODALITIES: tuple[Modality, ...] = ("speech", "image", "text")
 
 
+_Kind = TypeVar("_Kind")
+
+
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The base of every record. New fields come last, with a default."""
+
+
+class StoredFile(Record, frozen=True):
+    """A file on storage: its path within the store, its size in bytes, and when it was written, in Unix seconds."""
+
+    path: str
+    size: int
+    modified: float
 
 
 class Asset(Record, frozen=True):
     """One audio segment, image or text, known by its content, and where its bytes can be had.
 
     `key` is the sha256 (64 hex digits) of the file's bytes or of the UTF-8 text; a segment of a recording adds
-    `-<start>-<end>`, its samples at the file's own rate. So a moved or renamed corpus keeps its keys.
+    `-<start>-<end>`, its samples at the file's own rate. So a moved or renamed corpus keeps its keys. `other_uris` are
+    further addresses at which the same bytes were found.
     """
 
     key: str
@@ -26,6 +39,7 @@ class Asset(Record, frozen=True):
     start_sample: int | None = None
     end_sample: int | None = None
     seconds: float = 0.0
+    other_uris: tuple[str, ...] = ()
 
 
 class Task(Record, frozen=True):
@@ -74,6 +88,34 @@ class Receipt(Record, frozen=True):
     num_encoded: int
 
 
+def from_json(data: bytes, kind: type[_Kind]) -> _Kind:
+    """The record in these bytes; `msgspec.DecodeError` if it is none."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except UnicodeDecodeError as error:
+        # What msgspec raises where a key, not a value, is no UTF-8.
+        raise msgspec.DecodeError(str(error)) from None
+
+
 def to_json(record: msgspec.Struct) -> bytes:
     """The record as canonical JSON: sorted keys, no white space, so that equal records are equal bytes."""
     return msgspec.json.encode(record, order="sorted")
+
+
+_PLAIN_TYPES = {
+    "object": "keys with values", "array": "a list", "str": "a text", "int": "a whole number", "float": "a number",
+    "bool": "true or false", "null": "empty",
+}  # fmt: skip
+
+
+def explain(error: msgspec.ValidationError) -> str:
+    """What does not fit in a file that a person wrote: the key with its dots, what it must be, and what it is."""
+    sentence, _, place = str(error).partition(" - at `$")
+    key = place.strip(".`")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", sentence):
+        return f"there is no key {f'{key}.' if key else ''}{unknown[1]}"
+    if expected := re.fullmatch(r"Expected `([^`]*)`( [<>]=? \S+)?(?:, got `([^`]*)`)?", sentence):
+        wanted = " or ".join(_PLAIN_TYPES.get(kind, kind) for kind in expected[1].split(" | "))
+        given = f", not {_PLAIN_TYPES.get(expected[3], expected[3])}" if expected[3] else ""
+        return f"{key} must be {wanted}{expected[2] or ''}{given}"
+    return f"{key}: {sentence.replace('Invalid enum value', 'there is no choice')}"

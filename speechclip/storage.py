@@ -1,24 +1,31 @@
-"""Bytes on a local folder or on S3: the one place that resolves profile, endpoint and credentials.
+"""Bytes on a local folder or on S3, under one small contract: created once, replaced whole, never torn.
 
-Credentials and endpoint come from the standard AWS environment and profile (botocore's own chain) and are handed to
-s3fs and deltalake alike; they never enter a record, a log line or an error.
+`folder` and `bucket` carry it out; the latter resolves profile, endpoint and credentials for s3fs and deltalake alike.
 """
 
-import errno
 import functools
-import os
-import tempfile
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechclip.errors import InvalidInput, SourceMissing, UnsupportedStore
+from speechclip.errors import InvalidInput, SourceMissing
+from speechclip.folder import INCOMING, Folder
+from speechclip.records import StoredFile
 
-INCOMING = ".incoming-"
+if TYPE_CHECKING:
+    from speechclip.bucket import Bucket
+
+T = TypeVar("T")
+# What Delta's client decodes, splits or refuses, whatever way it is written. Lone surrogates are bytes of no encoding.
+_UNFIT_FOR_DELTA = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
+# What S3 servers or s3fs read as something else than a name.
+_UNFIT_ON_S3 = re.compile(r"[\ud800-\udfff]|\?versionId=|/\.\.?(/|$)")
 
 
 class Storage:
@@ -26,80 +33,108 @@ class Storage:
 
     def __init__(self, root: str) -> None:
         self.is_local = "://" not in root or root.startswith("file://")
-        self.root = str(Path(root.removeprefix("file://")).absolute()) if self.is_local else root.rstrip("/")
-        if not self.is_local and not self.root.startswith("s3://"):
-            raise InvalidInput(f"{root}: only local folders and s3:// addresses can hold a store")
+        self.root = _local_root(root) if self.is_local else _bucket_root(root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.root,)
 
     @functools.cached_property
+    def _files(self) -> "Folder | Bucket":
+        if self.is_local:
+            return Folder(self.root)
+        # botocore, s3fs: not for those who stay local.
+        from speechclip.bucket import Bucket
+
+        return Bucket(self.root)
+
+    @property
     def filesystem(self) -> Any:
         """The fsspec file system under the root."""
-        return fsspec.filesystem("file") if self.is_local else fsspec.filesystem("s3", **_s3fs_options())
+        return fsspec.filesystem("file") if isinstance(self._files, Folder) else self._files.filesystem
 
     @property
     def delta_options(self) -> dict[str, str]:
         """The same endpoint and credentials in the words of deltalake's object store, as fresh as botocore's."""
-        return {} if self.is_local else _delta_options()
+        return {} if isinstance(self._files, Folder) else self._files.delta_options
 
     def address(self, path: str) -> str:
         """The full address of `path`."""
         return f"{self.root}/{path}" if path else self.root
 
+    def delta_uri(self, path: str) -> str:
+        """The same as Delta's client wants it: a URI in which every character stands for itself.
+
+        `InvalidInput` for the few addresses that it takes for another place, or for none.
+        """
+        address = self.address(path)
+        if _UNFIT_FOR_DELTA.search(address):
+            raise InvalidInput(
+                f"{self.root!r}: a store's address can't hold control characters, backslashes, bytes of no encoding or a "
+                "% before two hex digits: Delta's client takes it for another; choose another folder"
+            )
+        return Path(address).as_uri() if self.is_local else f"s3://{quote(address.removeprefix('s3://'))}"
+
     def exists(self, path: str) -> bool:
         """Whether a file or folder lies at `path` now."""
-        self.filesystem.invalidate_cache()
-        return bool(self.filesystem.exists(self.address(path)))
+        return self._files.exists(path)
 
     def size(self, path: str) -> int | None:
         """The bytes of the file at `path`, None where there is none."""
-        self.filesystem.invalidate_cache()
-        try:
-            return int(self.filesystem.info(self.address(path))["size"])
-        except FileNotFoundError:
-            return None
+        found = self._files.find(path)
+        return None if found is None else found.size
+
+    def modified(self, path: str) -> float | None:
+        """When the file at `path` was written, in Unix seconds, None where there is none."""
+        found = self._files.find(path)
+        return None if found is None else found.modified
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of `path`, or of its range [start, end)."""
-        return bytes(self.filesystem.cat_file(self.address(path), start=start, end=end))
+        """The bytes of `path`, or of its range [start, end) as far as it reaches; `FileNotFoundError` if it is none."""
+        return self._files.read(path, start, end)
 
     def create(self, path: str, data: bytes | memoryview) -> bool:
         """Write `path` whole and durable, unless something lies there: then change nothing and return False."""
-        if self.is_local:
-            return _create_local(Path(self.address(path)), data)
-        try:
-            self.filesystem.pipe_file(self.address(path), bytes(data), mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # s3fs knows only AWS's wording of 412; other servers arrive as EINVAL with botocore's error behind it.
-            response = getattr(error.__cause__, "response", {})
-            if response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
-                return False
-            raise
-        return True
+        return self._files.create(path, data)
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        """Write `path` whole or not at all, over what lay there."""
+        self._files.replace(path, data)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Remove these files; one that is gone already is no error."""
+        self._files.delete(paths)
 
     def list(self, prefix: str) -> Iterator[str]:
         """The paths of all files under the folder `prefix`, sorted."""
-        self.filesystem.invalidate_cache()
-        base = self.root.removeprefix("s3://")
-        for found in sorted(self.filesystem.find(self.address(prefix))):
-            # What a killed writer left, or one at work is writing, is no file yet.
-            if not found.rpartition("/")[2].startswith(INCOMING):
-                yield found.removeprefix(base).lstrip("/")
+        return (file.path for file in self.stat(prefix))
 
-    def probe(self) -> None:
-        """Refuse a backend that overwrites where it was asked to create (`UnsupportedStore`)."""
-        path = f".probe-{os.urandom(8).hex()}"
-        is_created = self.create(path, b"first")
-        is_overwritten = self.create(path, b"second")
-        self.filesystem.rm(self.address(path))
-        if not is_created or is_overwritten:
-            raise UnsupportedStore(
-                f"{self.root}: the backend ignores conditional writes (If-None-Match), so two runs could overwrite "
-                "each other; use a backend that honours them"
-            )
+    def stat(self, prefix: str, *, with_incoming: bool = False) -> Iterator[StoredFile]:
+        """All files under the folder `prefix`, sorted; also what killed writers left or others write now, if asked."""
+        for file in self._files.scan(prefix):
+            if with_incoming or not file.path.rpartition("/")[2].startswith(INCOMING):
+                yield file
+
+    def abort_uploads(self, older_than: float, *, dry_run: bool = False) -> Iterator[StoredFile]:
+        """End each multipart upload under the root that was begun before that Unix time, with the bytes that frees.
+
+        Delta's client begins some for large files; a killed one is invisible, and paid for. Locally there are none.
+        """
+        if isinstance(self._files, Folder):
+            return
+        for file, upload in self._files.uploads(older_than):
+            if not dry_run:
+                self._files.abort(file.path, upload)
+            yield file
+
+    def delta(self, doing: str, path: str, call: Callable[[str, dict[str, str]], T]) -> T:
+        """What `call(uri, options)` makes of Delta's client at `path`, on S3 repeated in bad weather.
+
+        Then `StorageFailed`, in one sentence. A commit may have succeeded though its answer was lost: the repetition
+        ends in `CommitFailedError` then, as if another writer had been first.
+        """
+        if isinstance(self._files, Folder):
+            return call(self.delta_uri(path), {})
+        return self._files.delta(doing, path, lambda options: call(self.delta_uri(path), options))
 
 
 def read_uri(uri: str) -> bytes:
@@ -116,7 +151,11 @@ def parse_parquet(data: bytes) -> pa.Table:
 
     Read in this thread alone: see `store.catalog.entries` for what Arrow's threads do to a process that ends.
     """
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    except OSError as error:
+        # What PyArrow says of damaged metadata; bytes in memory know no other.
+        raise pa.ArrowInvalid(str(error)) from None
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
@@ -125,61 +164,21 @@ def split_uri(uri: str) -> tuple[Storage, str]:
     return Storage(folder or ("/" if uri.startswith("/") else ".")), name
 
 
-def _create_local(path: Path, data: bytes | memoryview) -> bool:
-    """Link a finished, synced temporary file to `path`: a reader sees all of it or nothing; nothing is overwritten."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=INCOMING)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno != errno.EEXIST:
-            raise
-        return False
-    finally:
-        os.unlink(temporary)
-    _sync_folder(path.parent)
-    return True
+def _local_root(root: str) -> str:
+    path = root
+    if root.startswith("file://"):
+        path = unquote(root.removeprefix("file://"))
+        if not path.startswith("/"):
+            raise InvalidInput(f"{root}: names another machine; a file address begins with file:///")
+    if "\0" in path:
+        raise InvalidInput(f"{root!r}: a path holds no zero byte; name another folder")
+    return re.sub("^/+", "/", str(Path(path).absolute()))
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@functools.cache
-def _session() -> Any:
-    import botocore.session
-
-    return botocore.session.get_session()
-
-
-def _s3fs_options() -> dict[str, Any]:
-    """Retries with jitter and a bound; everything else s3fs takes from botocore, profile and endpoint included."""
-    return {
-        "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
-    }
-
-
-def _delta_options() -> dict[str, str]:
-    """What botocore resolves, handed to the Rust client, which by itself knows no profiles."""
-    session = _session()
-    options = {"AWS_REGION": session.get_config_variable("region") or "us-east-1"}
-    credentials = session.get_credentials()
-    if credentials is not None:
-        frozen = credentials.get_frozen_credentials()
-        options |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
-        if frozen.token:
-            options["AWS_SESSION_TOKEN"] = frozen.token
-    client = session.create_client("s3", region_name=options["AWS_REGION"])
-    endpoint = client.meta.endpoint_url
-    if "amazonaws.com" not in endpoint:
-        options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
-    return options
+def _bucket_root(root: str) -> str:
+    parts = [part for part in root.removeprefix("s3://").split("/") if part]
+    if not root.startswith("s3://") or not parts:
+        raise InvalidInput(f"{root}: only local folders and s3://bucket/prefix addresses can hold files of ours")
+    if _UNFIT_ON_S3.search(root):
+        raise InvalidInput(f"{root!r}: an s3:// address can't hold . or .. as a part, nor ?versionId=; mend it")
+    return "s3://" + "/".join(parts)

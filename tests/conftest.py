@@ -1,40 +1,68 @@
 """Fixtures that every room's tests share: real storage on a local folder and over HTTP, and small real feature sets."""
 
-import socket
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+import s3_servers
+from fault_proxy import FaultProxy, Schedule
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback, spoken to over HTTP."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    with s3_servers.moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same of an independent make, for the slow suites."""
+    with s3_servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
-def s3_uri(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+def aws(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with what the AWS environment shall be for this test, and nothing of this machine's own besides."""
+
+    def become(**values: str) -> None:
+        for name in [name for name in os.environ if name.upper().startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        nowhere = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        for name, value in (nowhere | {"AWS_EC2_METADATA_DISABLED": "true"} | values).items():
+            monkeypatch.setenv(name, value)
+
+    return become
+
+
+@pytest.fixture
+def s3_uri(s3_endpoint: str, aws: Callable[..., None]) -> str:
     """A fresh bucket's address, with endpoint and credentials in the standard AWS environment alone."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test-key-id",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{abs(hash(request.node.nodeid)):x}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/store"
+    aws(**s3_servers.environment(s3_endpoint))
+    return f"s3://{s3_servers.new_bucket(s3_endpoint)}/store"
+
+
+@pytest.fixture(scope="session")
+def _session_proxy(s3_endpoint: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(_session_proxy: FaultProxy, aws: Callable[..., None]) -> Iterator[FaultProxy]:
+    """The AWS environment leads through a proxy that breaks requests once the test gives it a schedule."""
+    aws(**s3_servers.environment(_session_proxy.url))
+    yield _session_proxy
+    _session_proxy.schedule(Schedule())
+
+
+@pytest.fixture
+def proxied_uri(s3_endpoint: str, proxy: FaultProxy) -> str:
+    """A fresh bucket's address, to be reached through the proxy."""
+    return f"s3://{s3_servers.new_bucket(s3_endpoint)}/store"
 
 
 @pytest.fixture(params=["local", "s3"])

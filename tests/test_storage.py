@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from speechclip.errors import InvalidInput, SourceMissing, UnsupportedStore
+from speechclip.errors import InvalidInput, SourceMissing
 from speechclip.storage import Storage, read_uri
 
 
@@ -46,24 +46,6 @@ def test_no_secret_is_in_what_travels(s3_uri: str) -> None:
     assert storage.delta_options["AWS_SECRET_ACCESS_KEY"] == "test-secret"
     assert b"test-secret" not in pickle.dumps(storage)
     assert "test-secret" not in repr(storage.__dict__.get("root"))
-
-
-def test_the_probe_passes_a_backend_with_conditional_writes(store_uri: str) -> None:
-    storage = Storage(store_uri)
-    storage.probe()
-    assert list(storage.list("")) == []
-
-
-def test_the_probe_refuses_a_backend_without_conditional_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Overwriting(Storage):
-        def create(self, path: str, data: bytes | memoryview) -> bool:
-            self.filesystem.pipe_file(self.address(path), bytes(data))
-            return True
-
-    with pytest.raises(UnsupportedStore, match="conditional writes"):
-        Overwriting(str(tmp_path)).probe()
 
 
 def test_other_schemes_and_missing_files_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""Objects under a prefix of an S3 bucket: created once by conditional put, every request retried with patience."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from s3fs import S3FileSystem
+
+from speechclip.aws import delta_options, filesystem
+from speechclip.errors import StorageFailed
+from speechclip.patience import patiently
+from speechclip.records import StoredFile
+
+T = TypeVar("T")
+# The metadata that says which write made an object.
+WRITE = "speechclip-write"
+DELETE_BATCH = 1000
+
+
+class Bucket:
+    """The objects under `s3://bucket/prefix`, by paths relative to it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.name, _, self.prefix = root.removeprefix("s3://").partition("/")
+
+    @property
+    def filesystem(self) -> S3FileSystem:
+        """The s3fs file system that carries our requests, each once: the retries are ours."""
+        return filesystem()
+
+    @property
+    def delta_options(self) -> dict[str, str]:
+        """The same endpoint, credentials and patience in the words of Delta's client, as fresh as botocore's."""
+        return delta_options(self.name)
+
+    def delta(self, doing: str, path: str, call: Callable[[dict[str, str]], T]) -> T:
+        """What `call(options)` of Delta's client returns, with the patience of all other requests."""
+        return patiently(doing, f"{self.root}/{path}", lambda: call(self.delta_options))
+
+    def find(self, path: str) -> StoredFile | None:
+        """The object at `path`, None where there is none."""
+        try:
+            found = self._call("looking at", path, "head_object", Key=self._key(path))
+        except FileNotFoundError:
+            return None
+        return StoredFile(path=path, size=found["ContentLength"], modified=found["LastModified"].timestamp())
+
+    def exists(self, path: str) -> bool:
+        """Whether an object lies there, or any under it."""
+        return self.find(path) is not None or next(self.scan(path), None) is not None
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of the object, or of its range [start, end) as far as it reaches."""
+        if start is not None and start == end:
+            return b""
+        address = f"{self.root}/{path}"
+        # A range spares s3fs the question for the size; one that starts behind the end is answered by 416.
+        with contextlib.suppress(EOFError):
+            return bytes(
+                patiently("reading", address, lambda: self.filesystem.cat_file(address, start=start or 0, end=end))
+            )
+        return b""
+
+    def create(self, path: str, data: bytes | memoryview) -> bool:
+        """Put the object unless one lies there: then change nothing and return False.
+
+        Each object carries the id of the write that made it, so that a write whose answer was lost, or that the
+        network delivered twice, knows the object that it finds on the next attempt as its own.
+        """
+        write = os.urandom(16).hex()
+        arguments = {"Key": self._key(path), "Body": bytes(data), "Metadata": {WRITE: write}}
+        try:
+            self._call("writing", path, "put_object", IfNoneMatch="*", **arguments)
+        except FileExistsError:
+            there = self._call("looking at", path, "head_object", Key=self._key(path))
+            return bool(there["Metadata"].get(WRITE) == write)
+        return True
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        """Put the object, over what lay there."""
+        self._call("writing", path, "put_object", Key=self._key(path), Body=bytes(data))
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Remove these objects."""
+        keys = [self._key(path) for path in paths]
+        for first in range(0, len(keys), DELETE_BATCH):
+            objects = [{"Key": key} for key in keys[first : first + DELETE_BATCH]]
+            answer = self._call("deleting", "", "delete_objects", Delete={"Objects": objects, "Quiet": True})
+            for failed in answer.get("Errors", [])[:1]:
+                raise StorageFailed(
+                    f"s3://{self.name}/{failed['Key']}: deleting was refused ({failed['Code']}); "
+                    "mend the bucket's policy and run the same command again"
+                )
+
+    def scan(self, prefix: str) -> Iterator[StoredFile]:
+        """Every object under the folder `prefix`, sorted by path."""
+        top = self._key(f"{prefix}/" if prefix else "")
+        base = self._key("")
+        page: dict[str, Any] = {}
+        while not page or page.get("IsTruncated"):
+            more = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
+            page = self._call("listing", prefix, "list_objects_v2", Prefix=top, **more)
+            for found in page.get("Contents", []):
+                path = found["Key"].removeprefix(base)
+                yield StoredFile(path=path, size=found["Size"], modified=found["LastModified"].timestamp())
+
+    def uploads(self, older_than: float) -> Iterator[tuple[StoredFile, str]]:
+        """The unfinished multipart uploads begun before that Unix time, the size so far, and their ids."""
+        base = self._key("")
+        page: dict[str, Any] = {}
+        while not page or page.get("IsTruncated"):
+            more = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker")} if page else {}
+            page = self._call("listing uploads", "", "list_multipart_uploads", Prefix=base, **more)
+            for found in page.get("Uploads", []):
+                begun = found["Initiated"].timestamp()
+                if begun < older_than:
+                    size = self._uploaded_bytes(found["Key"], found["UploadId"])
+                    path = found["Key"].removeprefix(base)
+                    yield StoredFile(path=path, size=size, modified=begun), found["UploadId"]
+
+    def abort(self, path: str, upload: str) -> None:
+        """End an unfinished upload and free its parts."""
+        self._call("ending an upload", path, "abort_multipart_upload", Key=self._key(path), UploadId=upload)
+
+    def _uploaded_bytes(self, key: str, upload: str) -> int:
+        size = 0
+        page: dict[str, Any] = {}
+        while not page or page.get("IsTruncated"):
+            more = {"PartNumberMarker": page["NextPartNumberMarker"]} if page else {}
+            page = self._call("listing an upload", "", "list_parts", Key=key, UploadId=upload, **more)
+            size += sum(part["Size"] for part in page.get("Parts", []))
+        return size
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def _call(self, doing: str, path: str, method: str, **arguments: Any) -> Any:
+        address = f"{self.root}/{path}" if path else self.root
+        return patiently(doing, address, lambda: self._request(method, **arguments))
+
+    def _request(self, method: str, **arguments: Any) -> Any:
+        return self.filesystem.call_s3(method, Bucket=self.name, **arguments)

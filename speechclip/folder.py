@@ -1,0 +1,125 @@
+"""Files in a local folder: created once, replaced whole, synced to the disk before anyone sees them."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from speechclip.records import StoredFile
+
+# What a write at work is called until it is whole; a killed one leaves it behind.
+INCOMING = ".incoming-"
+
+
+class Folder:
+    """The files under a local folder, by paths relative to it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def find(self, path: str) -> StoredFile | None:
+        """The file at `path`, None where there is none or a folder."""
+        try:
+            found = (self.root / path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return (
+            None if (self.root / path).is_dir() else StoredFile(path=path, size=found.st_size, modified=found.st_mtime)
+        )
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder lies there."""
+        return (self.root / path).exists()
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of the file, or of its range [start, end) as far as it reaches."""
+        with (self.root / path).open("rb") as file:
+            file.seek(start or 0)
+            return file.read() if end is None else file.read(end - (start or 0))
+
+    def create(self, path: str, data: bytes | memoryview) -> bool:
+        """Link a finished, synced temporary file to `path`; False, and nothing changed, where something lies there."""
+        with _incoming(self.root / path, data) as temporary:
+            try:
+                os.link(temporary, self.root / path)
+            except OSError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                return False
+        _sync_folder((self.root / path).parent)
+        return True
+
+    def replace(self, path: str, data: bytes | memoryview) -> None:
+        """Move a finished, synced temporary file to `path`, over what lay there."""
+        with _incoming(self.root / path, data) as temporary:
+            os.replace(temporary, self.root / path)
+        _sync_folder((self.root / path).parent)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Remove these files, and the folders that it leaves empty, up to the root."""
+        parents = set()
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+            parents.add((self.root / path).parent)
+        for parent in sorted(parents, key=lambda folder: -len(folder.parts)):
+            _remove_empty(parent, self.root)
+
+    def scan(self, prefix: str) -> Iterator[StoredFile]:
+        """Every file under the folder `prefix`, leftovers of killed writes too, sorted by path."""
+        top = self.root / prefix
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        for path in sorted(os.path.relpath(name, self.root) for name in found):
+            # A file may go while we look.
+            file = self.find(path)
+            if file is not None:
+                yield file
+
+
+@contextlib.contextmanager
+def _incoming(path: Path, data: bytes | memoryview) -> Iterator[str]:
+    """A finished, synced temporary file beside `path`, gone at the end unless it was moved."""
+    descriptor, temporary = _open_temporary(path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        yield temporary
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _open_temporary(folder: Path) -> tuple[int, str]:
+    while True:
+        _make_folder(folder)
+        # Another process's `delete` may remove the folder while it is still empty.
+        with contextlib.suppress(FileNotFoundError):
+            return tempfile.mkstemp(dir=folder, prefix=INCOMING)
+
+
+def _make_folder(folder: Path) -> None:
+    """As `mkdir -p`, each new folder durable in its parent."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    while folder != root and root in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

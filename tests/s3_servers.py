@@ -1,0 +1,128 @@
+"""Real S3 servers on loopback, each in a process of its own that ends with ours."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+KEY_ID, SECRET = "test-key-id", "test-secret"
+
+# Its port goes to stdout; it ends when its stdin does, so also when we are killed. In our own process it would
+# deadlock with whatever waits for it while holding Python's lock, as Delta's client does.
+MOTO = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
+    """The endpoint of a moto server: quick to start, and as AWS answers; it checks no signature."""
+    with subprocess.Popen(
+        [sys.executable, "-c", MOTO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        assert server.stdout is not None
+        try:
+            endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            _wait(f"{endpoint}/moto-api/", server)
+            yield endpoint
+        finally:
+            server.kill()
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path) -> Iterator[str]:
+    """The endpoint of SeaweedFS, an independent implementation that checks signatures, with its files in `folder`."""
+    ports = _free_ports(10)
+    names = ("master", "volume", "filer", "s3")
+    options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
+    options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[4:], strict=False)]
+    settings = folder / "s3.json"
+    credentials = [{"accessKey": KEY_ID, "secretKey": SECRET}]
+    settings.write_text(
+        json.dumps(
+            {"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "Write"]}]}
+        )
+    )
+    command = [
+        str(Path(sysconfig.get_path("scripts")) / "weed"), "-logtostderr=false", f"-logdir={folder}", "server",
+        f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={settings}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=256",
+        "-s3.cacheCapacityMB=0", "-master.telemetry=false", *options,
+    ]  # fmt: skip
+    environment = os.environ | {"GOMEMLIMIT": "400MiB"}
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            endpoint = f"http://127.0.0.1:{ports[3]}"
+            _wait(f"{endpoint}/healthz", server)
+            yield endpoint
+        finally:
+            # Asked politely it takes 25 seconds.
+            server.kill()
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    """The standard AWS environment that leads there."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def client(endpoint: str) -> Any:
+    """A plain client of that server, whatever the environment says."""
+    return boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+
+
+def new_bucket(endpoint: str) -> str:
+    """The name of a fresh bucket."""
+    name = f"bucket-{os.urandom(6).hex()}"
+    client(endpoint).create_bucket(Bucket=name)
+    return name
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Until the server answers."""
+    until = time.monotonic() + seconds
+    while True:
+        assert server.poll() is None, f"the server ended with {server.returncode}"
+        assert time.monotonic() < until, f"{url} did not answer within {seconds} s"
+        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.05)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
