@@ -29,7 +29,7 @@ class Estimate(Record, frozen=True):
 
 def estimate(part: Coverage, encoder: Encoder, store: FeatureStore, sizes: TaskSizes) -> Estimate:
     """The cost of what is missing; changes nothing."""
-    speed = store.catalog.speed(part.spec.fingerprint) if part.missing and store.exists() else None
+    speed = store.speed(part.spec.fingerprint) if part.missing and store.exists() else None
     if not part.missing:
         seconds, rate_from = 0.0, "nothing to do"
     elif speed is not None:

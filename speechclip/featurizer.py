@@ -4,9 +4,12 @@ The ledger adds up: planned = stored before + encoded + rejected + missing, each
 unreadable source counted once.
 """
 
+import functools
+import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from speechclip.encoders import Encoder
 from speechclip.errors import WorkLeft
@@ -15,7 +18,13 @@ from speechclip.plan import Coverage, Plan, TaskSizes, cover, open_plan
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
+from speechclip.store.changes import Keys
 from speechclip.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
+
+
+def new_run() -> str:
+    """A name for one run, as `speechclip history` shows it: when it began, and six hex digits of chance."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,13 @@ class Work:
     specs: Mapping[str, EncoderSpec]
     before: tuple[Coverage, ...]
     plan: Plan
+    run: str = field(default_factory=new_run)
+    damaged: Keys = field(default_factory=dict)  # stored features that this work takes the place of
+
+    @functools.cached_property
+    def wanted(self) -> set[tuple[str, str]]:
+        """The (feature set, asset) pairs that were missing."""
+        return {(part.spec.fingerprint, asset.key) for part in self.before for asset in part.missing}
 
 
 def survey(store: FeatureStore, manifest: Manifest, specs: Iterable[EncoderSpec]) -> tuple[Coverage, ...]:
@@ -48,6 +64,7 @@ def prepare_work(
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     store.add_manifest(manifest)
+    store.compact()
     snapshot = store.snapshot()
     before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)
     plan = open_plan(store, manifest, before, snapshot, sizes)
@@ -78,7 +95,7 @@ class Committer:
     _pending: list[Receipt] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _since: float = field(default_factory=time.monotonic)
-    _encoded: set[tuple[str, str]] = field(default_factory=set)
+    encoded: set[tuple[str, str]] = field(default_factory=set)  # (feature set, key) of all that was committed
     _num_bytes: int = 0
 
     def add(self, receipt: Receipt) -> None:
@@ -90,8 +107,9 @@ class Committer:
     def flush(self) -> None:
         """Commit what is pending."""
         if self._pending:
-            self.work.store.commit(self._pending, self.work.manifest.digest)
-            self._encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
+            work = self.work
+            work.store.commit(self._pending, work.manifest.digest, run=work.run, damaged=work.damaged)
+            self.encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
         self._pending, self._since = [], time.monotonic()
 
@@ -99,8 +117,7 @@ class Committer:
         """The ledger, read back from the newest snapshot."""
         snapshot = self.work.store.snapshot()
         after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
-        wanted = {(part.spec.fingerprint, asset.key) for part in self.work.before for asset in part.missing}
-        encoded = len(self._encoded & wanted)
+        encoded = len(self.encoded & self.work.wanted)
         return Summary(
             planned=sum(part.num_planned for part in after),
             stored_before=sum(part.num_stored for part in after) - encoded,
@@ -120,15 +137,17 @@ def run(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: floa
     """
     before = committer.work.before
     num_planned = sum(part.num_planned for part in before)
-    num_rejected = sum(part.num_rejected for part in before)
+    num_before = sum(part.num_rejected for part in before)
+    rejected: set[tuple[str, str]] = set()
     try:
         for receipt in receipts:
-            num_rejected += len(receipt.rejected)
+            # As the ledger counts: a task may also hold what is stored elsewhere.
+            rejected |= {(receipt.feature_set, entry.key) for entry in receipt.rejected} & committer.work.wanted
             committer.add(receipt)
-            _check_budget(num_rejected, num_planned, max_rejected)
+            _check_budget(num_before + len(rejected), num_planned, max_rejected)
     finally:
         committer.flush()
-    _check_budget(num_rejected, num_planned, max_rejected)
+    _check_budget(num_before + len(rejected), num_planned, max_rejected)
 
 
 def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> None:
@@ -149,18 +168,40 @@ def run_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[R
         yield encode_task(decode_task(task, work.specs[name]), loaded[name], work.store.storage, batch_sizes)
 
 
-def list_rejected(store: FeatureStore, manifest: Manifest) -> list[dict[str, str]]:
+class Rejection(Record, frozen=True):
+    """A source that has no feature, why, and who names it; no `feature_set` where ingest already could not read it."""
+
+    feature_set: str
+    utterances: tuple[str, ...]
+    source: str
+    reason: str
+    detail: str
+
+
+def list_rejected(store: FeatureStore, manifest: Manifest) -> list[Rejection]:
     """Every source of the manifest that has no feature and why: found at ingest, or by any feature set's run."""
-    rows = []
-    for modality in ("speech", "image"):
-        for source, problem in manifest.source_problems(modality).items():
-            reason, _, detail = problem.partition(": ")
-            rows.append({"feature_set": "", "source": source, "reason": reason, "detail": detail})
+    found = [
+        Rejection(feature_set="", source=one.uri, utterances=one.utterances, reason=one.reason, detail=one.detail)
+        for modality in ("speech", "image")
+        for one in manifest.source_problems(modality)
+    ]
+    if not store.exists():
+        return found
     snapshot = store.snapshot()
     for info in snapshot.feature_sets():
-        sources = {asset.key: asset.uri or asset.text or "" for asset in manifest.assets(info.spec.modality)}
-        for row in snapshot.rejections(info.fingerprint, manifest.digest).to_pylist():
-            if row["asset"] in sources:
-                found = {name: row[name] for name in ("feature_set", "reason", "detail")}
-                rows.append(found | {"source": sources[row["asset"]]})
-    return rows
+        utterances = manifest.utterances(info.spec.modality)
+        rows = snapshot.rejections(info.fingerprint, manifest.digest).to_pylist()
+        # Of an asset's reasons one stands: by its bytes, or else the newest.
+        standing = {row["asset"]: row for row in sorted(rows, key=lambda row: (row["source"] is None, row["version"]))}
+        found += [
+            Rejection(
+                feature_set=info.fingerprint,
+                utterances=utterances[asset.key],
+                source=asset.uri or asset.text or "",
+                reason=standing[asset.key]["reason"],
+                detail=standing[asset.key]["detail"],
+            )
+            for asset in manifest.assets(info.spec.modality)
+            if asset.key in standing
+        ]
+    return found

@@ -16,7 +16,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
-from speechclip.store.vectors import KEY_BYTES, create_segment
+from speechclip.store.segments import KEY_BYTES, Shape, create_segment, segment_name
 
 # Two tar headers, NumPy's header, the notes in JSON and their rounding to 512.
 MEMBER_BYTES = 2560
@@ -137,8 +137,10 @@ def open_plan(
         open_tasks = _open_tasks(tasks, snapshot, missing)
         covered = {(task.feature_set, asset.key) for task in open_tasks for asset in task.assets}
         if all((name, key) in covered for name, keys in missing.items() for key in keys):
-            for part in coverage:
-                _create_segment(store, part.spec, tasks)
+            specs = {part.spec.fingerprint: part.spec for part in coverage}
+            for name, segment in {(task.feature_set, task.segment) for task in tasks if task.segment}:
+                # Its metadata at its final shape, before any task writes its chunk.
+                create_segment(store.storage, specs[name], segment)
             return Plan(plan_id, open_tasks)
     raise AssertionError("ten thousand plans of one manifest")
 
@@ -149,8 +151,9 @@ def _known(
     if snapshot is None:
         return set(), set()
     rejections = snapshot.rejections(fingerprint, manifest.digest).select(["asset", "reason"]).to_pylist()
-    rejected = {row["asset"] for row in rejections if row["reason"] not in retry}
-    return snapshot.stored_keys(fingerprint), rejected
+    # An asset may have a source's reason and one by its bytes: either calls it back.
+    retried = {row["asset"] for row in rejections if row["reason"] in retry}
+    return snapshot.stored_keys(fingerprint), {row["asset"] for row in rejections} - retried
 
 
 def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
@@ -160,7 +163,7 @@ def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
         part.missing,
         sizes,
         name=f"{plan_id}-{short[:6]}",
-        segment="" if part.spec.is_frames else f"{plan_id}-{sizes.chunk_rows}",
+        segment="" if part.spec.is_frames else segment_name(plan_id, Shape(len(part.missing), sizes.chunk_rows)),
     )
 
 
@@ -174,14 +177,6 @@ def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, se
             # A chunk of vectors keeps its rows where they are.
             open_tasks.append(task if task.segment else msgspec.structs.replace(task, assets=wanted))
     return tuple(open_tasks)
-
-
-def _create_segment(store: FeatureStore, spec: EncoderSpec, tasks: Sequence[Task]) -> None:
-    """The metadata of the plan's segment at its final shape, before any task writes its chunk."""
-    ours = [task for task in tasks if task.feature_set == spec.fingerprint]
-    if ours and not spec.is_frames:
-        chunk_rows = int(ours[0].segment.rpartition("-")[2])
-        create_segment(store.storage, spec, ours[0].segment, ours[-1].first_row + len(ours[-1].assets), chunk_rows)
 
 
 _PLAN_SCHEMA = pa.schema(

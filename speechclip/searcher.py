@@ -33,7 +33,7 @@ class Answer:
 class Searcher:
     """One run's joint space over one snapshot; encoders are loaded when a question needs them."""
 
-    def __init__(self, store: FeatureStore, trained: Run, version: int | None = None) -> None:
+    def __init__(self, store: FeatureStore, trained: Run, version: int | str | None = None) -> None:
         self.store, self.trained = store, trained
         self.snapshot: Snapshot = store.snapshot(version)
         self.identity = trained.info.identity

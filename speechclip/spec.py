@@ -47,6 +47,11 @@ class EncoderSpec(Record, frozen=True):
         return bool(self.layers)
 
     @property
+    def is_of_head(self) -> bool:
+        """True for the embeddings that a trained head made of another feature set, not of a source."""
+        return self.family == "head"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the stored numbers."""
         return np.dtype(CODEC_DTYPES[self.codec])

@@ -15,7 +15,8 @@ from speechclip.records import Asset, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.vectors import create_segment, write_chunk
+from speechclip.store.segments import Shape, create_segment, segment_name
+from speechclip.store.vectors import write_chunk
 from speechclip.trainer import Trainer, configure_head
 from speechclip.world import World
 
@@ -100,9 +101,10 @@ def _store(
     keys = [name for name, _ in frames]
     path, stored = write_shard(store.storage, SPEECH, "speech", pack_shard(SPEECH, frames, {}), keys)
     store.commit([_receipt("speech", SPEECH, path, stored)], "m")
-    create_segment(store.storage, IMAGE, "s", len(vectors), len(vectors))
+    segment = segment_name("p", Shape(len(vectors), len(vectors)))
+    create_segment(store.storage, IMAGE, segment)
     assets = tuple(Asset(key=name, modality="image") for name in vectors)
-    task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, segment="s")
+    task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, segment=segment)
     kept = {name: vector for name, vector in vectors.items() if name not in missing}
     path, stored, _ = write_chunk(store.storage, IMAGE, task, kept)
     store.commit([_receipt("image", IMAGE, path, stored)], "m")

@@ -24,6 +24,12 @@ class LazyGroup(click.Group):
         "embed": "speechclip.cli.query",
         "query": "speechclip.cli.query",
         "export": "speechclip.cli.export",
+        "history": "speechclip.cli.store",
+        "tag": "speechclip.cli.store",
+        "verify": "speechclip.cli.upkeep",
+        "repair": "speechclip.cli.upkeep",
+        "drop": "speechclip.cli.store",
+        "gc": "speechclip.cli.store",
     }
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -66,13 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted; all that was committed is kept, run the same command again to go on", EXIT_INTERRUPTED)
-    except OSError as error:
-        _end(f"{error.filename or ''} {error.strerror or error}; mend that and run the same command again", EXIT_FAILED)
     except Exception as error:
-        # S3 and Delta clients have error trees of their own, which a quick `--help` must not import.
-        if not type(error).__module__.startswith(("botocore.", "_internal", "deltalake")):
+        sentence = _outside_failure(error)
+        if sentence is None:
             raise
-        _end(f"the storage failed: {error}; what was committed is kept, run the same command again", EXIT_FAILED)
+        _end(sentence, EXIT_FAILED)
+
+
+def _outside_failure(error: Exception) -> str | None:
+    """What to say of an error of the machine or of a storage client's own tree; None for a bug of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or ''} {error.strerror}; mend that and run the same command again"
+    is_client = type(error).__module__.startswith(("botocore.", "_internal", "deltalake"))
+    if not is_client and not isinstance(error, OSError):
+        return None
+    # These trees a quick `--help` must not import.
+    from speechclip.patience import fault_of, one_line
+
+    fault = fault_of(error)
+    cause = one_line(error) if fault is None else fault.cause
+    return f"the storage failed ({cause}); what was committed is kept, mend that and run the same command again"
 
 
 def _end(sentence: str, code: int) -> None:

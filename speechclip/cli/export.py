@@ -22,7 +22,7 @@ def export() -> None:
 @click.option("--out", required=True, metavar="DIR", help="Where the tars go (path or s3://).")
 def export_webdataset(
     settings: Settings,
-    version: int | None,
+    version: str | None,
     speech_set: str | None,
     image_set: str | None,
     text_set: str | None,

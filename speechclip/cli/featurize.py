@@ -12,15 +12,17 @@ from speechclip.cli.options import (
     human_bytes,
     human_seconds,
     note_untrained,
+    printable,
     say,
     settings_options,
     table,
 )
 from speechclip.config import Settings
-from speechclip.errors import WorkLeft
+from speechclip.errors import REASONS, WorkLeft
 from speechclip.records import Receipt
 
-PLUMBING = "it shows speed and plumbing, never quality"
+PLUMBING = "this shows speed and plumbing, never quality"
+SHOWN_CHARACTERS = 200
 
 
 @click.command()
@@ -52,18 +54,33 @@ def plan(settings: Settings, as_json: bool) -> None:
             line.rate_from,
         )
     console().print(shown)
-    note_untrained(
-        [line.feature_set for line in found if not line.is_trained], "it shows speed and plumbing, never quality"
-    )
+    note_untrained([line.feature_set for line in found if not line.is_trained], PLUMBING)
+
+
+def _share(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise click.BadParameter(f"{value} is no share; give a number from 0 to 1, such as 0.05")
+    return value
 
 
 @click.command()
 @settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "json")
-@click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option(
-    "--max-rejected", type=float, help="Share of rejected assets beyond which the run stops with exit code 3."
+    "--num-cpus", type=click.IntRange(min=1), help="Logical CPUs of the local Ray; default all. Ignored on a cluster."
 )
-@click.option("--retry", multiple=True, metavar="REASON", help="Try again what was rejected for it, as source-missing.")
+@click.option(
+    "--max-rejected",
+    type=float,
+    callback=_share,
+    help="Share of rejected assets beyond which the run stops with exit code 3.",
+)
+@click.option(
+    "--retry",
+    type=click.Choice(REASONS),
+    multiple=True,
+    metavar="REASON",
+    help="Try again what was rejected for it, as source-missing.",
+)
 @click.option("--inline", is_flag=True, help="Work in this process, without Ray (small corpora, debugging).")
 def featurize(
     settings: Settings,
@@ -114,13 +131,19 @@ def rejected(settings: Settings, as_json: bool) -> None:
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 
-    rows = list_rejected(FeatureStore(settings.need("store")), Manifest.read(settings.need("manifest")))
+    store = FeatureStore(settings.need("store"))
+    if not store.exists():
+        say(f"{store.storage.root}: no feature store here yet; these sources could not be read at ingest")
+    rows = list_rejected(store, Manifest.read(settings.need("manifest")))
     if as_json:
         click.echo(msgspec.json.encode(rows))
         return
-    shown = table("source", "reason", "what happened")
+    shown = table("utterance", "reason", "source", "what happened", "feature set")
     for row in rows:
-        shown.add_row(row["source"], row["reason"], row["detail"])
+        others = f" and {len(row.utterances) - 1} more" if len(row.utterances) > 1 else ""
+        detail = row.detail.removeprefix(f"{row.source}: ")
+        cells = (f"{row.utterances[0]}{others}", row.reason, row.source, detail, row.feature_set)
+        shown.add_row(*(printable(cell)[:SHOWN_CHARACTERS] for cell in cells))
     console().print(shown)
 
 
@@ -131,9 +154,7 @@ def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
     if num_missing:
         size = human_bytes(sum(part.remaining_bytes(sizes) for part in work.before))
         say(f"plan {work.plan.id}: {len(work.plan.tasks)} tasks, about {size}; `speechclip plan` estimates the hours")
-    note_untrained(
-        [spec.fingerprint for spec in specs if not spec.is_trained], "it shows speed and plumbing, never quality"
-    )
+    note_untrained([spec.fingerprint for spec in specs if not spec.is_trained], PLUMBING)
 
 
 def _watched(receipts: Iterator[Receipt], num_missing: int) -> Iterator[Receipt]:

@@ -6,6 +6,7 @@ import click
 
 from speechclip.cli.options import ProgressLine, human_seconds, say
 
+SHOWN_PROBLEMS = 10
 OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
 
 
@@ -79,12 +80,15 @@ def _write(manifest: Any, out: str) -> None:
     manifest.write(out)
     seconds = sum(asset.seconds for asset in manifest.assets("speech"))
     counts = ", ".join(f"{len(manifest.assets(kind)):,} {kind}" for kind in ("speech", "image", "text"))
-    problems = [problem for kind in ("speech", "image") for problem in manifest.source_problems(kind).values()]
+    problems = [problem for kind in ("speech", "image") for problem in manifest.source_problems(kind)]
     splits = ", ".join(
         f"{entry['values']} {entry['counts']:,}" for entry in manifest.table["split"].value_counts().to_pylist()
     )
     say(f"{out}: {len(manifest):,} utterances ({splits}); assets: {counts}; {human_seconds(seconds)} of speech")
-    for problem in problems[:10]:
-        say(f"unreadable: {problem}")
-    if len(problems) > 10:
-        say(f"... and {len(problems) - 10} more; `speechclip rejected` lists them")
+    rows = {name: number for number, name in enumerate(manifest.table["utterance"].to_pylist(), start=1)}
+    for problem in problems[:SHOWN_PROBLEMS]:
+        first = problem.utterances[0]
+        others = f" and {len(problem.utterances) - 1} more" if len(problem.utterances) > 1 else ""
+        say(f"row {rows[first]} ({first}){others}: {problem.reason}: {problem.detail}")
+    if len(problems) > SHOWN_PROBLEMS:
+        say(f"... and {len(problems) - SHOWN_PROBLEMS} more sources; `speechclip rejected` lists them")

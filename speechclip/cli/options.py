@@ -32,7 +32,10 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
     "codec": click.option("--codec", type=click.Choice(["fp16", "fp32"]), help="How numbers are stored."),
     "json": click.option("--json", "as_json", is_flag=True, help="Only JSON on stdout."),
     "version": click.option(
-        "--version", "version", type=int, metavar="N", help="Pin a catalog version; default the newest."
+        "--version",
+        "version",
+        metavar="N|TAG",
+        help="Pin a catalog version, by number or tag; default the newest.",
     ),
 }
 
@@ -90,13 +93,19 @@ def console() -> Console:
 
 def say(sentence: str) -> None:
     """A line for the person who waits, on stderr."""
-    click.echo(sentence, err=True)
+    click.echo(printable(sentence), err=True)
+
+
+def printable(text: str) -> str:
+    """The text on one line: what a terminal would obey, such as a newline in a file's name, as its escape."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def note_untrained(fingerprints: Sequence[str], meaning: str) -> None:
-    """A line for each feature set whose encoder has random weights."""
-    for fingerprint in fingerprints:
-        say(f"note: {fingerprint} is UNTRAINED (random weights): {meaning}")
+    """One line that names the feature sets whose encoder has random weights, if any."""
+    if fingerprints:
+        names = " and ".join(filter(None, (", ".join(fingerprints[:-1]), fingerprints[-1])))
+        say(f"note: {names} {'is' if len(fingerprints) == 1 else 'are'} UNTRAINED (random weights): {meaning}")
 
 
 def table(*columns: str, figures: Sequence[str] = ()) -> Table:

@@ -50,7 +50,7 @@ def embed(settings: Settings, as_json: bool) -> None:
 def query(
     settings: Settings,
     as_json: bool,
-    version: int | None,
+    version: str | None,
     question_text: str | None,
     audio: str | None,
     question_image: str | None,

@@ -24,7 +24,9 @@ from speechclip.config import Settings, whole_path
 )
 @click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
 @click.option(
-    "--version", type=int, metavar="N", help="Pin a catalog version; default the newest, or the resumed run's."
+    "--version",
+    metavar="N|TAG",
+    help="Pin a catalog version, by number or tag; default the newest, or the resumed run's.",
 )
 def train(
     settings: Settings,
@@ -32,12 +34,13 @@ def train(
     num_cpus: int | None,
     speech_set: str | None,
     image_set: str | None,
-    version: int | None,
+    version: str | None,
 ) -> None:
     """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
     from speechclip.jobs.train import TrainRequest
     from speechclip.jobs.train import train as train_on_ray
     from speechclip.recipe import load_recipe
+    from speechclip.store import FeatureStore
 
     recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     request = TrainRequest(
@@ -47,7 +50,7 @@ def train(
         recipe=recipe,
         speech=speech_set or settings.speech,
         image=image_set or settings.image,
-        catalog_version=version,
+        catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
     )
@@ -67,7 +70,7 @@ def train(
     show_default=True,
     help="Whose images may answer.",
 )
-def evaluate(settings: Settings, as_json: bool, version: int | None, candidates: Any) -> None:
+def evaluate(settings: Settings, as_json: bool, version: str | None, candidates: Any) -> None:
     """Recall of a head in both directions beside chance: a table, or JSON."""
     from speechclip.checkpoint import load_run
     from speechclip.evaluation import evaluate as evaluate_run

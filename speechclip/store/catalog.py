@@ -1,57 +1,52 @@
 """The catalog: a Delta Lake table with one row per (feature set, asset), stored or rejected, and where it lies.
 
 Every commit names the exact version that it makes in each of its rows and carries its digest as a Delta transaction id.
-So a commit whose answer was lost is recognised, and where two runs commit one key, every reader picks the same row:
-stored beats rejected, then the lowest version.
+So a commit whose answer was lost is recognised, and where two runs commit one key, every reader picks the same row
+(`rows.entries`). It also states its root, a checksum over the names of all files that its version names, and these
+names are checksums of the files: a reader that finds another set or other bytes says `Damaged`.
 """
 
-import hashlib
+import json
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass, field
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
 
-from speechclip.errors import NotStored, StoreError
-from speechclip.records import Receipt, RejectedAsset, StoredAsset, to_json
-from speechclip.storage import Storage, parse_parquet
-from speechclip.store.layout import CATALOG
+from speechclip.errors import Damaged, NotStored, StoreError
+from speechclip.storage import Storage
+from speechclip.store.grace import is_adoptable
+from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
+from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path
+from speechclip.store.rows import SCHEMA, decode_part, encode_part
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = pa.schema(
-    [
-        pa.field("feature_set", pa.string(), nullable=False),
-        pa.field("asset", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # stored | rejected
-        pa.field("version", pa.int64(), nullable=False),  # the version of the table that added this row
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("shard", pa.string()),  # path within the store: a tar, or a Zarr group
-        pa.field("offset", pa.int64()),  # first byte of the array in the tar, or row in the group
-        pa.field("num_frames", pa.int64()),
-        pa.field("sums_offset", pa.int64()),  # first byte of its block checksums beside the shard
-        pa.field("checksum", pa.int64()),  # xxh3-64 of those block checksums, or of the row
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-        pa.field("source", pa.string()),  # set where the source, not the bytes, was at fault: then it belongs to
-        pa.field("manifest", pa.string()),  # this manifest alone
-    ]
-)
-# The log is the history that pinned versions and tags rely on: nothing cleans it up behind our back.
+# The log is the history that pinned versions and tags rely on: nothing but our own `gc` cleans up behind our back.
 CONFIGURATION: dict[str, str | None] = {
     "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
-    "delta.checkpointInterval": "50",
 }
+CHECKPOINT_EVERY = 50
 MAX_ATTEMPTS = 100
 READ_THREADS = 16
+
+
+@dataclass
+class Change:
+    """What a commit does to the files of the table: rows to add by feature set, and paths to remove."""
+
+    added: dict[str, pa.Table] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
 
 class Catalog:
@@ -59,139 +54,206 @@ class Catalog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.journal = Journal(storage)
 
     def create(self) -> None:
         """Make the empty table, unless it is there."""
-        DeltaTable.create(
-            self.storage.address(CATALOG),
-            schema=SCHEMA,
-            mode="ignore",
-            partition_by=["feature_set"],
-            configuration=CONFIGURATION,
-            storage_options=self.storage.delta_options,
+        self.storage.delta(
+            "making the catalog",
+            CATALOG,
+            lambda uri, options: DeltaTable.create(
+                uri,
+                schema=SCHEMA,
+                mode="ignore",
+                partition_by=["feature_set"],
+                configuration=CONFIGURATION,
+                storage_options=options,
+            ),
         )
 
     def open(self, version: int | None = None) -> DeltaTable:
-        """The table as it stood at that version; `NotStored` if there is none."""
-        address = self.storage.address(CATALOG)
+        """The table as it stood at that version, by default the newest.
+
+        `NotStored` if there is no such version, `Damaged` if the log does not lead to what its commit stated.
+        """
         try:
-            return DeltaTable(address, version=version, storage_options=self.storage.delta_options)
+            table = self._load(version)
         except TableNotFoundError:
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`") from None
         except (DeltaError, OverflowError) as error:
-            raise NotStored(f"{self.storage.root}: catalog version {version} can't be read ({error})") from None
+            raise self._unopened(version, error) from None
+        self._check(table, is_head=version is None)
+        return table
 
-    def commit(self, receipts: Sequence[Receipt], manifest: str) -> int:
-        """Add the receipts in one atomic version, exactly once however often it is called; the version.
+    def rows(self, table: DeltaTable, feature_set: str) -> pa.Table:
+        """All rows of one feature set in this version of the table; `Damaged` if one of its files is."""
+        found = self.read_parts(paths_of(table, feature_set))
+        for part in found.values():
+            if isinstance(part, Damaged):
+                raise part
+        return pa.concat_tables(found.values()) if found else SCHEMA.empty_table()
 
-        Waits and takes the next version when another writer was first. `StoreError` after a hundred lost races.
+    def read_parts(self, paths: Sequence[str]) -> dict[str, "pa.Table | Damaged"]:
+        """The rows in each of these files of the table, or what is wrong with it.
+
+        Not by the client's own readers. Its PyArrow dataset reads through Python buffers in Arrow's threads, and one
+        that still lets go of them when the interpreter ends aborts the process (seen: 4 of 60 short runs on a loaded
+        machine); its query engine holds Python's lock while it waits for the network.
         """
-        digest = hashlib.sha256(b"".join(sorted(to_json(receipt) for receipt in receipts))).hexdigest()
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return dict(zip(paths, pool.map(self._read_part, paths), strict=True))
+
+    def paths(self, version: int) -> list[str]:
+        """The files that a version names, as paths within the table."""
+        return paths_of(self.open(version))
+
+    def entry(self, version: int) -> LogEntry:
+        """What the log says of one version: from the journal's copy, or the log itself where there is none yet."""
+        copy = self.journal.read(version)
+        return parse_entry(version, self.storage.read(log_path(version)) if copy is None else copy.text.encode())
+
+    def history(self, newest: int, oldest: int = 0) -> Iterator[LogEntry]:
+        """What the log says of each version from `newest` down to `oldest`."""
+        for start in range(newest, oldest - 1, -READ_THREADS):
+            versions = range(start, max(oldest - 1, start - READ_THREADS), -1)
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                yield from pool.map(self.entry, versions)
+
+    def commit(self, digest: str, operation: str, run: str, change: Callable[[DeltaTable, int], Change]) -> int | None:
+        """Apply `change(table, the version it will make)` in one atomic version, exactly once for one `digest`.
+
+        Waits and asks for the change to the next version when another writer was first; `StoreError` after a hundred
+        lost races. The version is one that holds the change, None where there was nothing to change.
+        """
         for attempt in range(MAX_ATTEMPTS):
             table = self.open()
             if table.transaction_version(digest) is not None:
-                return table.version()
-            version = table.version() + 1
-            properties = CommitProperties(
-                app_transactions=[Transaction(digest, 1)],
-                # No blind retry by the client: each row must state the version that it really got.
-                max_commit_retries=0,
-                custom_metadata={"speechclip": msgspec.json.encode(_summary(receipts)).decode()},
-            )
+                return int(table.version())
+            version = int(table.version()) + 1
+            made = change(table, version)
+            if not made.added and not made.removed:
+                return None
             try:
-                write_deltalake(table, _rows(receipts, version, manifest), mode="append", commit_properties=properties)
+                self._write(table, made, digest, operation, run)
             except CommitFailedError:
                 logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
                 time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
             else:
-                logger.info("committed %d receipts as catalog version %d", len(receipts), version)
+                logger.info("%s: catalog version %d", operation, version)
+                self._seal(version)
                 return version
         raise StoreError(f"{self.storage.root}: {MAX_ATTEMPTS} commits in a row lost to other writers; run again later")
 
-    def speed(self, feature_set: str) -> float | None:
-        """Assets per worker-second in the newest commit that encoded some of this feature set, if any did."""
-        for entry in self.open().history(100):
-            for part in msgspec.json.decode(entry.get("speechclip", "[]")):
-                if part["feature_set"] == feature_set and part["encoded"] and part["seconds"] > 0:
-                    return float(part["encoded"] / part["seconds"])
-        return None
+    def checkpoint(self, version: int) -> None:
+        """Sum the log up to `version`, so that opening a long one takes few requests."""
+        table = self._load(version)
+        self.storage.delta("summing the log up", CATALOG, lambda *_: table.create_checkpoint())
+
+    def _write(self, table: DeltaTable, made: Change, digest: str, operation: str, run: str) -> None:
+        added = {}
+        for feature_set, rows in made.added.items():
+            path, size = self._write_part(feature_set, rows)
+            added[path] = (feature_set, size, len(rows))
+        removed = set(made.removed) - added.keys()
+        names = (set(paths_of(table)) | added.keys()) - removed
+        note = Note(operation=operation, run=run, root=root_of(names), parts=tuple(made.parts))
+        now = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [
+            *(
+                AddAction(path, size, {"feature_set": name}, now, True, json.dumps({"numRecords": count}))
+                for path, (name, size, count) in added.items()
+            ),
+            *(RemoveAction(path, True, now) for path in removed),
+        ]
+        # No blind retry by the client: each row must state the version that it really got.
+        properties = CommitProperties(
+            max_commit_retries=0,
+            app_transactions=[Transaction(digest, 1)],
+            custom_metadata={"speechclip": msgspec.json.encode(note).decode()},
+        )
+        hooks = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+        self.storage.delta(
+            "committing",
+            CATALOG,
+            lambda *_: table.create_write_transaction(
+                actions,
+                "append",
+                SCHEMA,
+                ["feature_set"],
+                commit_properties=properties,
+                post_commithook_properties=hooks,
+            ),
+        )
+
+    def _write_part(self, feature_set: str, rows: pa.Table) -> tuple[str, int]:
+        """Put the rows and their copy on storage; the path within the table, and the bytes.
+
+        What lies there and is damaged, or `gc` may soon free, is left alone: a file of the next generation is made.
+        """
+        for generation in range(100):
+            name, data = encode_part(rows, generation)
+            path = f"{part_folder(feature_set)}/{name}"
+            if all(self._put(place, data) for place in (part_path(path), part_copy_path(path))):
+                return path, len(data)
+        raise Damaged(f"{part_path(part_folder(feature_set))}: a hundred damaged files of one content")
+
+    def _put(self, path: str, data: bytes) -> bool:
+        if self.storage.create(path, data):
+            return True
+        return is_adoptable(self.storage, path) and self.storage.read(path) == data
+
+    def _seal(self, version: int) -> None:
+        """What follows a commit: a checkpoint now and then, and the journal's copy; after a kill the next makes up."""
+        if version % CHECKPOINT_EVERY == 0:
+            self.checkpoint(version)
+        self.journal.seal(version)
+
+    def _load(self, version: int | None) -> DeltaTable:
+        return self.storage.delta(
+            "opening the catalog",
+            CATALOG,
+            lambda uri, options: DeltaTable(uri, version=version, storage_options=options),
+        )
+
+    def _check(self, table: DeltaTable, *, is_head: bool) -> None:
+        version = int(table.version())
+        note = self.entry(version).note
+        if root_of(paths_of(table)) != (note.root if note else root_of([])):
+            raise Damaged(
+                f"{self.storage.root}: the log of catalog version {version} does not lead to the files that its commit "
+                "stated; run `speechclip repair`"
+            )
+        if is_head and self.journal.has(version + 1) and self.storage.size(log_path(version + 1)) is None:
+            raise Damaged(
+                f"{self.storage.root}: {log_path(version + 1)} was committed and is gone; run `speechclip repair`"
+            )
+
+    def _unopened(self, version: int | None, error: Exception) -> StoreError:
+        """Why the table could not be opened: no such version, or a damaged log."""
+        if version is not None and self.storage.size(log_path(version)) is None and not self.journal.has(version):
+            return NotStored(f"{self.storage.root}: there is no catalog version {version}; see `speechclip history`")
+        return Damaged(f"{self.storage.root}: the catalog's log can't be read ({error}); run `speechclip repair`")
+
+    def _read_part(self, path: str) -> "pa.Table | Damaged":
+        try:
+            return decode_part(path, self.storage.read(part_path(path)))
+        except FileNotFoundError:
+            return Damaged(f"{part_path(path)}: the catalog's file is gone; run `speechclip repair`")
+        except Damaged as error:
+            return error
 
 
-def entries(rows: pa.Table) -> pa.Table:
-    """Of one feature set's rows each (asset, manifest, source) once: the one rule for a key committed twice."""
-    scope = pc.fill_null(pc.binary_join_element_wise(rows["manifest"], rows["source"], " "), "")
-    is_rejected = pc.not_equal(rows["status"], "stored")
-    ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected)
-    ranked = ranked.sort_by([(name, "ascending") for name in ("asset", "scope", "is_rejected", "version", "task")])
-    if len(ranked) < 2:
-        return ranked.select(SCHEMA.names)
-    is_new = [pc.not_equal(ranked[name][1:], ranked[name][:-1]).combine_chunks() for name in ("asset", "scope")]
-    is_first = pa.concat_arrays([pa.array([True]), pc.or_(*is_new)])
-    return ranked.filter(is_first).select(SCHEMA.names)
-
-
-def read_rows(storage: Storage, table: DeltaTable, feature_set: str) -> pa.Table:
-    """All rows of one partition, from the files that this version of the table names.
-
-    Not by the client's own readers. Its PyArrow dataset reads through Python buffers in Arrow's threads, and one that
-    still lets go of them when the interpreter ends aborts the process (seen: 4 of 60 short runs on a loaded machine);
-    its query engine holds Python's lock while it waits for the network.
-    """
-    addresses = table.file_uris(file_pruning_predicate=[("feature_set", "=", feature_set)])
-    folder = f"{CATALOG}/feature_set={feature_set}"
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        files = list(pool.map(lambda address: storage.read(f"{folder}/{address.rpartition('/')[2]}"), addresses))
-    parts = [_with_partition(parse_parquet(data), feature_set) for data in files]
-    return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
-
-
-def _with_partition(part: pa.Table, feature_set: str) -> pa.Table:
-    """Delta keeps the partition's value in the folder's name, not in the file."""
-    column = pa.array([feature_set] * len(part), pa.string())
-    return part.add_column(0, SCHEMA.field("feature_set"), column).select(SCHEMA.names).cast(SCHEMA)
+def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
+    """The files that this version names, of one feature set or all, as paths within the table."""
+    chosen = None if feature_set is None else [("feature_set", "=", feature_set)]
+    return sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris(file_pruning_predicate=chosen))
 
 
 def feature_sets(table: DeltaTable) -> list[str]:
     """The fingerprints that this version names."""
-    return sorted({partition["feature_set"] for partition in table.partitions()})
+    return sorted({path.partition("/")[0].partition("=")[2] for path in paths_of(table)})
 
 
-def _summary(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
-    """What the commit's own log entry says of it, per feature set."""
-    parts: dict[str, dict[str, Any]] = {}
-    for receipt in receipts:
-        empty = {
-            "feature_set": receipt.feature_set,
-            "stored": 0,
-            "rejected": 0,
-            "encoded": 0,
-            "seconds": 0.0,
-            "bytes": 0,
-        }
-        part = parts.setdefault(receipt.feature_set, empty)
-        part["stored"] += len(receipt.stored)
-        part["rejected"] += len(receipt.rejected)
-        part["encoded"] += receipt.num_encoded
-        part["seconds"] += receipt.seconds
-        part["bytes"] += receipt.num_bytes
-    return list(parts.values())
-
-
-def _rows(receipts: Sequence[Receipt], version: int, manifest: str) -> pa.Table:
-    rows = []
-    for receipt in receipts:
-        base = {"feature_set": receipt.feature_set, "task": receipt.task, "version": version}
-        rows += [base | _stored_row(entry, receipt.shard) for entry in receipt.stored]
-        rows += [base | _rejected_row(entry, manifest) for entry in receipt.rejected]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _stored_row(entry: StoredAsset, shard: str) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(entry)
-    return {"asset": fields.pop("key"), "status": "stored", "shard": shard, **fields}
-
-
-def _rejected_row(entry: RejectedAsset, manifest: str) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(entry)
-    scope = manifest if entry.source is not None else None
-    return {"asset": fields.pop("key"), "status": "rejected", "manifest": scope, **fields}
+def root_of(paths: Iterable[str]) -> str:
+    """The checksum over the names of a version's files, which are checksums themselves."""
+    return checksum("\n".join(sorted(paths)).encode())

@@ -23,19 +23,17 @@ def blocks_per_layer(layer_bytes: int) -> int:
     return -(-layer_bytes // BLOCK_BYTES)
 
 
-def block_sums(layers: UInt8[np.ndarray, "layers bytes"]) -> UInt64[np.ndarray, "layers blocks"]:
-    """The checksums of every block of every layer."""
-    sums = [[_block_sum(layer, start) for start in range(0, len(layer), BLOCK_BYTES)] for layer in layers]
-    return np.array(sums, dtype="<u8").reshape(len(layers), -1)
+def sums_of(layers: UInt8[np.ndarray, "layers bytes"]) -> bytes:
+    """The checksums of every block of every layer, as they lie beside the shard."""
+    sums = [_block_sum(layer, start) for layer in layers for start in range(0, len(layer), BLOCK_BYTES)]
+    return np.array(sums, dtype="<u8").tobytes()
 
 
 def verify_blocks(data: UInt8[np.ndarray, " bytes"], expected: UInt64[np.ndarray, " blocks"], what: str) -> None:
     """Raise `Damaged` unless the blocks of `data`, which starts at a block's first byte, have these checksums."""
     for index, start in enumerate(range(0, len(data), BLOCK_BYTES)):
         if _block_sum(data, start) != expected[index]:
-            raise Damaged(
-                f"{what}: block {index} does not match its checksum; run `speechclip featurize` on a new store"
-            )
+            raise Damaged(f"{what}: block {index} does not match its checksum; run `speechclip repair`")
 
 
 def _block_sum(data: UInt8[np.ndarray, " bytes"], start: int) -> int:

@@ -1,7 +1,10 @@
 """The feature store: a folder or bucket prefix, read through snapshots and written by committed receipts."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+import itertools
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -9,15 +12,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from speechclip.errors import NotStored, StoreError, UnsupportedStore
+from speechclip.errors import Damaged, InvalidInput, NotStored, UnsupportedStore
 from speechclip.manifest import Manifest
-from speechclip.records import Receipt, Record
+from speechclip.records import Receipt, Record, from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.catalog import Catalog, entries, feature_sets, read_rows
+from speechclip.store import changes
+from speechclip.store.catalog import Catalog, feature_sets
 from speechclip.store.frames import Frames
-from speechclip.store.layout import FORMAT, STORE_FILE, manifest_path, spec_path
+from speechclip.store.layout import FORMAT, MANIFESTS, STORE_FILE, digest_in, manifest_path, spec_path
+from speechclip.store.probe import probe
+from speechclip.store.rows import entries, is_stored
+from speechclip.store.tags import Tags
 from speechclip.store.vectors import Vectors
+
+# Reading a snapshot takes a request for each file of the catalog; a long run adds one every twenty seconds.
+COMPACT_FROM = 500
+# How many of the newest commits are asked for an encoder's speed.
+SPEED_FROM = 64
+
+
+class StoreFile(Record, frozen=True):
+    """The content of `store.json`."""
+
+    format: int
 
 
 class StoredSpec(Record, frozen=True):
@@ -44,15 +62,21 @@ class FeatureStore:
     def __init__(self, uri: str) -> None:
         self.storage = Storage(uri)
         self.catalog = Catalog(self.storage)
+        self.tags = Tags(self.storage)
 
     def __repr__(self) -> str:
         return f"FeatureStore({self.storage.root!r})"
 
     def exists(self) -> bool:
         """Whether a store lies here; `UnsupportedStore` if its format is newer than this code."""
-        if self.storage.size(STORE_FILE) is None:
+        try:
+            data = self.storage.read(STORE_FILE)
+        except FileNotFoundError:
             return False
-        found = msgspec.json.decode(self.storage.read(STORE_FILE))["format"]
+        try:
+            found = from_json(data, StoreFile).format
+        except msgspec.DecodeError as error:
+            raise Damaged(f"{self.storage.root}: {STORE_FILE} is damaged ({error}); run `speechclip repair`") from None
         if found > FORMAT:
             raise UnsupportedStore(
                 f"{self.storage.root}: a store of format {found}, this speechclip knows {FORMAT}; upgrade speechclip"
@@ -62,49 +86,109 @@ class FeatureStore:
     def create(self) -> None:
         """Make the store, unless it is there; `UnsupportedStore` where the backend can't keep writers apart."""
         if not self.exists():
-            self.storage.probe()
+            probe(self.storage)
             self.catalog.create()
-            self.storage.create(STORE_FILE, msgspec.json.encode({"format": FORMAT}))
+            self.storage.create(STORE_FILE, to_json(StoreFile(format=FORMAT)))
 
-    def snapshot(self, version: int | None = None) -> "Snapshot":
-        """The store as it stood at that catalog version, by default the newest."""
+    def snapshot(self, version: int | str | None = None) -> "Snapshot":
+        """The store as it stood at that catalog version, or at that tag; by default the newest.
+
+        `NotStored` if there is no such version, or `gc` has freed it.
+        """
         if not self.exists():
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
-        return Snapshot(self, self.catalog.open(version))
+        number = self.version_of(version)
+        if number is not None:
+            self.tags.check_kept(number)
+        return Snapshot(self, self.catalog.open(number))
 
-    def commit(self, receipts: Sequence[Receipt], manifest: str) -> int:
-        """Make the receipts part of the store, atomically and once; the catalog version that holds them."""
-        return self.catalog.commit(receipts, manifest)
+    def version_of(self, version: int | str | None) -> int | None:
+        """The number of a version given as such, as its digits, or as a tag."""
+        if version is None or isinstance(version, int):
+            return version
+        return int(version) if version.isdecimal() else self.tags.read(version).version
+
+    def commit(
+        self, receipts: Sequence[Receipt], manifest: str, *, run: str = "", damaged: changes.Keys | None = None
+    ) -> int:
+        """Make the receipts part of the store, atomically and once; a catalog version that holds them.
+
+        What they store of the keys in `damaged`, by feature set, takes the place of the old rows.
+        """
+        receipts = [receipt for receipt in receipts if receipt.stored or receipt.rejected]
+        # The run is part of it: after a `drop` a later run may adopt the same shards by equal receipts.
+        digest = hashlib.sha256(b"\n".join([run.encode(), *sorted(map(to_json, receipts))])).hexdigest()
+        change = changes.replace(self.catalog, receipts, manifest, damaged or {})
+        version = self.catalog.commit(digest, "repair" if damaged else "featurize", run, change)
+        return int(self.catalog.open().version()) if version is None else version
+
+    def drop(self, doomed: Mapping[str, Collection[str] | None], *, run: str = "") -> int | None:
+        """Name these keys, by feature set, no more (None: a whole set); the version, None if none was there.
+
+        Older versions still name them, until `gc` frees what is not tagged.
+        """
+        return self.catalog.commit(secrets.token_hex(16), "drop", run, changes.drop(self.catalog, doomed))
+
+    def compact(self, min_files: int = COMPACT_FROM) -> int | None:
+        """Put the rows of each feature set in one file where the catalog keeps them in `min_files` or more."""
+        return self.catalog.commit(secrets.token_hex(16), "compact", "", changes.compact(self.catalog, min_files))
+
+    def speed(self, feature_set: str) -> float | None:
+        """Assets per worker-second in the newest commit that encoded some of this feature set, if a late one did."""
+        for entry in itertools.islice(self.catalog.history(int(self.catalog.open().version())), SPEED_FROM):
+            for part in entry.note.parts if entry.note else ():
+                if part.feature_set == feature_set and part.encoded and part.seconds > 0:
+                    return part.encoded / part.seconds
+        return None
 
     def add_spec(self, spec: EncoderSpec, source: str) -> None:
-        """Keep the spec of a feature set, once."""
-        path = spec_path(spec.fingerprint)
-        if not self.storage.create(path, msgspec.json.encode(StoredSpec(spec=spec, source=source), order="sorted")):
-            there = self.read_spec(spec.fingerprint).spec
-            if there != spec:
-                raise StoreError(f"{path}: another spec of the same fingerprint lies there: {there}")
+        """Keep the spec of a feature set, once; one that is damaged is replaced, for its name proves ours."""
+        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, source=source))
+        if not self.storage.create(path, data):
+            try:
+                self.read_spec(spec.fingerprint)
+            except Damaged:
+                self.storage.replace(path, data)
 
     def read_spec(self, fingerprint: str) -> StoredSpec:
         """The spec of a feature set; `NotStored` if the store has none."""
+        path = spec_path(fingerprint)
         try:
-            return msgspec.json.decode(self.storage.read(spec_path(fingerprint)), type=StoredSpec)
+            kept = from_json(self.storage.read(path), StoredSpec)
         except FileNotFoundError:
             raise NotStored(
                 f"{self.storage.root}: no feature set {fingerprint}; `speechclip plan` lists what is stored"
             ) from None
+        except (msgspec.DecodeError, InvalidInput) as error:
+            raise Damaged(f"{path}: {error}; run `speechclip featurize` with the same encoder again") from None
+        if kept.spec.fingerprint != fingerprint:
+            raise Damaged(f"{path}: not the spec of its name; run `speechclip featurize` with the same encoder again")
+        return kept
 
     def add_manifest(self, manifest: Manifest) -> None:
         """Keep a copy of the manifest under its digest, so that answers can be shown without the corpus."""
-        self.storage.create(manifest_path(manifest.digest), manifest.to_bytes())
+        path = manifest_path(manifest.digest)
+        if not self.storage.create(path, manifest.to_bytes()):
+            try:
+                self.read_manifest(manifest.digest)
+            except Damaged:
+                self.storage.replace(path, manifest.to_bytes())
 
     def read_manifest(self, digest: str) -> Manifest:
-        """The kept copy of a manifest."""
-        return Manifest.read(self.storage.address(manifest_path(digest)))
+        """The kept copy of a manifest; `Damaged` if it is not what its name says."""
+        path = manifest_path(digest)
+        try:
+            manifest = Manifest.read(self.storage.address(path))
+        except InvalidInput as error:
+            raise Damaged(f"{path}: {error}; run `speechclip featurize` with that manifest again") from None
+        if manifest.digest != digest:
+            raise Damaged(f"{path}: other rows than its name says; run `speechclip featurize` with that manifest again")
+        return manifest
 
     def manifests(self) -> Iterator[Manifest]:
         """Every kept manifest."""
-        for path in self.storage.list("manifests"):
-            yield Manifest.read(self.storage.address(path))
+        for path in self.storage.list(MANIFESTS):
+            yield self.read_manifest(digest_in(path))
 
 
 class Snapshot:
@@ -114,7 +198,7 @@ class Snapshot:
         self.store = store
         self._table = table
         self.version = table.version()
-        self._rows = functools.cache(lambda fingerprint: read_rows(store.storage, table, fingerprint))
+        self._rows = functools.cache(lambda fingerprint: store.catalog.rows(table, fingerprint))
         self._entries = functools.cache(lambda fingerprint: entries(self._rows(fingerprint)))
 
     def feature_sets(self) -> list[FeatureSetInfo]:
@@ -130,16 +214,20 @@ class Snapshot:
             )
         spec = self.store.read_spec(fingerprint).spec
         kind = Frames if spec.is_frames else Vectors
-        return kind(self.store.storage, spec, self._stored(fingerprint), verify=verify)
+        return kind(self.store.storage, spec, self.stored(fingerprint), verify=verify)
 
     def stored_keys(self, fingerprint: str) -> set[str]:
         """The keys of the assets that have a feature."""
-        return set(self._stored(fingerprint)["asset"].to_pylist())
+        return set(self.stored(fingerprint)["asset"].to_pylist())
+
+    def keys(self, fingerprint: str) -> set[str]:
+        """The keys of all assets that the catalog knows there, stored or rejected."""
+        return set(self._rows(fingerprint)["asset"].to_pylist())
 
     def rejections(self, fingerprint: str, manifest: str | None = None) -> pa.Table:
         """Rejected assets that are not stored: by their bytes, and by the sources of that one manifest."""
         rows = self._entries(fingerprint)
-        stored = self._stored(fingerprint)["asset"]
+        stored = self.stored(fingerprint)["asset"]
         is_ours = pc.or_kleene(
             pc.is_null(rows["manifest"]), pc.fill_null(pc.equal(rows["manifest"], manifest or ""), False)
         )
@@ -152,11 +240,12 @@ class Snapshot:
         """The tasks whose receipt this snapshot holds."""
         return set(self._rows(fingerprint)["task"].unique().to_pylist())
 
-    def _stored(self, fingerprint: str) -> pa.Table:
+    def stored(self, fingerprint: str) -> pa.Table:
+        """The catalog's rows of all stored assets, each once."""
         rows = self._entries(fingerprint)
-        return rows.filter(pc.equal(rows["status"], "stored"))
+        return rows.filter(is_stored(rows))
 
     def _info(self, fingerprint: str) -> FeatureSetInfo:
         kept = self.store.read_spec(fingerprint)
-        num_stored, num_rejected = len(self._stored(fingerprint)), len(self.rejections(fingerprint))
+        num_stored, num_rejected = len(self.stored(fingerprint)), len(self.rejections(fingerprint))
         return FeatureSetInfo(fingerprint, kept.spec, kept.source, num_stored, num_rejected)

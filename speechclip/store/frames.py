@@ -2,14 +2,17 @@
 
 A member `<key>.hidden.npy` is an uncompressed (layers, frames, width) array. USTAR's 512-byte blocks and NumPy's padded
 header put its first number at a multiple of 64. Beside `<name>.tar` stands `<name>.xxh3`: for each array, in
-the order of the tar, the little-endian xxh3-64 of every 64 KiB block within each layer.
+the order of the tar, the little-endian xxh3-64 of every 64 KiB block within each layer, and at its end that of the
+whole tar.
 """
 
 import functools
 import io
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import msgspec
@@ -21,11 +24,14 @@ from speechclip.errors import Damaged, InvalidInput
 from speechclip.records import StoredAsset
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.checksums import BLOCK_BYTES, block_sums, blocks_per_layer, digest_of, verify_blocks
+from speechclip.store.checksums import BLOCK_BYTES, blocks_per_layer, digest_of, sums_of, verify_blocks
 from speechclip.store.features import Features
+from speechclip.store.grace import is_adoptable
 from speechclip.store.layout import shard_path, sums_path
 
 HIDDEN = ".hidden.npy"
+# NumPy parses the header as Python text, which CPython 3.11 can't do in two threads (SystemError, seen).
+_HEADER_LOCK = threading.Lock()
 
 
 def pack_shard(spec: EncoderSpec, features: Iterable[tuple[str, np.ndarray]], provenance: dict[str, Any]) -> bytes:
@@ -41,17 +47,40 @@ def pack_shard(spec: EncoderSpec, features: Iterable[tuple[str, np.ndarray]], pr
 
 
 def describe_shard(tar: bytes, spec: EncoderSpec) -> tuple[bytes, tuple[StoredAsset, ...]]:
-    """The checksum file that belongs beside this tar, and where each array lies: read from the tar itself."""
+    """The checksum file that belongs beside this tar, and where each array lies: read from the tar itself.
+
+    `Damaged` if it is no tar of arrays of this spec.
+    """
     sums, stored = bytearray(), []
     for key, offset, array in _arrays(tar, spec):
-        part = block_sums(array.view(np.uint8).reshape(len(array), -1)).tobytes()
+        part = sums_of(array.view(np.uint8).reshape(len(array), -1))
         stored.append(
             StoredAsset(
                 key=key, offset=offset, num_frames=array.shape[1], sums_offset=len(sums), checksum=digest_of(part)
             )
         )
         sums += part
-    return bytes(sums), tuple(stored)
+    return bytes(sums) + tar_sum(tar), tuple(stored)
+
+
+def is_as_packed(tar: bytes, spec: EncoderSpec) -> bool:
+    """Whether the tar is, to the last byte of its headers and notes, what `pack_shard` makes of its arrays."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+            notes = msgspec.json.decode(tar[slice(*_extent(next(m for m in members if m.name.endswith(".json"))))])
+        provenance = {name: value for name, value in notes.items() if name not in ("key", "layers", "num_frames")}
+        return pack_shard(spec, [(key, array) for key, _, array in _arrays(tar, spec)], provenance) == tar
+    except (Damaged, tarfile.TarError, StopIteration, ValueError, AttributeError):
+        return False
+
+
+def _extent(member: tarfile.TarInfo) -> tuple[int, int]:
+    return member.offset_data, member.offset_data + member.size
+
+
+def tar_sum(tar: bytes) -> bytes:
+    """The last eight bytes of a checksum file: the little-endian xxh3-64 of the whole tar, headers and all."""
+    return digest_of(tar).to_bytes(8, "little", signed=True)
 
 
 def write_shard(
@@ -59,18 +88,17 @@ def write_shard(
 ) -> tuple[str, tuple[StoredAsset, ...]]:
     """Put the shard and its checksums on storage; the path, and what lies there.
 
-    A complete shard of that name is adopted after its bytes agree with its checksums; one that does not, or that
-    holds other bytes without checksums, is left alone, and ours takes the next generation.
+    A complete shard of that name is adopted after its bytes agree with its checksums; one that does not, that
+    holds other bytes without checksums, or that `gc` may soon free, is left alone, and ours takes the next generation.
     """
     sums, stored = describe_shard(tar, spec)
     for generation in range(1000):
         path = shard_path(spec.fingerprint, task, keys, generation)
-        if storage.create(path, tar):
-            storage.create(sums_path(path), sums)
-            return path, stored
-        there = storage.read(path)
-        if there == tar and (storage.create(sums_path(path), sums) or storage.read(sums_path(path)) == sums):
-            return path, stored
+        if storage.create(path, tar) or (is_adoptable(storage, path) and storage.read(path) == tar):
+            if storage.create(sums_path(path), sums):
+                return path, stored
+            if is_adoptable(storage, sums_path(path)) and storage.read(sums_path(path)) == sums:
+                return path, stored
         adopted = find_shard(storage, spec, path, keys)
         if adopted is not None:
             return path, adopted
@@ -78,12 +106,12 @@ def write_shard(
 
 
 def find_shard(storage: Storage, spec: EncoderSpec, path: str, keys: Sequence[str]) -> tuple[StoredAsset, ...] | None:
-    """What lies in the shard at `path`, if it is whole, verified and holds just these keys; else None."""
-    if storage.size(path) is None or storage.size(sums_path(path)) is None:
+    """What lies in the shard at `path`, if it is whole, verified, young and holds just these keys; else None."""
+    if not is_adoptable(storage, path, sums_path(path)):
         return None
     try:
         sums, stored = describe_shard(storage.read(path), spec)
-    except (Damaged, tarfile.TarError, ValueError):
+    except Damaged:
         return None
     is_whole = [entry.key for entry in stored] == list(keys) and storage.read(sums_path(path)) == sums
     return stored if is_whole else None
@@ -103,18 +131,26 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _arrays(tar: bytes, spec: EncoderSpec) -> Iterator[tuple[str, int, np.ndarray]]:
     """Each array of the tar as (key, offset of its first number, view); `Damaged` if it is not of the spec's shape."""
-    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
-        for member in members:
-            if not member.name.endswith(HIDDEN):
-                continue
-            file = io.BytesIO(tar[member.offset_data : member.offset_data + 256])
-            np.lib.format.read_magic(file)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            offset = member.offset_data + file.tell()
-            if (shape[0], *shape[2:]) != (len(spec.layers), spec.width) or dtype != spec.dtype or fortran:
-                raise Damaged(f"{member.name}: {dtype} {shape} is not of the spec {spec.fingerprint}")
-            count = int(np.prod(shape))
-            yield member.name.removesuffix(HIDDEN), offset, np.frombuffer(tar, dtype, count, offset).reshape(shape)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+            for member in members:
+                if member.name.endswith(HIDDEN):
+                    yield _array(tar, member, spec)
+    # A damaged npy header is Python text that does not parse.
+    except (tarfile.TarError, ValueError, SyntaxError, TokenError, OverflowError) as error:
+        raise Damaged(f"no shard of {spec.fingerprint} ({error}); run `speechclip repair`") from None
+
+
+def _array(tar: bytes, member: tarfile.TarInfo, spec: EncoderSpec) -> tuple[str, int, np.ndarray]:
+    file = io.BytesIO(tar[member.offset_data : member.offset_data + 256])
+    np.lib.format.read_magic(file)
+    with _HEADER_LOCK:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    offset = member.offset_data + file.tell()
+    if len(shape) != 3 or (shape[0], shape[2]) != (len(spec.layers), spec.width) or dtype != spec.dtype or fortran:
+        raise ValueError(f"{member.name}: {dtype} {shape} is not of the spec")
+    count = int(np.prod(shape))
+    return member.name.removesuffix(HIDDEN), offset, np.frombuffer(tar, dtype, count, offset).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,88 @@
 
 store.json                                              the format's number
 catalog/                                                Delta Lake: one row per (feature set, asset)
+catalog/feature_set=<fingerprint>/part-<xxh3>.parquet   its rows
+journal/<version>                                       a checksummed copy of each entry of the catalog's log
+journal/feature_set=<fingerprint>/part-<xxh3>.parquet   and of its rows
+tags/<name>.json                                        names that people gave to versions
+collections/<time>-<id>.json                            which versions each `gc` left readable
 manifests/<digest>.parquet                              every manifest that was featurized
 plans/<id>-<ordinal>.parquet                            stored plans
 features/<fingerprint>/spec.json
 features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 beside it holds its checksums
-features/<fingerprint>/vectors/<segment>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task
+features/<fingerprint>/vectors/<segment>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
+                                                        segment is <plan>-<rows>x<rows a chunk>
 """
 
 import hashlib
+import secrets
 from collections.abc import Iterable
+from datetime import datetime
 
 FORMAT = 1
 STORE_FILE = "store.json"
 CATALOG = "catalog"
+JOURNAL = "journal"
+TAGS = "tags"
+COLLECTIONS = "collections"
+FEATURES = "features"
+MANIFESTS = "manifests"
+LAST_CHECKPOINT = f"{CATALOG}/_delta_log/_last_checkpoint"
+
+
+def part_folder(fingerprint: str) -> str:
+    """Where the catalog's rows of a feature set lie, as Delta Lake names partitions."""
+    return f"feature_set={fingerprint}"
+
+
+def log_path(version: int) -> str:
+    """That version's entry of the catalog's log."""
+    return f"{CATALOG}/_delta_log/{version:020d}.json"
+
+
+def checkpoint_path(version: int) -> str:
+    """The catalog's whole state at that version, where Delta Lake keeps one."""
+    return f"{CATALOG}/_delta_log/{version:020d}.checkpoint.parquet"
+
+
+def journal_path(version: int) -> str:
+    """The copy of that version's entry."""
+    return f"{JOURNAL}/{version:020d}"
+
+
+def part_path(path: str) -> str:
+    """One file of the catalog's rows, by its path within the table."""
+    return f"{CATALOG}/{path}"
+
+
+def part_copy_path(path: str) -> str:
+    """The copy of that file."""
+    return f"{JOURNAL}/{path}"
+
+
+def tag_path(name: str) -> str:
+    """A tag."""
+    return f"{TAGS}/{name}.json"
+
+
+def collection_path(time: datetime) -> str:
+    """The record of a `gc`, in the order of time; two at once don't share one."""
+    return f"{COLLECTIONS}/{time:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json"
 
 
 def spec_path(fingerprint: str) -> str:
     """The spec of a feature set."""
-    return f"features/{fingerprint}/spec.json"
+    return f"{FEATURES}/{fingerprint}/spec.json"
 
 
 def manifest_path(digest: str) -> str:
     """The kept copy of a manifest."""
-    return f"manifests/{digest}.parquet"
+    return f"{MANIFESTS}/{digest}.parquet"
+
+
+def digest_in(path: str) -> str:
+    """The digest of the manifest that is kept at that path."""
+    return path.rpartition("/")[2].removesuffix(".parquet")
 
 
 def plan_path(plan: str) -> str:
@@ -38,7 +97,7 @@ def shard_path(fingerprint: str, task: str, keys: Iterable[str], generation: int
     The two hex digits of `xx` spread the load over S3's prefixes.
     """
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    return f"features/{fingerprint}/frames/{digest[:2]}/{task}-{digest[:16]}-g{generation}.tar"
+    return f"{FEATURES}/{fingerprint}/frames/{digest[:2]}/{task}-{digest[:16]}-g{generation}.tar"
 
 
 def sums_path(shard: str) -> str:
@@ -48,4 +107,4 @@ def sums_path(shard: str) -> str:
 
 def segment_path(fingerprint: str, segment: str) -> str:
     """The Zarr group of one plan's vectors."""
-    return f"features/{fingerprint}/vectors/{segment}.zarr"
+    return f"{FEATURES}/{fingerprint}/vectors/{segment}.zarr"

@@ -33,7 +33,7 @@ def store(store_uri: str) -> FeatureStore:
 
 def shards(store: FeatureStore) -> dict[str, str]:
     snapshot = store.snapshot()
-    return {row["asset"]: row["shard"] for row in snapshot._stored(NAME).to_pylist()}
+    return {row["asset"]: row["shard"] for row in snapshot.stored(NAME).to_pylist()}
 
 
 def test_a_commit_repeated_after_a_lost_answer_adds_nothing(store: FeatureStore) -> None:

@@ -9,9 +9,11 @@ from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Vectors
 from speechclip.store.layout import segment_path
-from speechclip.store.vectors import create_segment, find_chunk, write_chunk
+from speechclip.store.segments import create_segment
+from speechclip.store.vectors import find_chunk, write_chunk
 
-PATH = segment_path(VECTORS_SPEC.fingerprint, "s")
+SEGMENT = "p-6x4"
+PATH = segment_path(VECTORS_SPEC.fingerprint, SEGMENT)
 KEYS = [f"{n:064x}" for n in range(6)]
 
 
@@ -22,7 +24,7 @@ def tasks() -> list[Task]:
             id=f"t{n}",
             feature_set=VECTORS_SPEC.fingerprint,
             assets=tuple(assets[first : first + 4]),
-            segment="s",
+            segment=SEGMENT,
             first_row=first,
         )
         for n, first in enumerate((0, 4))
@@ -38,7 +40,7 @@ def write(store_uri: str, features: dict[str, np.ndarray]) -> FeatureStore:
     store = FeatureStore(store_uri)
     store.create()
     store.add_spec(VECTORS_SPEC, "toy")
-    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
     for task in tasks():
         path, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, task, features)
         receipt = Receipt(
@@ -75,7 +77,7 @@ def test_a_rejected_asset_leaves_its_row_empty(store_uri: str) -> None:
 def test_plain_zarr_opens_the_segment(tmp_path: Path) -> None:
     features = vectors_of(KEYS)
     store = write(str(tmp_path / "store"), features)
-    group = zarr.open(store.storage.address(segment_path(VECTORS_SPEC.fingerprint, "s")), mode="r")
+    group = zarr.open(store.storage.address(PATH), mode="r")
     assert group["vectors"].shape == (6, 16)
     np.testing.assert_array_equal(group["vectors"][:], np.stack([features[key] for key in KEYS]))
     assert [key.decode() for key in group["keys"][:].view("S88")[:, 0]] == KEYS
@@ -94,7 +96,7 @@ def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> Non
 def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
     store = FeatureStore(store_uri)
     store.create()
-    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
     assert find_chunk(store.storage, VECTORS_SPEC, tasks()[0], PATH) == ()
 
 
@@ -102,7 +104,7 @@ def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
 def test_a_flipped_byte_is_found(tmp_path: Path, repair_crc: bool) -> None:
     """By Zarr's own checksum; and by the catalog's where somebody rewrote the chunk whole."""
     store = write(str(tmp_path / "store"), vectors_of(KEYS))
-    folder = store.storage.address(segment_path(VECTORS_SPEC.fingerprint, "s"))
+    folder = store.storage.address(PATH)
     if repair_crc:
         group = zarr.open(folder, mode="r+")
         group["vectors"][0, 0] += 1
@@ -122,7 +124,7 @@ def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_ge
     features = vectors_of(KEYS)
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    create_segment(store.storage, VECTORS_SPEC, "s", 6, 4)
+    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
     task = tasks()[0]
     partial = {key: vector for key, vector in features.items() if key != KEYS[1]}
     write_chunk(store.storage, VECTORS_SPEC, task, features if damage == "a flipped byte" else partial)
@@ -133,6 +135,6 @@ def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_ge
         chunk.write_bytes(data)
     before = chunk.read_bytes()
     path, stored, _ = write_chunk(store.storage, VECTORS_SPEC, task, features)
-    assert path.endswith("s-g1.zarr")
+    assert path.endswith(f"{SEGMENT}-g1.zarr")
     assert [entry.key for entry in stored] == KEYS[:4]
     assert chunk.read_bytes() == before

@@ -1,0 +1,158 @@
+"""drop, gc, history and tag: what a store holds, for how long, and under which names."""
+
+import itertools
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import ProgressLine, console, human_bytes, say, settings_options, table
+from speechclip.config import Settings
+from speechclip.records import MODALITIES
+
+
+@click.command()
+@settings_options("store", "json")
+@click.argument("feature_sets", metavar="[FEATURE_SET]...", nargs=-1)
+@click.option(
+    "--manifest", "doomed", metavar="FILE", help="Only the assets of this manifest, of every set or those named."
+)
+@click.option("--speaker", metavar="NAME", help="Of the manifest's speech, only what this speaker says.")
+@click.option("--modality", type=click.Choice(MODALITIES), help="Only sets of this kind.")
+@click.option("--dry-run", is_flag=True, help="Say what would be dropped; change nothing.")
+def drop(
+    settings: Settings,
+    as_json: bool,
+    feature_sets: tuple[str, ...],
+    doomed: str | None,
+    speaker: str | None,
+    modality: Any,
+    dry_run: bool,
+) -> None:
+    """Take features out of the store: a whole feature set, a corpus, a speaker who withdrew.
+
+    FEATURE_SET is a fingerprint, the start of one, or the SPEC it was made by. Older versions still name what was
+    dropped; `speechclip gc` frees the bytes after the grace period.
+    """
+    from speechclip.dropper import choose
+    from speechclip.featurizer import new_run
+    from speechclip.manifest import Manifest
+    from speechclip.store import FeatureStore
+
+    if not feature_sets and doomed is None:
+        raise click.UsageError("name a FEATURE_SET, or a --manifest")
+    if speaker is not None and doomed is None:
+        raise click.UsageError("--speaker needs the --manifest that says who speaks")
+    store = FeatureStore(settings.need("store"))
+    snapshot = store.snapshot()
+    chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
+    version = None if dry_run else store.drop(chosen, run=new_run())
+    counts = {name: len(keys) for name, keys in chosen.items()}
+    if as_json:
+        click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
+        return
+    for name, count in counts.items():
+        say(f"{name}: {count:,} assets {'would be ' if dry_run else ''}dropped")
+    if not any(counts.values()):
+        say("nothing of that is stored; `speechclip history` shows what is")
+    elif not dry_run:
+        say(f"catalog version {version}; tagged and recent versions keep them until `speechclip gc` frees the bytes")
+
+
+@click.command()
+@settings_options("store", "json")
+@click.option("--dry-run", is_flag=True, help="Say what would be freed, in exact bytes; change nothing.")
+@click.option("--now", is_flag=True, help="Skip the grace period of seven days: only while NO run uses the store.")
+def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
+    """Free what no live version names: neither the newest, nor one of the last seven days, nor a tagged one."""
+    from speechclip.store import FeatureStore
+    from speechclip.store.gc import collect
+    from speechclip.store.grace import GRACE_SECONDS
+
+    store = FeatureStore(settings.need("store"))
+    line: list[ProgressLine] = []
+
+    def report(done: int, total: int) -> None:
+        if not line:
+            line.append(ProgressLine(total, "files freed"))
+        line[0].to(done)
+
+    freed = collect(store, grace_seconds=0 if now else GRACE_SECONDS, dry_run=dry_run, on_progress=report)
+    if as_json:
+        click.echo(msgspec.json.encode(freed))
+        return
+    tags = f" and the tagged {', '.join(map(str, freed.versions))}" if freed.versions else ""
+    say(
+        f"{freed.files:,} files with {freed.bytes:,} bytes ({human_bytes(freed.bytes)}) "
+        f"{'would be' if dry_run else 'were'} freed; catalog versions from {freed.since} on{tags} stay readable"
+    )
+    if freed.uploads:
+        say(f"{freed.uploads:,} unfinished uploads with {human_bytes(freed.upload_bytes)} likewise")
+
+
+@click.command()
+@settings_options("store", "json")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first."
+)
+def history(settings: Settings, as_json: bool, limit: int) -> None:
+    """The catalog's versions: when, by which run, what came and what went."""
+    from speechclip.store import FeatureStore
+
+    store = FeatureStore(settings.need("store"))
+    newest = store.snapshot().version
+    found = list(itertools.islice(store.catalog.history(newest), limit))
+    tags: dict[int, list[str]] = {}
+    for tag in store.tags.list():
+        tags.setdefault(tag.version, []).append(tag.name)
+    if as_json:
+        rows = [
+            {"version": entry.version, "time": entry.time, "note": entry.note, "tags": tags.get(entry.version, [])}
+            for entry in found
+        ]
+        click.echo(msgspec.json.encode(rows))
+        return
+    figures = ("version", "stored", "rejected", "removed")
+    columns = ("version", "when (UTC)", "what", "run", "feature set", "stored", "rejected", "removed", "tags")
+    shown = table(*columns, figures=figures)
+    for entry in found:
+        operation, run = (entry.note.operation, entry.note.run) if entry.note else ("create", "")
+        head = [str(entry.version), f"{entry.time:%Y-%m-%d %H:%M:%S}", operation, run]
+        names = ", ".join(tags.get(entry.version, []))
+        for part in entry.note.parts if entry.note and entry.note.parts else [None]:
+            counts = (part.stored, part.rejected, part.removed) if part else (0, 0, 0)
+            shown.add_row(*head, part.feature_set if part else "", *(f"{n:,}" if n else "" for n in counts), names)
+            head, names = [""] * 4, ""
+    console().print(shown)
+
+
+@click.command()
+@settings_options("store", "json")
+@click.argument("name", required=False)
+@click.argument("version", required=False)
+@click.option("--delete", is_flag=True, help="Take the name away; the version stays until `gc` frees it.")
+def tag(settings: Settings, as_json: bool, name: str | None, version: str | None, delete: bool) -> None:
+    """Name a VERSION (default the newest), so that it stays readable for ever; without NAME list the tags."""
+    from speechclip.store import FeatureStore
+
+    store = FeatureStore(settings.need("store"))
+    if name is None:
+        store.snapshot()
+        tags = store.tags.list()
+        if as_json:
+            click.echo(msgspec.json.encode(tags))
+            return
+        shown = table("tag", "version", "since (UTC)", figures=("version",))
+        for one in tags:
+            shown.add_row(one.name, str(one.version), f"{one.time:%Y-%m-%d %H:%M:%S}")
+        console().print(shown)
+        return
+    if delete:
+        store.tags.read(name)
+        store.tags.delete(name)
+        say(f"tag {name} is gone")
+        return
+    made = store.tags.create(name, store.snapshot(version).version)
+    if as_json:
+        click.echo(msgspec.json.encode(made))
+    say(f"tag {made.name} names catalog version {made.version}; use it as --version {made.name}")

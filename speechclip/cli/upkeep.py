@@ -1,0 +1,135 @@
+"""verify and repair: is all there as it was written, and if not, put it right."""
+
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import (
+    ProgressLine,
+    console,
+    human_bytes,
+    printable,
+    say,
+    settings_options,
+    table,
+)
+from speechclip.config import Settings
+from speechclip.errors import Damaged, WorkLeft
+
+
+@click.command()
+@settings_options("store", "json")
+@click.option(
+    "--recompute", type=click.IntRange(min=0), default=0, metavar="N", help="Also encode N random assets anew."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
+def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None:
+    """Check every shard, checksum, chunk and entry of the log; changes nothing. Exit code 1 if anything is damaged."""
+    from speechclip.recompute import recompute as encode_again
+    from speechclip.store import FeatureStore
+    from speechclip.store.verify import verify as verify_store
+
+    store = FeatureStore(settings.need("store"))
+    report = verify_store(store, on_progress=_bytes_line())
+    again = encode_again(store, store.snapshot(), recompute, seed) if recompute and not report.findings else []
+    if as_json:
+        click.echo(msgspec.json.encode({"report": report, "recomputed": again}))
+    else:
+        _show_report(report)
+        _show_recomputed(again)
+    if report.findings:
+        raise Damaged(
+            f"{store.storage.root}: {len(report.findings)} files are damaged or gone, {_num_keys(report)} assets must "
+            "be encoded anew; run `speechclip repair`"
+        )
+    unequal = [found.feature_set for found in again if not found.is_equal]
+    if unequal:
+        raise Damaged(f"{', '.join(unequal)}: encoded anew beyond the bound; look at weights and library versions")
+
+
+@click.command()
+@settings_options("store", "manifest", "speech", "image", "text", "layers", "codec", "json")
+@click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
+@click.option("--inline", is_flag=True, help="Encode in this process, without Ray.")
+def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool) -> None:
+    """Verify, put right what is damaged, and encode anew only the assets that are lost.
+
+    A manifest or an encoder is needed only where the store's own copy of it is damaged.
+    """
+    from speechclip.featurizer import Work, run_inline
+    from speechclip.manifest import Manifest
+    from speechclip.repairer import repair as repair_store
+    from speechclip.store import FeatureStore
+
+    store = FeatureStore(settings.need("store"))
+    requests = settings.encoder_requests() if settings.speech or settings.image or settings.text else []
+
+    def encode(work: Work) -> Any:
+        if inline or not work.plan.tasks:
+            return run_inline(work, settings.featurize.batches)
+        from speechclip.jobs.cluster import connect
+        from speechclip.jobs.featurize import run_on_ray
+
+        connect(num_cpus or settings.featurize.num_cpus)
+        return run_on_ray(work, settings.featurize.batches)
+
+    done = repair_store(
+        store,
+        encode,
+        manifests=[Manifest.read(settings.manifest)] if settings.manifest else [],
+        encoders=[(request, request.build().spec) for request in requests],
+        sizes=settings.featurize.tasks,
+        on_progress=_bytes_line(),
+    )
+    if as_json:
+        click.echo(msgspec.json.encode(done))
+    else:
+        for finding in done.mended:
+            say(f"mended {finding.path}: {finding.problem}")
+        say(f"{len(done.mended):,} files mended, {done.encoded:,} assets encoded anew")
+    if done.dropped_embeddings:
+        say(f"{done.dropped_embeddings:,} damaged embeddings dropped; `speechclip embed` makes them again")
+    if done.problems:
+        raise WorkLeft("; ".join(done.problems))
+
+
+def _show_report(report: Any) -> None:
+    if report.findings:
+        shown = table("kind", "file", "what is wrong", "assets to encode", figures=("assets to encode",))
+        for finding in report.findings:
+            shown.add_row(finding.kind, printable(finding.path), printable(finding.problem), f"{len(finding.keys):,}")
+        console().print(shown)
+    versions = ", ".join(map(str, report.versions))
+    if versions:
+        say(
+            f"catalog version {versions}: {report.assets:,} features in {report.files:,} files, "
+            f"{human_bytes(report.bytes)} read; {len(report.findings):,} damaged or gone"
+        )
+    if report.orphans:
+        say(
+            f"{report.orphans:,} files with {human_bytes(report.orphan_bytes)} are named by no such version: a run is "
+            "at work on them, or `speechclip gc` will free them"
+        )
+
+
+def _show_recomputed(again: list[Any]) -> None:
+    for found in again:
+        gone = f"; {found.without_source:,} have no source any more" if found.without_source else ""
+        say(
+            f"{found.feature_set}: {found.assets:,} encoded anew, largest difference {found.largest_difference:.2g} "
+            f"of a feature's largest number, bound {found.bound:.2g}{gone}"
+        )
+
+
+def _num_keys(report: Any) -> int:
+    return len({(finding.feature_set, key) for finding in report.findings for key in finding.keys})
+
+
+def _bytes_line() -> Any:
+    lines: dict[int, ProgressLine] = {}
+
+    def report(done: int, total: int) -> None:
+        lines.setdefault(total, ProgressLine(total / 1e6, "MB")).to(done / 1e6)
+
+    return report

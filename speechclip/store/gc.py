@@ -1,0 +1,135 @@
+"""gc: free what no live version names, after the grace period.
+
+Live are the newest version, every version that was the newest within the grace period, and the tagged ones. What lies
+on storage is listed first and the catalog read after, so a file that was committed in between is seen as named; and
+what no version names yet is a run's at work while it is younger than the grace period (see `grace`).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from speechclip.errors import Damaged
+from speechclip.folder import INCOMING
+from speechclip.records import Record, StoredFile
+from speechclip.storage import Storage
+from speechclip.store.feature_store import FeatureStore
+from speechclip.store.grace import GRACE_SECONDS
+from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, part_copy_path, part_folder, part_path, sums_path
+from speechclip.store.rows import is_stored
+from speechclip.store.segments import ARRAYS, chunk_path, shape_of
+from speechclip.store.tags import Collection as Kept
+
+BATCH = 500
+# Their metadata is small, made once and relied upon by whoever continues an old plan.
+_NEVER = ("/spec.json", "/zarr.json")
+
+
+class Freed(Record, frozen=True):
+    """What a `gc` freed, or with `dry_run` would free."""
+
+    files: int
+    bytes: int
+    uploads: int
+    upload_bytes: int
+    since: int
+    versions: tuple[int, ...]
+
+
+def collect(
+    store: FeatureStore,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Freed:
+    """Free what no live version names; a shorter grace period is safe only while nothing else writes to the store.
+
+    `Damaged`, and nothing is freed, where the catalog can't be read: then nobody knows what is live.
+    """
+    oldest = time.time() - grace_seconds
+    listed = [file for file in _listed(store.storage) if file.modified < oldest]
+    kept = _kept(store, oldest)
+    if not dry_run:
+        kept = _announce(store, kept, oldest)
+    named = named_by(store, kept)
+    garbage = [file for file in listed if is_ours_to_free(file.path) and file.path not in named]
+    if not dry_run:
+        for start in range(0, len(garbage), BATCH):
+            store.storage.delete([file.path for file in garbage[start : start + BATCH]])
+            on_progress(min(start + BATCH, len(garbage)), len(garbage))
+    uploads = list(store.storage.abort_uploads(oldest, dry_run=dry_run))
+    return Freed(
+        files=len(garbage),
+        bytes=sum(file.size for file in garbage),
+        uploads=len(uploads),
+        upload_bytes=sum(upload.size for upload in uploads),
+        since=kept.since,
+        versions=kept.versions,
+    )
+
+
+def named_by(store: FeatureStore, kept: Kept) -> set[str]:
+    """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own."""
+    head = int(store.catalog.open().version())
+    parts = {path for version in {head, kept.since, *kept.versions} for path in store.catalog.paths(version)}
+    # What a version in the window named and a later one removed was added by an entry of the window, or before it.
+    parts |= {path for entry in store.catalog.history(head, kept.since) for path in entry.added}
+    named = {place(path) for path in parts for place in (part_path, part_copy_path)}
+    for rows in store.catalog.read_parts(sorted(parts)).values():
+        if isinstance(rows, Damaged):
+            raise rows
+        named |= named_by_rows(rows)
+    return named
+
+
+def named_by_rows(rows: pa.Table) -> set[str]:
+    """The files that hold what these rows of the catalog say is stored."""
+    places = rows.filter(is_stored(rows)).select(["shard", "offset"])
+    is_tar = pc.ends_with(places["shard"], ".tar")
+    tars = places.filter(is_tar)["shard"].unique().to_pylist()
+    named = {*tars, *map(sums_path, tars)}
+    vectors = places.filter(pc.invert(is_tar))
+    for segment in vectors["shard"].unique().to_pylist():
+        rows = shape_of(segment).chunk_rows
+        offsets = vectors.filter(pc.equal(vectors["shard"], segment))["offset"].to_numpy()
+        for chunk in np.unique(offsets // rows).tolist():
+            named |= {chunk_path(segment, name, chunk * rows) for name in ARRAYS}
+    return named
+
+
+def is_ours_to_free(path: str) -> bool:
+    """Whether `gc` may free a file there once nothing names it."""
+    folder, _, name = path.rpartition("/")
+    if name.startswith(INCOMING):
+        return True
+    if path.startswith((CATALOG, JOURNAL)):
+        return folder.startswith((part_path(part_folder("")), part_copy_path(part_folder(""))))
+    return path.startswith(f"{FEATURES}/") and not path.endswith(_NEVER)
+
+
+def _listed(storage: Storage) -> Iterator[StoredFile]:
+    return storage.stat("", with_incoming=True)
+
+
+def _kept(store: FeatureStore, oldest: float) -> Kept:
+    """The live versions: all since the one that was the newest when the grace period began, and the tagged ones."""
+    head = int(store.catalog.open().version())
+    since = next((entry.version for entry in store.catalog.history(head) if entry.time.timestamp() < oldest), 0)
+    tagged = {tag.version for tag in store.tags.list()}
+    return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
+
+
+def _announce(store: FeatureStore, kept: Kept, oldest: float) -> Kept:
+    """Record what will be kept, so that from now on no other version can be tagged; a tag that came first counts."""
+    while True:
+        record = store.tags.record(kept)
+        again = _kept(store, oldest)
+        if set(again.versions) <= set(kept.versions):
+            return kept
+        store.storage.delete([record])
+        kept = again

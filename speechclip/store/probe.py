@@ -1,0 +1,89 @@
+"""Is this a backend on which no writer overwrites another? Asked once, before anything is stored."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+
+from speechclip.errors import StorageFailed, UnsupportedStore
+from speechclip.storage import Storage
+
+SCHEMA = pa.schema([pa.field("number", pa.int64())])
+NUM_WRITERS = 4
+ADVICE = "use a backend that honours conditional writes"
+
+
+def probe(storage: Storage) -> None:
+    """Refuse, as `UnsupportedStore`, a backend on which two writers could overwrite each other; leaves nothing."""
+    folder = f".probe-{os.urandom(8).hex()}"
+    # Refuses an address that Delta's client can't take, before anything is written.
+    storage.delta_uri(folder)
+    try:
+        _probe_create(storage, folder)
+        _probe_commit(storage, f"{folder}/table")
+    finally:
+        storage.delete({f"{folder}/plain", f"{folder}/file", *storage.list(folder)})
+
+
+def _probe_create(storage: Storage, folder: str) -> None:
+    """Through our own client: a file that is there is not overwritten."""
+    storage.replace(f"{folder}/plain", b"")
+    try:
+        is_created = storage.create(f"{folder}/file", b"first")
+        is_overwritten = storage.create(f"{folder}/file", b"second")
+    except StorageFailed as error:
+        # If plain writes work still, it was not the weather.
+        storage.replace(f"{folder}/plain", b"")
+        raise UnsupportedStore(f"{error}; plain writes work, so {ADVICE} (If-None-Match)") from None
+    if not is_created or is_overwritten:
+        raise UnsupportedStore(
+            f"{storage.root}: the backend ignores conditional writes (If-None-Match), so two runs could overwrite each "
+            f"other; {ADVICE}"
+        )
+
+
+def _probe_commit(storage: Storage, path: str) -> None:
+    """Through Delta's own client: of several writers that commit one version at the same moment, one succeeds.
+
+    One after the other would prove nothing: the client looks for the version before it writes.
+    """
+    storage.delta("probing", path, lambda uri, options: DeltaTable.create(uri, SCHEMA, storage_options=options))
+    tables = [_open(storage, path) for _ in range(NUM_WRITERS)]
+    start = threading.Barrier(NUM_WRITERS)
+
+    def commit(writer: int) -> bool:
+        start.wait()
+        try:
+            storage.delta("probing", path, lambda _uri, _options: _commit(tables[writer], writer))
+        except CommitFailedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(NUM_WRITERS) as pool:
+        believed = [writer for writer, is_won in enumerate(pool.map(commit, range(NUM_WRITERS))) if is_won]
+    newest = _open(storage, path)
+    won = [writer for writer in range(NUM_WRITERS) if newest.transaction_version(str(writer)) is not None]
+    # A winner whose answer was lost believes that it lost.
+    if newest.version() != 1 or len(won) != 1 or not set(believed) <= set(won):
+        raise UnsupportedStore(
+            f"{storage.root}: {len(believed)} of {NUM_WRITERS} simultaneous Delta commits believe to be version 1, so "
+            f"two runs could overwrite each other; {ADVICE}"
+        )
+
+
+def _open(storage: Storage, path: str) -> DeltaTable:
+    return storage.delta("probing", path, lambda uri, options: DeltaTable(uri, storage_options=options))
+
+
+def _commit(table: DeltaTable, writer: int) -> None:
+    table.create_write_transaction(
+        [AddAction(f"{writer}.parquet", 1, {}, 0, True, "{}")],
+        "append",
+        SCHEMA,
+        commit_properties=CommitProperties(max_commit_retries=0, app_transactions=[Transaction(str(writer), 1)]),
+        post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
+    )

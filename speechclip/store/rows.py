@@ -1,0 +1,111 @@
+"""The catalog's rows: what a receipt becomes, which of two rows of one key counts, and the files that hold them."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from speechclip.errors import Damaged
+from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.storage import parse_parquet
+
+SCHEMA = pa.schema(
+    [
+        pa.field("feature_set", pa.string(), nullable=False),
+        pa.field("asset", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # stored | rejected
+        pa.field("version", pa.int64(), nullable=False),  # the version of the table that added this row
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("shard", pa.string()),  # path within the store: a tar, or a Zarr group
+        pa.field("offset", pa.int64()),  # first byte of the array in the tar, or row in the group
+        pa.field("num_frames", pa.int64()),
+        pa.field("sums_offset", pa.int64()),  # first byte of its block checksums beside the shard
+        pa.field("checksum", pa.int64()),  # xxh3-64 of those block checksums, or of the row
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("source", pa.string()),  # set where the source, not the bytes, was at fault: then it belongs to
+        pa.field("manifest", pa.string()),  # this manifest alone
+    ]
+)
+# Delta keeps the partition's value in the folder's name, not in the file.
+_FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("feature_set"))
+
+
+def rows_of(receipts: Iterable[Receipt], version: int, manifest: str) -> pa.Table:
+    """The rows that these receipts add as that version of the table."""
+    rows = []
+    for receipt in receipts:
+        base = {"feature_set": receipt.feature_set, "task": receipt.task, "version": version}
+        rows += [base | _stored_row(entry, receipt.shard) for entry in receipt.stored]
+        rows += [base | _rejected_row(entry, manifest) for entry in receipt.rejected]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def entries(rows: pa.Table) -> pa.Table:
+    """Of one feature set's rows each (asset, manifest, source) once: the one rule for a key committed twice."""
+    scope = pc.fill_null(pc.binary_join_element_wise(rows["manifest"], rows["source"], " "), "")
+    is_rejected = pc.not_equal(rows["status"], "stored")
+    ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected)
+    ranked = ranked.sort_by([(name, "ascending") for name in ("asset", "scope", "is_rejected", "version", "task")])
+    if len(ranked) < 2:
+        return ranked.select(SCHEMA.names)
+    is_new = [pc.not_equal(ranked[name][1:], ranked[name][:-1]).combine_chunks() for name in ("asset", "scope")]
+    is_first = pa.concat_arrays([pa.array([True]), pc.or_(*is_new)])
+    return ranked.filter(is_first).select(SCHEMA.names)
+
+
+def encode_part(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
+    """The name and the Parquet file of one feature set's rows; the name is the checksum of the bytes.
+
+    Another generation of the same rows has another name.
+    """
+    buffer = io.BytesIO()
+    noted = rows.select(_FILE_SCHEMA.names).replace_schema_metadata({"generation": str(generation)})
+    pq.write_table(noted, buffer, compression="zstd")
+    return _name_of(buffer.getvalue()), buffer.getvalue()
+
+
+def decode_part(path: str, data: bytes) -> pa.Table:
+    """The rows in the file at `path` (`.../feature_set=<fingerprint>/<name>`); `Damaged` if the name denies them."""
+    folder, _, name = path.rpartition("/")
+    if _name_of(data) != name:
+        raise Damaged(f"{path}: the catalog's file does not match its checksum; run `speechclip repair`")
+    part = parse_parquet(data).replace_schema_metadata()
+    column = pa.array([folder.rpartition("feature_set=")[2]] * len(part), pa.string())
+    return part.add_column(0, SCHEMA.field("feature_set"), column).select(SCHEMA.names).cast(SCHEMA)
+
+
+def by_feature_set(rows: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each feature set apart, in the order of their names."""
+    names = sorted(rows["feature_set"].unique().to_pylist())
+    return {name: rows.filter(pc.equal(rows["feature_set"], name)) for name in names}
+
+
+def is_stored(rows: pa.Table) -> Any:
+    """Where a row says that its asset is stored."""
+    return pc.equal(rows["status"], "stored")
+
+
+def is_among(column: Any, values: Sequence[str]) -> Any:
+    """Where a column holds one of these values."""
+    return pc.is_in(column, pa.array(values, pa.string()))
+
+
+def _name_of(data: bytes) -> str:
+    return f"part-{xxhash.xxh3_128_hexdigest(data)}.parquet"
+
+
+def _stored_row(entry: StoredAsset, shard: str) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(entry)
+    return {"asset": fields.pop("key"), "status": "stored", "shard": shard, **fields}
+
+
+def _rejected_row(entry: RejectedAsset, manifest: str) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(entry)
+    scope = manifest if entry.source is not None else None
+    return {"asset": fields.pop("key"), "status": "rejected", "manifest": scope, **fields}

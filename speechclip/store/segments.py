@@ -1,0 +1,142 @@
+"""Segments: the Zarr v3 groups that hold one plan's vectors, of a shape that their name states.
+
+`<plan>-<rows>x<rows a chunk>.zarr` holds `vectors` (rows, width) and `keys` (rows, 88 bytes of ASCII). Its metadata
+follows from the encoder spec and this name alone, so it can be proven and made again.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from speechclip.errors import Damaged
+from speechclip.spec import EncoderSpec
+from speechclip.storage import Storage
+from speechclip.store.layout import segment_path
+
+# 64 hex digits of sha256 and a segment's "-start-end".
+KEY_BYTES = 88
+ARRAYS = ("vectors", "keys")
+METADATA = ("zarr.json", "vectors/zarr.json", "keys/zarr.json")
+_NAME = re.compile(r"-(\d+)x(\d+)(-g\d+)?(\.zarr)?$")
+
+
+class Shape(NamedTuple):
+    """How many rows a segment has, and how many of them make a chunk."""
+
+    rows: int
+    chunk_rows: int
+
+
+def segment_name(plan: str, shape: Shape) -> str:
+    """The name of a plan's segment."""
+    return f"{plan}-{shape.rows}x{shape.chunk_rows}"
+
+
+def shape_of(segment: str) -> Shape:
+    """The shape that the name, or path, of a segment states."""
+    found = _NAME.search(segment)
+    if found is None or int(found[2]) == 0:
+        raise Damaged(f"{segment}: no name of a segment, which ends in <rows>x<rows a chunk>; run `speechclip repair`")
+    return Shape(int(found[1]), int(found[2]))
+
+
+def chunk_path(path: str, array: str, first_row: int) -> str:
+    """The file of the chunk that begins at that row of the segment at `path`."""
+    return f"{path}/{array}/c/{first_row // shape_of(path).chunk_rows}/0"
+
+
+def create_segment(storage: Storage, spec: EncoderSpec, segment: str) -> None:
+    """Put the metadata of a segment on storage, unless it is there."""
+    for name, data in segment_metadata(spec, shape_of(segment)).items():
+        storage.create(f"{segment_path(spec.fingerprint, segment)}/{name}", data)
+
+
+def segment_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
+    """The metadata files of a segment by their names in it, as this version of Zarr writes them."""
+    files: dict[str, Any] = {}
+    new_group(files, spec, shape)
+    return {name: data.to_bytes() for name, data in files.items()}
+
+
+def new_group(files: dict[str, Any], spec: EncoderSpec, shape: Shape) -> Any:
+    """A group in memory whose encoded files appear in `files`; its codecs are those of every segment."""
+    files.clear()
+    group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes={"fingerprint": spec.fingerprint})
+    layout: dict[str, tuple[int, str, float]] = {
+        "vectors": (spec.width, spec.dtype.str, float("nan")),
+        "keys": (KEY_BYTES, "|u1", 0),
+    }
+    for name, (width, dtype, fill) in layout.items():
+        group.create_array(
+            name,
+            shape=(shape.rows, width),
+            chunks=(shape.chunk_rows, width),
+            dtype=dtype,
+            fill_value=fill,
+            compressors=[Crc32cCodec()],
+        )
+    return group
+
+
+def open_array(storage: Storage, spec: EncoderSpec, path: str, name: str) -> Any:
+    """One array of the segment at `path`, by the metadata that its name states; that on storage serves other readers.
+
+    Reading goes through our storage, so credentials are resolved in one place.
+    """
+    files = _Files(storage, path, segment_metadata(spec, shape_of(path)))
+    return zarr.open_group(MemoryStore(files, read_only=True), mode="r", zarr_format=3)[name]
+
+
+def is_same_metadata(spec: EncoderSpec, path: str, files: Mapping[str, bytes]) -> bool:
+    """Whether these metadata files say what the name of the segment at `path` states."""
+    try:
+        found = zarr.open_group(MemoryStore(_buffers(files), read_only=True), mode="r", zarr_format=3)
+        parts = {"zarr.json": found} | {f"{name}/zarr.json": found[name] for name in ARRAYS}
+        # As this version of Zarr would write them again: another may have laid out the same JSON otherwise.
+        again = {name: _as_written(part) for name, part in parts.items()}
+    # Zarr has no error of its own for metadata that a flipped bit has changed.
+    except Exception:  # noqa: BLE001
+        return False
+    return again == segment_metadata(spec, shape_of(path))
+
+
+def _as_written(part: Any) -> bytes:
+    data: bytes = part.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+    return data
+
+
+def _buffers(files: Mapping[str, bytes]) -> dict[str, Buffer]:
+    return {name: default_buffer_prototype().buffer.from_bytes(data) for name, data in files.items()}
+
+
+class _Files(MutableMapping[str, Any]):
+    """A segment's files as Zarr's memory store wants them: the metadata given, each chunk read when it is asked for."""
+
+    def __init__(self, storage: Storage, path: str, metadata: Mapping[str, bytes]) -> None:
+        self.storage, self.path = storage, path
+        self.metadata = _buffers(metadata)
+
+    def __getitem__(self, name: str) -> Buffer:
+        if name in self.metadata:
+            return self.metadata[name]
+        try:
+            return default_buffer_prototype().buffer.from_bytes(self.storage.read(f"{self.path}/{name}"))
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(f"{self.path}/") for name in self.storage.list(self.path))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __setitem__(self, name: str, value: Buffer) -> None:
+        raise PermissionError(f"{self.path}/{name}: a segment is written by create_segment and write_chunk alone")
+
+    def __delitem__(self, name: str) -> None:
+        raise PermissionError(f"{self.path}/{name}: a segment is never deleted from")

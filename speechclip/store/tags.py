@@ -1,0 +1,116 @@
+"""Tags: names that people give to versions of the catalog, and the record of which versions each `gc` left readable.
+
+Neither takes a lock. A tag is written first and then checked against the collections; a collection is written first and
+then checked against the tags. So whichever comes second sees the other, and no tag ever names a version that was freed.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import msgspec
+
+from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.records import Record, from_json, to_json
+from speechclip.storage import Storage
+from speechclip.store.layout import COLLECTIONS, TAGS, collection_path, tag_path
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+
+
+class Tag(Record, frozen=True):
+    """A name for a version; what it names is never freed."""
+
+    name: str
+    version: int
+    time: datetime
+
+
+class Collection(Record, frozen=True):
+    """What one `gc` set out to keep: every version from `since` on, and those in `versions`."""
+
+    time: datetime
+    since: int
+    versions: tuple[int, ...]
+
+    def keeps(self, version: int) -> bool:
+        """Whether that version stayed readable."""
+        return version >= self.since or version in self.versions
+
+
+class Tags:
+    """The tags and collections of one store."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def create(self, name: str, version: int) -> Tag:
+        """Name a version; `InvalidInput` if the name is taken by another, `NotStored` if `gc` has freed the version."""
+        if not _NAME.fullmatch(name):
+            raise InvalidInput(f"tag {name!r}: take a letter, then up to 63 letters, digits, dots, dashes, underscores")
+        tag = Tag(name=name, version=version, time=datetime.now(UTC))
+        if not self.storage.create(tag_path(name), to_json(tag)):
+            there = self.read(name)
+            if there.version != version:
+                raise InvalidInput(
+                    f"tag {name} names version {there.version} already; take another name, or first "
+                    f"`speechclip tag --delete {name}`"
+                )
+            return there
+        freed = self.freed(version)
+        if freed is not None:
+            self.delete(name)
+            raise NotStored(_freed_sentence(version, freed))
+        return tag
+
+    def read(self, name: str) -> Tag:
+        """The tag of that name; `NotStored` if there is none."""
+        try:
+            return self._parse(tag_path(name))
+        except FileNotFoundError:
+            known = ", ".join(tag.name for tag in self.list()) or "none"
+            raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}") from None
+
+    def list(self) -> list[Tag]:
+        """All tags, by name."""
+        return [self._parse(path) for path in self.storage.list(TAGS)]
+
+    def delete(self, name: str) -> None:
+        """Take a name away; the version stays until `gc` frees it."""
+        self.storage.delete([tag_path(name)])
+
+    def record(self, collection: Collection) -> str:
+        """Write down what a `gc` will keep, before it frees anything; the path of the record."""
+        path = collection_path(collection.time)
+        self.storage.create(path, to_json(collection))
+        return path
+
+    def freed(self, version: int) -> Collection | None:
+        """The collection that did not keep this version, if there was one."""
+        return next((found for found in self._collections() if not found.keeps(version)), None)
+
+    def check_kept(self, version: int) -> None:
+        """`NotStored` if `gc` has freed what that version named."""
+        freed = self.freed(version)
+        if freed is not None:
+            raise NotStored(_freed_sentence(version, freed))
+
+    def _parse(self, path: str) -> Tag:
+        try:
+            return from_json(self.storage.read(path), Tag)
+        except msgspec.DecodeError as error:
+            raise Damaged(f"{path}: no tag ({error}); delete the file and tag the version again") from None
+
+    def _collections(self) -> Iterator[Collection]:
+        for path in self.storage.list(COLLECTIONS):
+            try:
+                yield from_json(self.storage.read(path), Collection)
+            except msgspec.DecodeError as error:
+                raise Damaged(f"{path}: no record of a collection ({error}); run `speechclip repair`") from None
+
+
+def _freed_sentence(version: int, freed: Collection) -> str:
+    return (
+        f"catalog version {version} was freed by `speechclip gc` on {freed.time:%Y-%m-%d %H:%M} UTC; take a newer one, "
+        "and tag what you want to keep"
+    )

@@ -1,0 +1,63 @@
+"""The catalog's log against the journal: every entry, every checkpoint, and each copy against its own checksum."""
+
+from collections.abc import Iterator
+
+from speechclip.errors import Damaged
+from speechclip.storage import Storage
+from speechclip.store.catalog import Catalog
+from speechclip.store.findings import Finding
+from speechclip.store.journal import JournalEntry, checksum, parse_entry
+from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, journal_path, log_path
+
+
+def verify_log(catalog: Catalog) -> Iterator[Finding]:
+    """What is damaged or gone of the log, its checkpoints and the journal."""
+    copied, logged = (_versions(catalog.storage, folder) for folder in (JOURNAL, f"{CATALOG}/_delta_log"))
+    newest_checkpoint: dict[str, str] = {}
+    for version in range(max(copied | logged, default=-1) + 1):
+        copy, problem = _read_copy(catalog, version)
+        if problem and version <= max(copied, default=-1):
+            # Above the newest copy there may be none yet: a run made the entry and was killed, or is about to copy it.
+            yield Finding(kind="journal", path=journal_path(version), problem=problem)
+        problem = _log_problem(catalog.storage, version, copy)
+        if problem:
+            yield Finding(kind="log", path=log_path(version), problem=problem)
+        checkpoint = dict(copy.checkpoint) if copy else {}
+        if checkpoint:
+            newest_checkpoint = {LAST_CHECKPOINT: checkpoint.pop(LAST_CHECKPOINT)}
+        yield from _verify_sums(catalog.storage, checkpoint)
+    yield from _verify_sums(catalog.storage, newest_checkpoint)
+
+
+def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str]:
+    try:
+        copy = catalog.journal.read(version)
+    except Damaged as error:
+        return None, str(error)
+    return copy, "" if copy else "the copy is gone"
+
+
+def _log_problem(storage: Storage, version: int, copy: JournalEntry | None) -> str:
+    try:
+        data = storage.read(log_path(version))
+        parse_entry(version, data)
+    except FileNotFoundError:
+        return "the entry is gone"
+    except Damaged as error:
+        return str(error)
+    return "the entry does not match the journal's copy" if copy and data != copy.text.encode() else ""
+
+
+def _verify_sums(storage: Storage, sums: dict[str, str]) -> Iterator[Finding]:
+    for path, expected in sums.items():
+        try:
+            problem = "" if checksum(storage.read(path)) == expected else "the file does not match its checksum"
+        except FileNotFoundError:
+            problem = "the file is gone"
+        if problem:
+            yield Finding(kind="checkpoint", path=path, problem=problem)
+
+
+def _versions(storage: Storage, folder: str) -> set[int]:
+    names = (path.rpartition("/")[2].removesuffix(".json") for path in storage.list(folder))
+    return {int(name) for name in names if len(name) == 20 and name.isdecimal()}
