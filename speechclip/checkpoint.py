@@ -162,9 +162,9 @@ class RunFolder:
     def prune(self, keep: set[int]) -> None:
         """Delete all checkpoints but these, each JSON first."""
         for step in set(self.steps()) - keep:
-            folder = self.storage.address(_folder(step))
-            self.storage.filesystem.rm(f"{folder}/{CHECKPOINT}")
-            self.storage.filesystem.rm(folder, recursive=True)
+            folder = _folder(step)
+            self.storage.delete([f"{folder}/{CHECKPOINT}"])
+            self.storage.delete(list(self.storage.list(folder)))
 
     def finish(self, info: RunInfo, head: dict[str, Tensor]) -> RunInfo:
         """Store the final head and `run.json`; the record with the head's digest."""
@@ -175,9 +175,7 @@ class RunFolder:
 
     def _replace(self, path: str, data: bytes) -> str:
         """Write a file that nothing names yet, over what a run cut short may have left; its sha256."""
-        if not self.storage.create(path, data):
-            self.storage.filesystem.rm(self.storage.address(path))
-            self.storage.create(path, data)
+        self.storage.replace(path, data)
         return hashlib.sha256(data).hexdigest()
 
 

@@ -5,14 +5,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
 
 from speechclip.errors import InvalidInput
 from speechclip.plan import TaskSizes
-from speechclip.records import MODALITIES, Record
+from speechclip.records import MODALITIES, Record, explain
 from speechclip.spec import Codec
 from speechclip.tasks import BatchSizes, EncoderRequest
 
@@ -22,11 +22,11 @@ DEFAULT_CONFIG = "ray_config.yaml"
 class RunSettings(Record, frozen=True):
     """What changes only speed and sizes, never a value."""
 
-    num_cpus: int | None = None
+    num_cpus: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tasks: TaskSizes = TaskSizes()
     batches: BatchSizes = BatchSizes()
-    max_rejected: float = 0.05
-    commit_seconds: float = 20.0
+    max_rejected: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    commit_seconds: Annotated[float, msgspec.Meta(ge=0)] = 20.0
 
 
 class Settings(Record, frozen=True):
@@ -42,7 +42,7 @@ class Settings(Record, frozen=True):
     codec: Codec = "fp16"
     recipe: str = "base-parallel-flickr8k"
     recipe_overrides: dict[str, Any] = {}
-    workers: int = 1
+    workers: Annotated[int, msgspec.Meta(ge=1)] = 1
     split: str = "test"
     featurize: RunSettings = RunSettings()
 
@@ -82,7 +82,7 @@ def load_settings(path: str | None, options: Mapping[str, Any], overrides: Seque
     try:
         settings = msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"settings: {error}; see docs/configuration.md for the keys") from None
+        raise InvalidInput(f"settings: {explain(error)}; see docs/configuration.md for the keys") from None
     paths = {name: getattr(settings, name) for name in ("manifest", "store", "run")}
     return msgspec.structs.replace(settings, **{name: whole_path(path) for name, path in paths.items() if path})
 

@@ -4,7 +4,11 @@ Decoders turn a cut wav, ogg or mp3 into shorter audio without a word, so comple
 is judged by the bytes alone; a name or an extension has no say.
 """
 
+import errno
+import os
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -13,17 +17,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from speechclip.errors import DecoderMissing, Truncated, Undecodable
+from speechclip.errors import DecoderMissing, MachineFailed, Truncated, Undecodable
 
 AudioFormat = Literal["wav", "flac", "ogg", "mp3", "m4a", "webm"]
 
 # From here on a declared size is a streaming writer's "unknown": ffmpeg 0xFFFFFFFF, sox and arecord near 0x7FFFFFFF.
 UNKNOWN_RIFF_BYTES = 0x7FFF0000
+RIFF_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 OGG_LAST = 4  # the end-of-stream flag
 # What libsndfile can't read, by the demuxer that ffmpeg is held to.
 FFMPEG_DEMUXERS: dict[AudioFormat, str] = {"m4a": "mov", "webm": "matroska"}
 FFMPEG_SECONDS = 600
+# A program sends these to itself when it crashes over its input; any other signal comes from outside.
+CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
+# A flac begins with its marker and a block of 34 bytes, last or not; so do the bytes of no flac frame.
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
 _BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 # kbit/s of layer III by whether it is MPEG 1: ISO 11172-3 table 2.4.2.3, ISO 13818-3.
@@ -36,7 +45,7 @@ _MP3_KILOBITS = {
 def sniff_audio(data: bytes, name: str) -> AudioFormat:
     """The container's format by its magic bytes; anything we don't read is `Undecodable`."""
     head = data[:12]
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and (head[8:12] == b"WAVE" or len(head) < 12):
+    if head[:4] in RIFF_MAGIC and (head[8:12] == b"WAVE" or len(head) < 12):
         return "wav"
     if head[:4] == b"OggS":
         return "ogg"
@@ -55,14 +64,15 @@ def sniff_audio(data: bytes, name: str) -> AudioFormat:
 def check_complete(audio_format: AudioFormat, data: bytes, name: str) -> None:
     """Raise `Truncated` if the container promises more than is there, `Undecodable` if an Ogg page is damaged.
 
-    A flac needs its decoder for that: every frame carries a checksum, and the header the number of samples.
+    A flac needs its decoder for that: every frame carries a checksum, and the header the number of samples. Two
+    recordings in one file are `Undecodable` too: decoders read the first and say nothing of the second.
     """
     if check := _CHECKS.get(audio_format):
         check(data, name)
 
 
 def transcode(data: bytes, audio_format: AudioFormat, name: str) -> bytes:
-    """The first sound track as wav at its own rate, by the `ffmpeg` program."""
+    """The first sound track as wav at its own rate, by the `ffmpeg` program; `MachineFailed` if that was killed."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise DecoderMissing(f"{name}: {audio_format} needs the program ffmpeg; install it or convert the file to flac")
@@ -77,10 +87,23 @@ def transcode(data: bytes, audio_format: AudioFormat, name: str) -> bytes:
             done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)
         except subprocess.TimeoutExpired:
             raise Undecodable(f"{name}: ffmpeg ran past {FFMPEG_SECONDS} s; convert the file to flac") from None
+        said = done.stderr.decode(errors="replace").strip()
+        if done.returncode < 0 and -done.returncode not in CRASH_SIGNALS:
+            raise MachineFailed(
+                f"{name}: ffmpeg was ended by signal {-done.returncode} (out of memory?); mend that and run again"
+            )
+        if os.strerror(errno.ENOSPC) in said:
+            raise MachineFailed(f"{name}: ffmpeg found no space left in {folder}; make room and run again")
         if done.returncode != 0 or not target.exists():
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise Undecodable(f"{name}: ffmpeg can't decode it ({said[-1] if said else done.returncode}); convert it")
+            words = said.rpartition("\n")[2] or done.returncode
+            raise Undecodable(f"{name}: ffmpeg {_ffmpeg_version(program)} can't decode it ({words}); convert it")
         return target.read_bytes()
+
+
+def _ffmpeg_version(program: str) -> str:
+    """The third word of ``ffmpeg version 7.1.1 Copyright (c) ...``."""
+    done = subprocess.run([program, "-version"], capture_output=True, timeout=FFMPEG_SECONDS, check=False)
+    return (done.stdout.decode(errors="replace").split()[2:3] or ["of unknown version"])[0]
 
 
 class OggPage(NamedTuple):
@@ -126,6 +149,8 @@ def _check_ogg(data: bytes, name: str) -> None:
     next_sequence: dict[int, int] = {}
     open_streams: set[int] = set()
     for page in ogg_pages(data, name):
+        if next_sequence and not open_streams:
+            raise _joined(name, page.start)
         stored = int.from_bytes(data[page.start + 22 : page.start + 26], "little")
         if stored != ogg_checksum(data[page.start : page.start + 22] + bytes(4) + data[page.start + 26 : page.end]):
             raise Undecodable(f"{name}: the Ogg page at byte {page.start} fails its checksum; the file is damaged")
@@ -135,6 +160,12 @@ def _check_ogg(data: bytes, name: str) -> None:
         (open_streams.discard if page.flags & OGG_LAST else open_streams.add)(page.serial)
     if open_streams:
         raise Truncated(f"{name}: no last page (end-of-stream flag) in {len(data)} bytes; fetch the file again")
+
+
+def _check_flac(data: bytes, name: str) -> None:
+    second = _FLAC_START.search(data, _after_id3(data) + 1)
+    if second:
+        raise _joined(name, second.start())
 
 
 def _check_wav(data: bytes, name: str) -> None:
@@ -152,6 +183,9 @@ def _check_wav(data: bytes, name: str) -> None:
         if chunk == b"data":
             if declared > there and (is_wide or declared < UNKNOWN_RIFF_BYTES):
                 raise Truncated(f"{name}: the header promises {declared} bytes of samples, {there} are there")
+            after = position + declared + declared % 2
+            if data[after : after + 4] in RIFF_MAGIC and data[after + 8 : after + 12] == b"WAVE":
+                raise _joined(name, after)
             return
         position += declared + declared % 2
     raise Truncated(f"{name}: ends after {len(data)} bytes, before the samples begin; fetch the file again")
@@ -173,6 +207,8 @@ def _check_mp3(data: bytes, name: str) -> None:
     # Most encoders leave the tag's own frame out of its count, a few do not: one frame of grace.
     if (promised is None and is_cut) or (promised is not None and num_frames - (1 if is_cut else 0) < promised):
         raise Truncated(f"{name}: {num_frames} whole mp3 frames of {promised or 'an unknown number'}; fetch it again")
+    if promised is not None and num_frames > promised + 1:
+        raise _joined(name, position)
 
 
 def _mp3_frame_bytes(data: bytes, position: int) -> int:
@@ -242,8 +278,16 @@ def _check_webm(data: bytes, name: str) -> None:
             raise Truncated(f"{name}: the header promises {position} bytes, {len(data)} are there")
 
 
+def _joined(name: str, position: int) -> Undecodable:
+    return Undecodable(
+        f"{name}: a second recording follows the first, before byte {position}, and decoders would leave it out; "
+        "split the file, or join the two by an audio program"
+    )
+
+
 _CHECKS: dict[AudioFormat, Callable[[bytes, str], None]] = {
     "wav": _check_wav,
+    "flac": _check_flac,
     "ogg": _check_ogg,
     "mp3": _check_mp3,
     "m4a": _check_m4a,

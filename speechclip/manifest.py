@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechclip.errors import InvalidInput
-from speechclip.records import Asset, Modality
+from speechclip.records import Asset, Modality, Record
 from speechclip.storage import parse_parquet, read_uri, split_uri
 
 # One row an utterance. `group` is the answer: rows of one group count as the same image (by default the image's key).
@@ -43,6 +44,16 @@ SCHEMA = pa.schema(
 KEY_COLUMNS = ("speech_key", "image_key", "text_key")
 KEY_PATTERN = r"^[0-9a-f]{64}(-[0-9]+-[0-9]+)?$"
 URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
+ERROR_COLUMNS: dict[Modality, str] = {"speech": "audio_error", "image": "image_error"}
+
+
+class UnreadSource(Record, frozen=True):
+    """A source that could not be read at ingest, why, and the utterances that name it."""
+
+    uri: str
+    reason: str
+    detail: str
+    utterances: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,15 @@ class Manifest:
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> "Manifest":
         """The manifest of such rows; an utterance that occurs twice is `InvalidInput`."""
-        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-        names = pc.value_counts(table["utterance"])
-        twice = [entry["values"] for entry in names.to_pylist() if entry["counts"] > 1]
+        names = [row["utterance"] for row in rows]
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise InvalidInput(f"{len(twice)} utterance ids occur twice, first {twice[0]!r}; make them unique")
-        return cls(table)
+            first, second = [number for number, name in enumerate(names, start=1) if name == twice[0]][:2]
+            raise InvalidInput(
+                f"{len(twice)} utterance ids occur twice, first {twice[0]!r} in rows {first} and {second}; "
+                "make them unique"
+            )
+        return cls(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
     def to_bytes(self) -> bytes:
         """The Parquet file."""
@@ -87,11 +101,9 @@ class Manifest:
         return buffer.getvalue()
 
     def write(self, uri: str) -> None:
-        """Write the Parquet file to a local path or `s3://` address, in place of what was there."""
+        """Write the Parquet file to a local path or `s3://` address, whole, in place of what was there."""
         storage, name = split_uri(uri)
-        if storage.is_local:
-            storage.filesystem.makedirs(storage.root, exist_ok=True)
-        storage.filesystem.pipe_file(storage.address(name), self.to_bytes())
+        storage.replace(name, self.to_bytes())
 
     @cached_property
     def digest(self) -> str:
@@ -102,21 +114,39 @@ class Manifest:
         return digest.hexdigest()
 
     def assets(self, modality: Modality) -> list[Asset]:
-        """Each asset of that modality once, in order of first appearance."""
-        found: dict[str, Asset] = {}
+        """Each asset of that modality once, in order of first appearance, with all its addresses."""
+        first: dict[str, dict[str, Any]] = {}
+        uris: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for row in self.table.to_pylist():
             key = row[f"{modality}_key"]
-            if key is not None and key not in found:
-                found[key] = _asset(key, modality, row)
-        return list(found.values())
+            if key is not None:
+                first.setdefault(key, row)
+                if modality != "text":
+                    uris[key][row[URI_COLUMNS[modality]]] = None
+        return [_asset(key, modality, row, tuple(uris[key])[1:]) for key, row in first.items()]
 
-    def source_problems(self, modality: Modality) -> dict[str, str]:
-        """Sources that could not be read at ingest: address to "reason: sentence"."""
+    def utterances(self, modality: Modality) -> dict[str, tuple[str, ...]]:
+        """The utterances that name each asset of that modality."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for row in self.table.select(["utterance", f"{modality}_key"]).to_pylist():
+            if row[f"{modality}_key"] is not None:
+                found[row[f"{modality}_key"]].append(row["utterance"])
+        return {key: tuple(names) for key, names in found.items()}
+
+    def source_problems(self, modality: Modality) -> list[UnreadSource]:
+        """Each source that could not be read at ingest, or whose segment holds nothing, once."""
         if modality == "text":
-            return {}
-        errors = "audio_error" if modality == "speech" else "image_error"
-        rows = self.table.select([URI_COLUMNS[modality], errors]).to_pylist()
-        return {row[URI_COLUMNS[modality]]: row[errors] for row in rows if row[errors] is not None}
+            return []
+        utterances: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for row in self.table.select(["utterance", URI_COLUMNS[modality], ERROR_COLUMNS[modality]]).to_pylist():
+            if row[ERROR_COLUMNS[modality]] is not None:
+                utterances[row[URI_COLUMNS[modality]], row[ERROR_COLUMNS[modality]]].append(row["utterance"])
+        return [
+            UnreadSource(
+                uri=uri, reason=error.partition(": ")[0], detail=error.partition(": ")[2], utterances=tuple(who)
+            )
+            for (uri, error), who in utterances.items()
+        ]
 
     def select(self, splits: Sequence[str]) -> "Manifest":
         """Only the rows of these splits, in order; a split that has no row is `InvalidInput`."""
@@ -140,11 +170,11 @@ class Manifest:
         return int(self.table.num_rows)
 
 
-def _asset(key: str, modality: Modality, row: dict[str, Any]) -> Asset:
+def _asset(key: str, modality: Modality, row: dict[str, Any], other_uris: tuple[str, ...]) -> Asset:
     if modality == "text":
         return Asset(key=key, modality=modality, text=row["text"])
     if modality == "image":
-        return Asset(key=key, modality=modality, uri=row["image_uri"])
+        return Asset(key=key, modality=modality, uri=row["image_uri"], other_uris=other_uris)
     seconds = (row["num_samples"] or 0) / (row["sample_rate"] or 1)
     return Asset(
         key=key,
@@ -153,4 +183,5 @@ def _asset(key: str, modality: Modality, row: dict[str, Any]) -> Asset:
         start_sample=row["start_sample"],
         end_sample=row["end_sample"],
         seconds=seconds,
+        other_uris=other_uris,
     )

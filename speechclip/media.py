@@ -1,18 +1,15 @@
-"""Bytes to 16 kHz mono or RGB, and the keys by which assets are known.
+"""Bytes to 16 kHz mono or RGB.
 
 The rules here enter an encoder's fingerprint by their names; a rule whose values change gets a higher number.
 """
 
-import errno
-import hashlib
 import io
-import os
-import stat
 import struct
 import threading
 import warnings
 
 import numpy as np
+import PIL
 import soundfile
 import soxr
 from jaxtyping import Float
@@ -22,17 +19,14 @@ from speechclip.containers import FFMPEG_DEMUXERS, AudioFormat, check_complete, 
 from speechclip.errors import (
     BrokenImage,
     EmptyAudio,
-    EmptyText,
-    InvalidInput,
+    MachineFailed,
     NotFinite,
-    SourceChanged,
-    SourceMissing,
-    SourceUnreadable,
+    Silent,
+    TooLong,
     Truncated,
     Undecodable,
 )
-from speechclip.records import Asset, Record
-from speechclip.storage import read_uri
+from speechclip.records import Modality, Record
 
 SAMPLE_RATE = 16_000
 DOWNMIX_RULE = "mean/1"
@@ -43,12 +37,14 @@ IMAGE_RULE = "rgb-over-white/1"
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 # Memory is reserved by what the header promises, and headers lie: 4 GiB at most, 6.7 hours of mono at 44.1 kHz.
 MAX_READ_NUMBERS = 1 << 30
+# Half a 16-bit step: no codec of ours makes one sound of less, and A-law has no zero, so a constant is silence too.
+SILENT_SWING = 2**-16
 # Below Pillow's own limit (89 million), so that a bomb has one outcome: 240 MB as RGB.
 MAX_PIXELS = 80_000_000
 
 _IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _IMAGE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError,
     struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATIONS = {
@@ -73,65 +69,17 @@ class AudioInfo(Record, frozen=True):
     format: AudioFormat
 
 
-def content_key(data: bytes) -> str:
-    """The sha256 of a file's bytes, 64 hex digits: the key of an image or of a whole recording."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def segment_key(file_key: str, start_sample: int | None, end_sample: int | None) -> str:
-    """The key of a part of the recording `file_key`: samples [start, end) at its own rate; no bounds, the whole."""
-    if start_sample is None and end_sample is None:
-        return file_key
-    if start_sample is None or end_sample is None or not 0 <= start_sample < end_sample:
-        raise InvalidInput(f"segment [{start_sample}, {end_sample}): give both bounds, start before end, or neither")
-    return f"{file_key}-{start_sample}-{end_sample}"
-
-
-def audio_key(data: bytes, start_sample: int | None = None, end_sample: int | None = None) -> str:
-    """The key of a recording, or of its samples [start, end) at its own rate."""
-    return segment_key(content_key(data), start_sample, end_sample)
-
-
-def text_key(text: str) -> str:
-    """The sha256 of the UTF-8 text as it stands, white space and all; nothing but white space is `EmptyText`."""
-    if not text.strip():
-        raise EmptyText(f"text {text!r} is empty; leave the cell out or write the caption")
-    return content_key(text.encode())
-
-
-def fetch(asset: Asset) -> bytes:
-    """The asset's bytes (of the whole file, for a segment), proven to be those that were ingested.
-
-    A `SourceProblem` says why they can't be had; any other failure to read is weather, raised as it comes.
-    """
-    data = (asset.text or "").encode() if asset.uri is None else read_source(asset.uri)
-    if content_key(data) != asset.key[:64]:
-        source = asset.uri or repr(asset.text)
-        raise SourceChanged(f"{source}: {len(data)} bytes with another sha256 than at ingest; ingest the corpus again")
-    return data
-
-
-def read_source(uri: str) -> bytes:
-    """The bytes at an address; a `SourceProblem` where there are none to be had, now and at the next try."""
-    try:
-        if "://" not in uri and not stat.S_ISREG(os.stat(uri).st_mode):
-            raise SourceUnreadable(f"{uri}: is a directory or a device, not a file; mend the path and ingest again")
-        return read_uri(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        raise SourceMissing(f"{uri}: no such file; mend the path and ingest again") from None
-    except (PermissionError, IsADirectoryError) as error:
-        if "://" in uri:
-            # s3fs says so of expired credentials too: weather, not a property of the source.
-            raise
-        raise SourceUnreadable(f"{uri}: can't be read ({error.strerror}); mend it and ingest again") from None
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise
-        raise SourceUnreadable(f"{uri}: can't be read ({error.strerror}); mend it and ingest again") from None
+def decoder(modality: Modality) -> str:
+    """The decoder and its version, as a rejection by the bytes names it; texts have none."""
+    return {
+        "speech": f"libsndfile {soundfile.__libsndfile_version__}",
+        "image": f"Pillow {PIL.__version__}",
+        "text": "",
+    }[modality]
 
 
 def probe_audio(data: bytes, name: str) -> AudioInfo:
-    """The recording's exact length, rate and channels; raises as `decode_audio` does, `NotFinite` aside.
+    """The recording's exact length, rate and channels; raises as `decode_audio` does, but for what the samples say.
 
     A wav or flac is believed by its header; every other format is decoded, for there the header may lie or be absent.
     """
@@ -145,6 +93,7 @@ def probe_audio(data: bytes, name: str) -> AudioInfo:
                 num_samples=num_samples, sample_rate=file.samplerate, num_channels=file.channels, format=audio_format
             )
     except soundfile.SoundFileError as error:
+        _check_memory(error, name)
         raise Undecodable(f"{name}: {_sentence(error)}; convert or drop the file") from None
     if info.num_samples == 0:
         raise EmptyAudio(f"{name}: a {audio_format} without samples; record it again or drop the row")
@@ -153,24 +102,37 @@ def probe_audio(data: bytes, name: str) -> AudioInfo:
 
 
 def decode_audio(
-    data: bytes, *, name: str, start_sample: int | None = None, end_sample: int | None = None
+    data: bytes,
+    *,
+    name: str,
+    start_sample: int | None = None,
+    end_sample: int | None = None,
+    max_seconds: float | None = None,
 ) -> Float[np.ndarray, " samples"]:
     """The waveform in float32 at 16 kHz, channels averaged; `name` only serves the errors.
 
     A segment, [start_sample, end_sample) at the file's own rate, is cut before resampling, so it equals a file of those
-    samples. Raises `EmptyAudio`, `Undecodable`, `Truncated`, `NotFinite`, or `DecoderMissing` (m4a, webm: ffmpeg).
+    samples. More than `max_seconds` is `TooLong`, and no more than that is decoded. Digital silence is `Silent`: no two
+    samples differ by half a 16-bit step, so a constant is silent and one sample of one step is not. Raises too
+    `EmptyAudio`, `Undecodable`, `Truncated`, `NotFinite`, or `DecoderMissing` (m4a, webm: ffmpeg).
     """
     audio_format, readable = _open(data, name)
-    channels, sample_rate = _read_samples(readable, audio_format, name, start_sample, end_sample)
+    channels, sample_rate = _read_samples(
+        readable, audio_format, name, start=start_sample, end=end_sample, max_seconds=max_seconds
+    )
     _check_rate(sample_rate, name)
     with np.errstate(invalid="ignore", over="ignore"):
         mono = channels.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise NotFinite(f"{name}: {int((~np.isfinite(mono)).sum())} of {len(mono)} samples are NaN or infinite")
+    # One sample alone is short, not silent.
+    is_silent = len(mono) > 1 and float(mono.max()) - float(mono.min()) < SILENT_SWING
     if sample_rate != SAMPLE_RATE:
         mono = soxr.resample(mono, sample_rate, SAMPLE_RATE, quality="HQ")
     if len(mono) == 0:
         raise EmptyAudio(f"{name}: {len(channels)} samples at {sample_rate} Hz leave none at 16 kHz; drop the row")
+    if is_silent:
+        raise Silent(f"{name}: {len(channels)} samples of digital silence; record it again or drop the row")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -187,6 +149,7 @@ def decode_image(data: bytes, *, name: str) -> Image.Image:
                     raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
                 return _upright(_over_white(image), image)
     except _IMAGE_ERRORS as error:
+        _check_memory(error, name)
         raise BrokenImage(f"{name}: {len(data)} bytes give no picture ({_sentence(error)}); mend or drop it") from None
 
 
@@ -203,20 +166,37 @@ def _open(data: bytes, name: str) -> tuple[AudioFormat, bytes]:
 
 
 def _read_samples(
-    readable: bytes, audio_format: AudioFormat, name: str, start: int | None, end: int | None
+    readable: bytes,
+    audio_format: AudioFormat,
+    name: str,
+    *,
+    start: int | None,
+    end: int | None,
+    max_seconds: float | None,
 ) -> tuple[Float[np.ndarray, "samples channels"], int]:
     try:
         with soundfile.SoundFile(io.BytesIO(readable)) as file:
-            # Only here is a seek exact to the sample; elsewhere the decoder must come from the beginning.
-            can_seek = audio_format in ("wav", "flac") and start is not None and 0 < start < file.frames
-            skipped = file.seek(start) if can_seek else 0
-            samples = _read(file, (end if can_seek and end is not None else file.frames) - skipped, name)
             promised, rate = file.frames, int(file.samplerate)
+            stop = promised if end is None else end
+            if max_seconds is not None:
+                # One sample beyond is enough to tell.
+                stop = min(stop, (start or 0) + int(max_seconds * rate) + 1)
+            # Only here is a seek exact to the sample; elsewhere the decoder must come from the beginning.
+            can_seek = audio_format in ("wav", "flac") and start is not None and 0 < start < promised
+            skipped = file.seek(start) if can_seek else 0
+            samples = _read(file, stop - skipped, name)
     except soundfile.SoundFileError as error:
+        _check_memory(error, name)
         raise Undecodable(f"{name}: {_sentence(error)}; the file is damaged or cut, fetch it again") from None
     num_samples = skipped + len(samples)
-    if audio_format == "flac" and num_samples < min(promised, promised if end is None else end):
+    if audio_format == "flac" and num_samples < min(promised, stop):
         raise Truncated(f"{name}: {num_samples} samples of {promised} are there; fetch the file again")
+    if max_seconds is not None and num_samples - (start or 0) > max_seconds * rate:
+        length = (promised if end is None else end) - (start or 0)
+        raise TooLong(
+            f"{name}: {length} samples at {rate} Hz, more than the {max_seconds:g} s that the encoder takes; "
+            "give the manifest segments of the recording"
+        )
     if end is not None and num_samples < end:
         raise Truncated(f"{name}: the segment ends at sample {end}, the recording before; ingest it again")
     segment = samples[(start or 0) - skipped : None if end is None else end - skipped]
@@ -233,6 +213,12 @@ def _read(file: soundfile.SoundFile, num_wanted: int, name: str) -> Float[np.nda
             "cut the recording into parts"
         )
     return np.asarray(file.read(num_wanted, dtype="float32", always_2d=True))
+
+
+def _check_memory(error: Exception, name: str) -> None:
+    """Raise `MachineFailed` where a decoder's own error means that it got no memory."""
+    if "out of memory" in str(error) or "malloc () failed" in str(error):
+        raise MachineFailed(f"{name}: no memory left to decode it; give the machine more and run again") from None
 
 
 def _check_rate(sample_rate: int, name: str) -> None:

@@ -55,8 +55,7 @@ class MetricsLog:
         self._events.flush()
         if not self.storage.is_local:
             for file in (self.folder / LINES, *(self.folder / EVENTS).iterdir()):
-                address = self.storage.address(str(file.relative_to(self.folder)))
-                self.storage.filesystem.pipe_file(address, file.read_bytes())
+                self.storage.replace(str(file.relative_to(self.folder)), file.read_bytes())
 
     def _keep_until(self, step: int) -> None:
         lines = read_metrics(self.storage)

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from speechclip.errors import InvalidInput
-from speechclip.records import Record
+from speechclip.records import Record, explain
 
 
 class Recipe(Record, frozen=True):
@@ -77,7 +77,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     try:
         return msgspec.convert(values, Recipe, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"recipe {name_or_path}: {error}") from None
+        raise InvalidInput(f"recipe {name_or_path}: {explain(error)}; mend that key") from None
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
+from speechclip.content import fetch
 from speechclip.encoders import Encoder, load_encoder, prepare
-from speechclip.errors import EmptyText, NotFinite, Rejected, SourceChanged, SourceProblem
-from speechclip.media import decode_audio, decode_image, fetch, text_key
+from speechclip.encoders.prepare import longest_samples
+from speechclip.errors import EmptyText, MachineFailed, NotFinite, Rejected, SourceProblem
+from speechclip.media import SAMPLE_RATE, decode_audio, decode_image, decoder
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
 from speechclip.spec import Codec, EncoderSpec
 from speechclip.storage import Storage
@@ -28,6 +31,11 @@ class EncoderRequest(Record, frozen=True):
     layers: tuple[int, ...] | None = None
     codec: Codec = "fp16"
 
+    @classmethod
+    def again(cls, spec: EncoderSpec, source: str) -> "EncoderRequest":
+        """The words that build the encoder of a stored feature set again."""
+        return cls(source=source, modality=spec.modality, layers=spec.layers or None, codec=spec.codec)
+
     def build(self, device: str = "cpu") -> Encoder:
         """The encoder, its weights loaded."""
         return load_encoder(self.source, self.modality, layers=self.layers, codec=self.codec, device=device)
@@ -36,8 +44,8 @@ class EncoderRequest(Record, frozen=True):
 class BatchSizes(Record, frozen=True):
     """How much one call of an encoder takes, padding included: speed, never values."""
 
-    speech_seconds: float = 40.0
-    items: int = 64
+    speech_seconds: Annotated[float, msgspec.Meta(gt=0)] = 40.0
+    items: Annotated[int, msgspec.Meta(ge=1)] = 64
 
 
 class DecodedTask(Record, frozen=True):
@@ -57,16 +65,22 @@ class DecodedTask(Record, frozen=True):
 
 
 def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
-    """Fetch, decode and prepare every asset of the task; what can't be is rejected with its reason."""
+    """Fetch, decode and prepare every asset of the task; what can't be is rejected with its reason.
+
+    Weather is raised: a storage that does not answer, or `MachineFailed` for want of memory.
+    """
     ready = prepare(spec)
     keys, inputs, rejected = [], [], []
     for asset in task.assets:
         try:
-            inputs.append(ready(_decode(asset)))
+            inputs.append(ready(_decode(asset, spec)))
             keys.append(asset.key)
         except Rejected as error:
-            source = (asset.uri or asset.text) if isinstance(error, SourceProblem) else None
-            rejected.append(RejectedAsset(key=asset.key, reason=error.reason, detail=str(error), source=source))
+            rejected.append(_rejection(asset, error))
+        except MemoryError:
+            raise MachineFailed(
+                f"{asset.uri or asset.key}: no memory left to decode it; give the machine more and run again"
+            ) from None
     return DecodedTask(
         task=task,
         keys=tuple(keys),
@@ -86,7 +100,7 @@ def encode_task(decoded: DecodedTask, encoder: Encoder, storage: Storage, sizes:
     if found is not None:
         path, stored = found
         return _receipt(task, path, stored, decoded.rejected, num_bytes=0, seconds=0.0, num_encoded=0)
-    features, not_finite = _encode(decoded, encoder, sizes)
+    features, not_finite = encode_inputs(decoded, encoder, sizes)
     rejected = decoded.rejected + not_finite
     if not features:
         return _receipt(task, "", (), rejected, num_bytes=0, seconds=time.monotonic() - started, num_encoded=0)
@@ -111,22 +125,37 @@ def batches(lengths: Sequence[int], limit: int, items: int) -> list[list[int]]:
     return groups
 
 
-def _decode(asset: Asset) -> Any:
-    if asset.modality == "text":
-        if not (asset.text or "").strip():
-            raise EmptyText(f"{asset.key[:12]}: the text is empty")
-        if text_key(asset.text or "") != asset.key:
-            raise SourceChanged(
-                f"{asset.text!r}: not the text of the key {asset.key[:12]}; run `speechclip ingest` again"
+def _decode(asset: Asset, spec: EncoderSpec) -> Any:
+    data, name = fetch(asset), asset.uri or asset.key
+    match asset.modality:
+        case "text":
+            text = data.decode()
+            if not text.strip():
+                raise EmptyText(f"the text {text!r} is empty; write the caption or leave its cell out")
+            return text
+        case "image":
+            return decode_image(data, name=name)
+        case "speech":
+            return decode_audio(
+                data,
+                name=name,
+                start_sample=asset.start_sample,
+                end_sample=asset.end_sample,
+                max_seconds=longest_samples(spec) / SAMPLE_RATE,
             )
-        return asset.text
-    data = fetch(asset)
-    if asset.modality == "image":
-        return decode_image(data, name=asset.uri or asset.key)
-    return decode_audio(data, name=asset.uri or asset.key, start_sample=asset.start_sample, end_sample=asset.end_sample)
 
 
-def _encode(
+def _rejection(asset: Asset, error: Rejected) -> RejectedAsset:
+    """By the source for one manifest, or by the bytes for all: then a later decoder may see them otherwise."""
+    if isinstance(error, SourceProblem):
+        return RejectedAsset(
+            key=asset.key, reason=error.reason, detail=str(error), source=asset.uri or asset.text or ""
+        )
+    judge = decoder(asset.modality)
+    return RejectedAsset(key=asset.key, reason=error.reason, detail=f"{error} ({judge})" if judge else str(error))
+
+
+def encode_inputs(
     decoded: DecodedTask, encoder: Encoder, sizes: BatchSizes
 ) -> tuple[dict[str, np.ndarray], tuple[RejectedAsset, ...]]:
     """The features by key in the task's order, and those that came out as NaN or too large for the codec."""

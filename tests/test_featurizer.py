@@ -166,7 +166,7 @@ def test_bad_sources_are_rejected_with_reasons_and_nothing_else_is_lost(tmp_path
     summary = featurize(uri, manifest)
     assert (summary.rejected, summary.missing) == (4, 0)
     assert summary.planned == summary.encoded + summary.rejected
-    reasons = sorted(row["reason"] for row in list_rejected(FeatureStore(uri), manifest))
+    reasons = sorted(row.reason for row in list_rejected(FeatureStore(uri), manifest))
     assert reasons == ["empty-audio", "source-missing", "truncated", "undecodable"]
     assert ledger(featurize(uri, manifest)) == (summary.planned, summary.encoded, 0, 4, 0)
     with pytest.raises(WorkLeft, match="4 of"):
@@ -183,7 +183,7 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     victim.write_bytes(original + b"more")
     uri = str(tmp_path / "store")
     assert ledger(featurize(uri, manifest, TOY[:1])) == (18, 0, 17, 1, 0)
-    assert list_rejected(FeatureStore(uri), manifest)[0]["reason"] == "source-changed"
+    assert list_rejected(FeatureStore(uri), manifest)[0].reason == "source-changed"
     victim.write_bytes(original)
     specs = [(request, request.build().spec) for request in TOY[:1]]
     work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])

@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from speechclip.content import text_key
 from speechclip.errors import InvalidInput, SourceMissing
 from speechclip.manifest import SCHEMA, Manifest
-from speechclip.media import text_key
 
 
 def row(name: str, **columns: Any) -> dict[str, Any]:
@@ -73,8 +74,10 @@ def test_an_asset_of_many_rows_stands_once_in_order() -> None:
 
 
 def test_sources_that_could_not_be_read_are_listed_with_their_reason() -> None:
-    assert small_manifest().source_problems("speech") == {"/gone.wav": "source-missing: /gone.wav: no such file"}
-    assert small_manifest().source_problems("image") == small_manifest().source_problems("text") == {}
+    (problem,) = small_manifest().source_problems("speech")
+    assert (problem.uri, problem.reason, problem.detail) == ("/gone.wav", "source-missing", "/gone.wav: no such file")
+    assert problem.utterances == ("4",)
+    assert small_manifest().source_problems("image") == small_manifest().source_problems("text") == []
 
 
 def test_select_keeps_the_rows_of_known_splits() -> None:
@@ -91,3 +94,39 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
             Manifest.read(str(tmp_path / name))
     with pytest.raises(SourceMissing):
         Manifest.read(str(tmp_path / "absent.parquet"))
+
+
+def test_an_asset_keeps_every_address_of_its_bytes() -> None:
+    first, segment = small_manifest().assets("speech")
+    assert (first.uri, first.other_uris) == ("/a.wav", ("/copy.wav",))
+    assert segment.other_uris == ()
+    assert [asset.other_uris for asset in small_manifest().assets("image")] == [()]
+
+
+def test_each_asset_names_its_utterances() -> None:
+    manifest = small_manifest()
+    assert manifest.utterances("speech") == {"a" * 64: ("1", "3"), f"{'a' * 64}-0-10": ("2",)}
+    assert manifest.utterances("text") == {text_key("a cat"): ("1", "2", "4")}
+
+
+def test_two_bad_segments_of_one_file_are_two_problems() -> None:
+    rows = [
+        row(str(number), audio_uri="/a.wav", audio_error=f"segment-outside: [{bound}, 9) s holds nothing")
+        for number, bound in enumerate((7, 8, 7))
+    ]
+    problems = Manifest.from_rows(rows).source_problems("speech")
+    assert [(problem.detail[:2], problem.utterances) for problem in problems] == [("[7", ("0", "2")), ("[8", ("1",))]
+
+
+def test_a_write_that_fails_leaves_the_manifest_that_was_there(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    small_manifest().write(uri)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Manifest.from_rows([row(str(number)) for number in range(9_999)]).write(uri)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Manifest.read(uri).digest == small_manifest().digest
+    assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]

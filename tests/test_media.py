@@ -1,9 +1,6 @@
-import hashlib
 import io
-import os
 import random
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,18 +15,15 @@ from speechclip.errors import (
     BrokenImage,
     DecoderMissing,
     EmptyAudio,
-    EmptyText,
-    InvalidInput,
+    MachineFailed,
     NotFinite,
     Rejected,
-    SourceChanged,
-    SourceMissing,
-    SourceUnreadable,
+    Silent,
+    TooLong,
     Truncated,
     Undecodable,
 )
-from speechclip.media import audio_key, content_key, decode_audio, decode_image, fetch, probe_audio, text_key
-from speechclip.records import Asset
+from speechclip.media import decode_audio, decode_image, probe_audio
 
 LOSSLESS = [("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")]
 LOSSY = [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
@@ -60,10 +54,6 @@ def pixels_of(data: bytes) -> np.ndarray:
     image = decode_image(data, name="picture")
     assert image.mode == "RGB"
     return np.asarray(image)
-
-
-def image_asset(path: Path, key: str) -> Asset:
-    return Asset(key=key, modality="image", uri=str(path))
 
 
 @pytest.mark.parametrize(("kind", "subtype"), LOSSLESS + LOSSY)
@@ -105,7 +95,7 @@ def test_the_resampling_rule_is_soxr_hq() -> None:
 @settings(max_examples=40, deadline=None)
 @given(num_samples=st.integers(3, 30_000), rate=st.sampled_from([5_000, 8_000, 11_025, 22_254, 44_100, 48_000]))
 def test_the_resampled_length_is_right_to_one_sample(num_samples: int, rate: int) -> None:
-    waveform = decode_audio(encoded(np.full(num_samples, 0.1, np.float32), rate), name="x")
+    waveform = decode_audio(encoded(tone(num_samples, rate), rate), name="x")
     assert abs(len(waveform) - num_samples * 16_000 / rate) < 1
 
 
@@ -151,6 +141,50 @@ def test_what_is_no_sound_gets_its_own_reason(data: bytes, error: type[Rejected]
     with pytest.raises(error) as caught:
         decode_audio(data, name="hostile.wav")
     assert str(caught.value).startswith("hostile.wav: ")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "ALAW", "ULAW"])
+@pytest.mark.parametrize("constant", [0.0, 0.25, -0.5])
+def test_a_constant_is_silence_in_every_wav(subtype: str, constant: float) -> None:
+    with pytest.raises(Silent, match="4000 samples"):
+        decode_audio(encoded(np.full(4_000, constant), 8_000, "WAV", subtype), name="x")
+
+
+@pytest.mark.parametrize(("swing", "is_silent"), [(0.0, True), (2**-16 * 0.99, True), (2**-16, False), (2**-15, False)])
+@pytest.mark.parametrize("level", [0.0, 0.25])
+def test_silence_ends_at_half_a_16_bit_step_at_any_level(swing: float, is_silent: bool, level: float) -> None:
+    samples = np.full(600, level)
+    samples[300] += swing
+    data = encoded(samples, 16_000, "WAV", "FLOAT")
+    if is_silent:
+        with pytest.raises(Silent):
+            decode_audio(data, name="x")
+    else:
+        assert len(decode_audio(data, name="x")) == 600
+
+
+@pytest.mark.parametrize(("kind", "subtype"), LOSSLESS + LOSSY)
+def test_what_is_too_long_is_not_decoded_to_its_end(kind: str, subtype: str) -> None:
+    data = encoded(tone(48_000), 24_000, kind, subtype)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        whole = file.frames / 24_000
+    assert len(decode_audio(data, name="x", max_seconds=whole)) == round(whole * 16_000)
+    with pytest.raises(TooLong, match=rf"at 24000 Hz, more than the {whole - 1 / 24_000:g} s"):
+        decode_audio(data, name="x", max_seconds=whole - 1 / 24_000)
+    part = decode_audio(data, name="x", start_sample=12_000, end_sample=36_000, max_seconds=1)
+    assert np.array_equal(part, decode_audio(data, name="x", start_sample=12_000, end_sample=36_000))
+    with pytest.raises(TooLong, match="24001 samples"):
+        decode_audio(data, name="x", start_sample=12_000, end_sample=36_001, max_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [soundfile.LibsndfileError(17), OSError("out of memory when reading image file")],
+    ids=["libsndfile", "Pillow"],
+)
+def test_a_decoder_without_memory_says_nothing_of_the_file(error: Exception) -> None:
+    with pytest.raises(MachineFailed, match="run again"):
+        media._check_memory(error, "x")
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [*LOSSLESS, *LOSSY, ("RF64", "PCM_16"), ("WAV", "MS_ADPCM")])
@@ -317,60 +351,3 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 def test_broken_exif_does_not_cost_the_picture() -> None:
     data = saved(picture(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff broken")
     assert pixels_of(data).shape == (24, 40, 3)
-
-
-def test_keys_are_sha256_and_know_no_names(tmp_path: Path) -> None:
-    data = encoded(tone(), 24_000)
-    key = hashlib.sha256(data).hexdigest()
-    assert content_key(data) == audio_key(data) == key
-    assert audio_key(data, 5, 70) == f"{key}-5-70"
-    assert text_key(" Un pingüí.") == hashlib.sha256(" Un pingüí.".encode()).hexdigest()
-    for name in ("a.wav", "b ü.flac"):
-        (tmp_path / name).write_bytes(data)
-        assert fetch(Asset(key=f"{key}-5-70", modality="speech", uri=str(tmp_path / name))) == data
-
-
-def test_keys_of_nothing_are_refused() -> None:
-    with pytest.raises(EmptyText):
-        text_key(" \n\u2003")
-    for bounds in [(0, None), (5, 5), (-1, 4)]:
-        with pytest.raises(InvalidInput):
-            audio_key(b"x", *bounds)
-
-
-def test_a_text_asset_is_its_utf8_bytes() -> None:
-    assert fetch(Asset(key=text_key("ñ"), modality="text", text="ñ")) == "ñ".encode()
-    with pytest.raises(SourceChanged):
-        fetch(Asset(key=text_key("n"), modality="text", text="ñ"))
-
-
-def test_bytes_that_changed_since_ingest_are_a_source_problem(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"new")
-    with pytest.raises(SourceChanged, match="3 bytes"):
-        fetch(image_asset(tmp_path / "a.png", content_key(b"old")))
-
-
-def test_what_can_not_be_read_is_told_from_what_is_not_there(tmp_path: Path) -> None:
-    loop, pipe = tmp_path / "loop", tmp_path / "pipe"
-    loop.symlink_to(loop)
-    os.mkfifo(pipe)
-    for path in (loop, pipe, tmp_path, tmp_path / ("x" * 300)):
-        with pytest.raises(SourceUnreadable):
-            fetch(image_asset(path, "0" * 64))
-    (tmp_path / "file").write_bytes(b"x")
-    for path in (tmp_path / "absent", tmp_path / "file" / "below"):
-        with pytest.raises(SourceMissing):
-            fetch(image_asset(path, "0" * 64))
-
-
-def test_a_file_without_permission_is_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(b"x")
-    (tmp_path / "secret").chmod(0)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65_534)  # root may read everything, nobody may not
-    try:
-        with pytest.raises(SourceUnreadable, match="Permission denied"):
-            fetch(image_asset(tmp_path / "secret", "0" * 64))
-    finally:
-        os.seteuid(user)

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from speechclip.errors import Rejected, SourceProblem
-from speechclip.media import AudioInfo, content_key, probe_audio, read_source, segment_key, text_key
+from speechclip.content import content_key, read_source, segment_key, text_key
+from speechclip.errors import MachineFailed, Rejected, SegmentOutside, SourceProblem
+from speechclip.media import AudioInfo, probe_audio
 
 # Called as progress(done, total) after every file.
 Progress = Callable[[int, int], None]
@@ -33,7 +34,7 @@ def read_sources(
 ) -> tuple[dict[str, Source], dict[str, Source]]:
     """Each recording probed and each picture hashed, by address, as many at a time as there are processors.
 
-    A source that can't be read is recorded; weather (a network error) raises and ends the ingest.
+    A source that can't be read is recorded; weather (a network error, no memory) raises and ends the ingest.
     """
     audio_uris, image_uris = list(dict.fromkeys(audio)), list(dict.fromkeys(images))
     total = len(audio_uris) + len(image_uris)
@@ -68,7 +69,7 @@ def speech_columns(
     if not 0 <= start < end:
         length = info.num_samples / info.sample_rate
         detail = f"{source.uri}: [{start_seconds}, {end_seconds}) s holds nothing of its {length:g} s; mend the row"
-        return columns | {"audio_error": f"segment-outside: {detail}"}
+        return columns | {"audio_error": f"{SegmentOutside.reason}: {detail}"}
     is_whole = (start, end) == (0, info.num_samples)
     bounds = (None, None) if is_whole else (start, end)
     return columns | {
@@ -86,8 +87,8 @@ def image_columns(source: Source | None) -> dict[str, Any]:
 
 
 def text_columns(text: str | None) -> dict[str, Any]:
-    """The manifest's columns of one caption; nothing but white space is no caption."""
-    return {"text_key": text_key(text), "text": text} if text and text.strip() else {}
+    """The manifest's columns of one caption; one of white space alone is an asset that featurize rejects."""
+    return {"text_key": text_key(text), "text": text} if text else {}
 
 
 def _read_source(job: tuple[str, bool]) -> Source:
@@ -103,3 +104,5 @@ def _read_source(job: tuple[str, bool]) -> Source:
         return Source(uri, key, info=probe_audio(data, uri))
     except Rejected as error:
         return Source(uri, key, undecodable=f"{error.reason}: {error}")
+    except MemoryError:
+        raise MachineFailed(f"{uri}: no memory left to decode it; give the machine more and run again") from None

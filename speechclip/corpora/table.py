@@ -3,19 +3,22 @@
     audio,image,text,split
     clips/1.wav,pictures/1.jpg,"a red circle",train
 
-Columns `audio`, `image`, `text`: at least one; an empty cell is a missing modality. Optional: `split` (without the
-column all rows are "train"), `id`, `group`, `speaker`, `language`, and `start`, `end` in seconds.
+Columns `audio`, `image`, `text`: at least one; an empty cell is a missing modality, but a text of white space alone is
+one that featurize rejects. Optional: `split` (without the column all rows are "train"), `id`, `group`, `speaker`,
+`language`, and `start`, `end` in seconds.
 """
 
 import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -29,6 +32,8 @@ TEXT_COLUMNS = (*MODALITY_COLUMNS, "split", "id", "group", "speaker", "language"
 SECONDS_COLUMNS = ("start", "end")
 KNOWN_COLUMNS = (*TEXT_COLUMNS, *SECONDS_COLUMNS)
 
+logger = logging.getLogger(__name__)
+
 
 def read_table(path: str, *, progress: Progress | None = None) -> Manifest:
     """The manifest of the table at a local path or `s3://` address, rows in the table's order.
@@ -36,12 +41,12 @@ def read_table(path: str, *, progress: Progress | None = None) -> Manifest:
     Relative paths in it start at the table's own folder. Files that can't be read stand in the manifest with their
     reason; a table that can't be understood is `InvalidInput`, naming column and row.
     """
-    rows = [_checked(row, f"{path}: row {number}") for number, row in enumerate(_raw_rows(path), start=1)]
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    rows = [_checked(row, folder, f"{path}: row {number}") for number, row in enumerate(_raw_rows(path), start=1)]
     if not rows:
         raise InvalidInput(f"{path}: holds no rows; give at least one")
-    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
-    for row in rows:
-        row |= {name: _absolute(folder, row[name]) for name in ("audio", "image") if row.get(name)}
+    if num_without := sum("split" not in row for row in rows):
+        logger.warning("%s: %d of %d rows name no split and are train", path, num_without, len(rows))
     audio, images = read_sources(
         audio=(row["audio"] for row in rows if row.get("audio")),
         images=(row["image"] for row in rows if row.get("image")),
@@ -58,7 +63,7 @@ def _raw_rows(path: str) -> Iterator[dict[str, Any]]:
     data = read_uri(path)
     try:
         yield from readers[extension](data)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException) as error:
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise InvalidInput(f"{path}: can't be read as UTF-8 {extension} ({error}); mend the table") from None
 
 
@@ -77,11 +82,14 @@ def _csv_rows(data: bytes) -> Iterator[dict[str, Any]]:
 
 def _jsonl_rows(data: bytes) -> Iterator[dict[str, Any]]:
     # Not splitlines: a caption may hold U+2028, which ends no line of JSON.
-    for line in data.decode("utf-8-sig").split("\n"):
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {error}") from None
             if not isinstance(row, dict):
-                raise json.JSONDecodeError("each line must be an object", line, 0)
+                raise ValueError(f"line {number} must be an object")
             yield row
 
 
@@ -89,21 +97,25 @@ def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
     yield from parse_parquet(data).to_pylist()
 
 
-def _checked(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row with empty cells left out, texts as texts and seconds as numbers."""
+def _checked(raw: dict[str, Any], folder: str, where: str) -> dict[str, Any]:
+    """The row with empty cells left out, texts as texts, seconds as numbers and paths whole."""
     unknown = sorted(str(name) for name in raw if name not in KNOWN_COLUMNS)
     if unknown:
         raise InvalidInput(f"{where}: unknown columns {', '.join(unknown)}; known are {', '.join(KNOWN_COLUMNS)}")
     row: dict[str, Any] = {}
     for name, cell in raw.items():
         is_missing = cell is None or (isinstance(cell, float) and math.isnan(cell))
-        if is_missing or (isinstance(cell, str) and not cell.strip()):
+        if is_missing or (isinstance(cell, str) and not (cell if name == "text" else cell.strip())):
             continue
         row[name] = _seconds(cell, name, where) if name in SECONDS_COLUMNS else _text(cell, name, where)
+        if name in ("audio", "image"):
+            row[name] = _absolute(row[name], folder, f"{where}: {name}")
     if "split" in raw and "split" not in row:
         raise InvalidInput(f"{where}: the cell `split` is empty; name a split such as train, dev or test")
     if not any(name in row for name in MODALITY_COLUMNS):
         raise InvalidInput(f"{where}: neither audio nor image nor text; fill one of them or drop the row")
+    if "audio" not in row and ("start" in row or "end" in row):
+        raise InvalidInput(f"{where}: start and end without audio; name the recording or leave them out")
     return row
 
 
@@ -123,24 +135,24 @@ def _text(cell: Any, name: str, where: str) -> str:
 def _seconds(cell: Any, name: str, where: str) -> float:
     try:
         seconds = math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise InvalidInput(f"{where}: {name} is {cell!r}, expected seconds, 0 or more; mend the table")
     return seconds
 
 
-def _absolute(folder: str, cell: str) -> str:
+def _absolute(cell: str, folder: str, where: str) -> str:
     if cell.startswith("file://"):
-        return cell.removeprefix("file://")
+        return unquote(cell.removeprefix("file://"))
     if "://" in cell:
+        if not cell.startswith("s3://"):
+            raise InvalidInput(f"{where} is {cell!r}; only local paths and s3:// addresses can be read, fetch the file")
         return cell
     return f"{folder}/{cell}" if "://" in folder else os.path.normpath(os.path.join(folder, cell))
 
 
 def _utterance(row: dict[str, Any], audio: dict[str, Source], images: dict[str, Source]) -> dict[str, Any]:
-    if "audio" not in row and ("start" in row or "end" in row):
-        raise InvalidInput(f"start and end without audio in the row of {row.get('image') or row.get('text')!r}")
     speech = speech_columns(audio.get(row.get("audio", "")), start_seconds=row.get("start"), end_seconds=row.get("end"))
     columns = speech | image_columns(images.get(row.get("image", ""))) | text_columns(row.get("text"))
     keys = [columns.get(name) for name in ("image_key", "text_key", "speech_key")]

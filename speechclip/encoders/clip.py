@@ -61,8 +61,11 @@ def _trained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
 
     name, _, weights = source.rest.partition("/")
     config = open_clip.get_model_config(name)
-    if config is None or not weights:
+    if config is None:
         raise InvalidInput(f"{source}: open_clip knows no model {name!r}; write clip:<model>/<tag or checkpoint file>")
+    if not weights:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise InvalidInput(f"{source}: names no weights; write clip:{name}/ and a checkpoint file or one of {tags}")
     tag = open_clip.get_pretrained_cfg(name, weights)
     file = _fetch_tag(tag, source) if tag else Path(weights).expanduser()
     if not file.is_file():

@@ -146,7 +146,7 @@ def load_hubert(
         model = fill_untrained(build_model(source.family, UNTRAINED[source.rest]))
         name, is_trained, normalises = f"{source.family}-{source.rest}", False, None
     else:
-        folder = find_folder(source.rest, str(source))
+        folder = find_folder(source.rest, str(source), UNTRAINED)
         model = build_model(source.family, folder.read_json("config.json"))
         load_strictly(model, folder.read_tensors(), (f"{source.family}.",), str(source))
         name, is_trained = folder.name, folder.is_trained

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from speechclip.errors import EmptyText, InvalidInput, NotFinite, TooLong, TooShort
+from speechclip.errors import BrokenImage, EmptyText, InvalidInput, NotFinite, TooLong, TooShort
 from speechclip.spec import EncoderSpec
 
 SAMPLE_RATE = 16_000
+# What a strip of 80 million by 1 would become with a short side of 224 takes 12 TB.
+MAX_RESIZED_PIXELS = 80_000_000
 Prepared = np.ndarray[Any, Any]
 
 
@@ -33,12 +35,18 @@ def prepare(spec: EncoderSpec) -> Callable[[Any], Prepared]:
 def crop_image(picture: Image.Image, *, resize: int, size: int, interpolation: str) -> Prepared:
     """Pixels (size, size, 3), uint8: short side resized to `resize` with antialiasing, then the centre cropped.
 
-    Equal to the PIL road of torchvision and open_clip to the last bit; resizing a tensor instead differs by 1 %.
+    Equal to the PIL road of torchvision and open_clip to the last bit; resizing a tensor instead differs by 1 %. A
+    strip that would grow beyond `MAX_RESIZED_PIXELS` is `BrokenImage`.
     """
     width, height = picture.size
     short, long = min(width, height), max(width, height)
     new_long = int(resize * long / short)
     new_width, new_height = (resize, new_long) if width <= height else (new_long, resize)
+    if new_width * new_height > MAX_RESIZED_PIXELS:
+        raise BrokenImage(
+            f"{width} x {height} pixels would become {new_width} x {new_height}, more than {MAX_RESIZED_PIXELS}; "
+            "crop or drop the picture"
+        )
     if (new_width, new_height) != (width, height):
         picture = picture.resize((new_width, new_height), _filter(interpolation))
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)

@@ -6,7 +6,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ class WeightsFolder:
         return read_tensors(files[0])
 
 
-def find_folder(name: str, source: str) -> WeightsFolder:
-    """The folder at the path `name`, or the hub's ``<owner>/<model>[@<revision>]``, from its cache where offline."""
+def find_folder(name: str, source: str, untrained: Iterable[str]) -> WeightsFolder:
+    """The folder at the path `name`, or the hub's ``<owner>/<model>[@<revision>]``, from its cache where offline.
+
+    `untrained` are the family's architectures without weights, for the error to name.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -64,7 +67,8 @@ def find_folder(name: str, source: str) -> WeightsFolder:
     hub_id, _, revision = name.partition("@")
     if not _HUB_ID.fullmatch(hub_id):
         raise InvalidInput(
-            f"{source}: no folder {path}; name a folder with config.json and model.safetensors, or a hub id"
+            f"{source}: no folder {path}; name a folder with config.json and model.safetensors, a hub id, "
+            f"or one of {', '.join(untrained)}"
         )
     config = fetch_first(hub_id, ("config.json",), revision, source)
     fetch_first(hub_id, ("preprocessor_config.json", "config.json"), revision, source)

@@ -104,7 +104,7 @@ def load_whisper(
         model = fill_untrained(build_model(UNTRAINED_TINY))
         name, is_trained = "whisper-untrained-tiny", False
     else:
-        folder = find_folder(source.rest, str(source))
+        folder = find_folder(source.rest, str(source), ("untrained-tiny",))
         model = build_model(folder.read_json("config.json"))
         load_strictly(model, folder.read_tensors(), ("model.encoder.", "encoder."), str(source))
         name, is_trained = folder.name, folder.is_trained

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from speechclip.content import fetch
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, SourceMissing, Truncated
 from speechclip.manifest import Manifest
-from speechclip.media import decode_audio, fetch
+from speechclip.media import decode_audio
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +84,9 @@ def test_a_corpus_with_bad_files_is_read_to_its_end(corpus: Path) -> None:
     assert found["gone.wav"]["audio_error"].startswith("source-missing: ")
     assert found["i"]["image_error"].startswith("source-missing: ")
     assert found["d"]["audio_error"].startswith("source-unreadable: ")
-    assert manifest.source_problems("image") == {str(corpus / "gone.png"): found["i"]["image_error"]}
+    (problem,) = manifest.source_problems("image")
+    assert (problem.uri, problem.reason) == (str(corpus / "gone.png"), "source-missing")
+    assert (problem.utterances, f"{problem.reason}: {problem.detail}") == (("i",), found["i"]["image_error"])
     assert found[good["id"]]["num_samples"] > 0
 
 

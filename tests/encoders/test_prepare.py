@@ -12,7 +12,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 
 from speechclip.encoders import load_encoder, prepare
 from speechclip.encoders.prepare import crop_image
-from speechclip.errors import EmptyText, InvalidInput, NotFinite, TooLong, TooShort
+from speechclip.errors import BrokenImage, EmptyText, InvalidInput, NotFinite, TooLong, TooShort
 
 
 def speech_check():
@@ -96,3 +96,10 @@ sys.exit(sorted({"torch", "transformers", "open_clip", "timm", "ray"} & set(sys.
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("size", [(79_999_999, 1), (1, 1_600_000)])
+def test_a_strip_that_would_grow_without_bound_is_refused(size):
+    with pytest.raises(BrokenImage, match="would become"):
+        crop_image(Image.new("L", size), resize=224, size=224, interpolation="bicubic")
+    assert crop_image(Image.new("L", (1, 1_000)), resize=224, size=224, interpolation="bicubic").shape == (224, 224, 3)

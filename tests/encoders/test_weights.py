@@ -71,10 +71,10 @@ def test_a_folder_that_is_not_there_is_refused(name):
 
 def test_a_folder_without_config_or_weights_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"no config\.json"):
-        find_folder(str(tmp_path), "hubert:x")
+        find_folder(str(tmp_path), "hubert:x", ["untrained-tiny"])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InvalidInput, match=r"none of model\.safetensors"):
-        find_folder(str(tmp_path), "hubert:x").read_tensors()
+        find_folder(str(tmp_path), "hubert:x", ["untrained-tiny"]).read_tensors()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidInput, match="not JSON"):
         load_encoder(f"hubert:{tmp_path}", "speech")
