@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from s3fs import S3FileSystem
-
 from speechclip.aws import delta_options, filesystem
 from speechclip.errors import StorageFailed
 from speechclip.patience import patiently
@@ -24,11 +22,6 @@ class Bucket:
     def __init__(self, root: str) -> None:
         self.root = root
         self.name, _, self.prefix = root.removeprefix("s3://").partition("/")
-
-    @property
-    def filesystem(self) -> S3FileSystem:
-        """The s3fs file system that carries our requests, each once: the retries are ours."""
-        return filesystem()
 
     @property
     def delta_options(self) -> dict[str, str]:
@@ -59,7 +52,7 @@ class Bucket:
         # A range spares s3fs the question for the size; one that starts behind the end is answered by 416.
         with contextlib.suppress(EOFError):
             return bytes(
-                patiently("reading", address, lambda: self.filesystem.cat_file(address, start=start or 0, end=end))
+                patiently("reading", address, lambda: filesystem().cat_file(address, start=start or 0, end=end))
             )
         return b""
 
@@ -141,4 +134,4 @@ class Bucket:
         return patiently(doing, address, lambda: self._request(method, **arguments))
 
     def _request(self, method: str, **arguments: Any) -> Any:
-        return self.filesystem.call_s3(method, Bucket=self.name, **arguments)
+        return filesystem().call_s3(method, Bucket=self.name, **arguments)

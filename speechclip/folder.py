@@ -94,9 +94,9 @@ def _incoming(path: Path, data: bytes | memoryview) -> Iterator[str]:
 
 def _open_temporary(folder: Path) -> tuple[int, str]:
     while True:
-        _make_folder(folder)
-        # Another process's `delete` may remove the folder while it is still empty.
+        # Another writer's `delete` may remove a folder while it is still empty.
         with contextlib.suppress(FileNotFoundError):
+            _make_folder(folder)
             return tempfile.mkstemp(dir=folder, prefix=INCOMING)
 
 
@@ -118,8 +118,10 @@ def _remove_empty(folder: Path, root: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the names in it durable; one that was deleted meanwhile has none."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

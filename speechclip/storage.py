@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,11 +47,6 @@ class Storage:
         return Bucket(self.root)
 
     @property
-    def filesystem(self) -> Any:
-        """The fsspec file system under the root."""
-        return fsspec.filesystem("file") if isinstance(self._files, Folder) else self._files.filesystem
-
-    @property
     def delta_options(self) -> dict[str, str]:
         """The same endpoint and credentials in the words of deltalake's object store, as fresh as botocore's."""
         return {} if isinstance(self._files, Folder) else self._files.delta_options
@@ -69,8 +63,8 @@ class Storage:
         address = self.address(path)
         if _UNFIT_FOR_DELTA.search(address):
             raise InvalidInput(
-                f"{self.root!r}: a store's address can't hold control characters, backslashes, bytes of no encoding or a "
-                "% before two hex digits: Delta's client takes it for another; choose another folder"
+                f"{self.root!r}: a store's address can't hold control characters, backslashes, bytes of no encoding or "
+                "a % before two hex digits, Delta's client takes it for another place; choose another"
             )
         return Path(address).as_uri() if self.is_local else f"s3://{quote(address.removeprefix('s3://'))}"
 

@@ -160,6 +160,16 @@ class ProgressLine:
         click.echo(f"\r{line}\x1b[K" if sys.stderr.isatty() else line, err=True, nl=is_end or not sys.stderr.isatty())
 
 
+def progress_line(what: str, unit: float = 1) -> Callable[[float, float], None]:
+    """A function that shows `done` of `total`, as many of which make one `what`; a line for each total."""
+    lines: dict[float, ProgressLine] = {}
+
+    def report(done: float, total: float) -> None:
+        lines.setdefault(total, ProgressLine(total / unit, what)).to(done / unit)
+
+    return report
+
+
 def _to_recipe(override: str) -> str:
     is_setting = override.partition("=")[0].partition(".")[0] in Settings.__struct_fields__
     return override if is_setting else f"recipe_overrides.{override}"

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import ProgressLine, console, human_bytes, say, settings_options, table
+from speechclip.cli.options import console, human_bytes, progress_line, say, settings_options, table
 from speechclip.config import Settings
 from speechclip.records import MODALITIES
 
@@ -19,6 +19,9 @@ from speechclip.records import MODALITIES
 )
 @click.option("--speaker", metavar="NAME", help="Of the manifest's speech, only what this speaker says.")
 @click.option("--modality", type=click.Choice(MODALITIES), help="Only sets of this kind.")
+@click.option(
+    "--erase", is_flag=True, help="Also rewrite shards shared with others, so that gc frees every byte."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be dropped; change nothing.")
 def drop(
     settings: Settings,
@@ -27,6 +30,7 @@ def drop(
     doomed: str | None,
     speaker: str | None,
     modality: Any,
+    erase: bool,
     dry_run: bool,
 ) -> None:
     """Take features out of the store: a whole feature set, a corpus, a speaker who withdrew.
@@ -38,6 +42,7 @@ def drop(
     from speechclip.featurizer import new_run
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
+    from speechclip.store.repack import repack
 
     if not feature_sets and doomed is None:
         raise click.UsageError("name a FEATURE_SET, or a --manifest")
@@ -46,7 +51,10 @@ def drop(
     store = FeatureStore(settings.need("store"))
     snapshot = store.snapshot()
     chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
-    version = None if dry_run else store.drop(chosen, run=new_run())
+    run = new_run()
+    if erase and not dry_run:
+        say(f"{repack(store, chosen, run=run, on_progress=progress_line('shards')):,} shared shards written anew")
+    version = None if dry_run else store.drop(chosen, run=run)
     counts = {name: len(keys) for name, keys in chosen.items()}
     if as_json:
         click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
@@ -70,13 +78,7 @@ def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
     from speechclip.store.grace import GRACE_SECONDS
 
     store = FeatureStore(settings.need("store"))
-    line: list[ProgressLine] = []
-
-    def report(done: int, total: int) -> None:
-        if not line:
-            line.append(ProgressLine(total, "files freed"))
-        line[0].to(done)
-
+    report = progress_line("files freed")
     freed = collect(store, grace_seconds=0 if now else GRACE_SECONDS, dry_run=dry_run, on_progress=report)
     if as_json:
         click.echo(msgspec.json.encode(freed))

@@ -6,10 +6,10 @@ import click
 import msgspec
 
 from speechclip.cli.options import (
-    ProgressLine,
     console,
     human_bytes,
     printable,
+    progress_line,
     say,
     settings_options,
     table,
@@ -31,7 +31,7 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
     from speechclip.store.verify import verify as verify_store
 
     store = FeatureStore(settings.need("store"))
-    report = verify_store(store, on_progress=_bytes_line())
+    report = verify_store(store, on_progress=progress_line("MB", 1e6))
     again = encode_again(store, store.snapshot(), recompute, seed) if recompute and not report.findings else []
     if as_json:
         click.echo(msgspec.json.encode({"report": report, "recomputed": again}))
@@ -80,7 +80,7 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
         manifests=[Manifest.read(settings.manifest)] if settings.manifest else [],
         encoders=[(request, request.build().spec) for request in requests],
         sizes=settings.featurize.tasks,
-        on_progress=_bytes_line(),
+        on_progress=progress_line("MB", 1e6),
     )
     if as_json:
         click.echo(msgspec.json.encode(done))
@@ -124,12 +124,3 @@ def _show_recomputed(again: list[Any]) -> None:
 
 def _num_keys(report: Any) -> int:
     return len({(finding.feature_set, key) for finding in report.findings for key in finding.keys})
-
-
-def _bytes_line() -> Any:
-    lines: dict[int, ProgressLine] = {}
-
-    def report(done: int, total: int) -> None:
-        lines.setdefault(total, ProgressLine(total / 1e6, "MB")).to(done / 1e6)
-
-    return report

@@ -66,16 +66,20 @@ def describe_shard(tar: bytes, spec: EncoderSpec) -> tuple[bytes, tuple[StoredAs
 def is_as_packed(tar: bytes, spec: EncoderSpec) -> bool:
     """Whether the tar is, to the last byte of its headers and notes, what `pack_shard` makes of its arrays."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
-            notes = msgspec.json.decode(tar[slice(*_extent(next(m for m in members if m.name.endswith(".json"))))])
-        provenance = {name: value for name, value in notes.items() if name not in ("key", "layers", "num_frames")}
-        return pack_shard(spec, [(key, array) for key, _, array in _arrays(tar, spec)], provenance) == tar
-    except (Damaged, tarfile.TarError, StopIteration, ValueError, AttributeError):
+        return pack_shard(spec, [(key, array) for key, _, array in _arrays(tar, spec)], provenance_in(tar)) == tar
+    except Damaged:
         return False
 
 
-def _extent(member: tarfile.TarInfo) -> tuple[int, int]:
-    return member.offset_data, member.offset_data + member.size
+def provenance_in(tar: bytes) -> dict[str, Any]:
+    """What the notes in a shard say of how it was made; `Damaged` where they can't be read."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+            first = next(member for member in members if member.name.endswith(".json"))
+        notes = msgspec.json.decode(tar[first.offset_data : first.offset_data + first.size], type=dict[str, Any])
+    except (tarfile.TarError, StopIteration, ValueError, OverflowError) as error:
+        raise Damaged(f"the notes in a shard can't be read ({error}); run `speechclip repair`") from None
+    return {name: value for name, value in notes.items() if name not in ("key", "layers", "num_frames")}
 
 
 def tar_sum(tar: bytes) -> bytes:

@@ -22,7 +22,7 @@ from speechclip.store.layout import segment_path
 KEY_BYTES = 88
 ARRAYS = ("vectors", "keys")
 METADATA = ("zarr.json", "vectors/zarr.json", "keys/zarr.json")
-_NAME = re.compile(r"-(\d+)x(\d+)(-g\d+)?(\.zarr)?$")
+_NAME = re.compile(r"-(\d+)x(\d+)(?:-g(\d+))?(?:\.zarr)?$")
 
 
 class Shape(NamedTuple):
@@ -43,6 +43,14 @@ def shape_of(segment: str) -> Shape:
     if found is None or int(found[2]) == 0:
         raise Damaged(f"{segment}: no name of a segment, which ends in <rows>x<rows a chunk>; run `speechclip repair`")
     return Shape(int(found[1]), int(found[2]))
+
+
+def segment_in(path: str) -> tuple[str, int]:
+    """The plan's segment that lies at that path, and which generation of it this is."""
+    name = path.rpartition("/")[2].removesuffix(".zarr")
+    found = _NAME.search(name)
+    generation = found[3] if found else None
+    return (name, 0) if generation is None else (name.removesuffix(f"-g{generation}"), int(generation))
 
 
 def chunk_path(path: str, array: str, first_row: int) -> str:

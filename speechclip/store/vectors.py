@@ -33,7 +33,7 @@ from speechclip.store.segments import (
 
 
 def write_chunk(
-    storage: Storage, spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]
+    storage: Storage, spec: EncoderSpec, task: Task, features: dict[str, np.ndarray], first_generation: int = 0
 ) -> tuple[str, tuple[StoredAsset, ...], int]:
     """Put a task's chunk on storage: the segment's path, what lies there, and the bytes written.
 
@@ -43,16 +43,15 @@ def write_chunk(
     """
     encoded = _encode_chunk(spec, task, features)
     wanted = {asset.key for asset in task.assets if asset.key in features}
-    for generation in range(100):
+    for generation in range(first_generation, first_generation + 100):
         segment = f"{task.segment}-g{generation}" if generation else task.segment
         if generation:
             create_segment(storage, spec, segment)
-        path, num_bytes = segment_path(spec.fingerprint, segment), 0
-        for name, data in encoded.items():
-            if storage.create(chunk_path(path, name, task.first_row), data):
-                num_bytes += len(data)
-        stored = find_chunk(storage, spec, task, path)
+        path = segment_path(spec.fingerprint, segment)
+        are_ours = [storage.create(chunk_path(path, name, task.first_row), data) for name, data in encoded.items()]
+        stored = (_in_chunk if all(are_ours) else find_chunk)(storage, spec, task, path)
         if {entry.key for entry in stored} >= wanted:
+            num_bytes = sum(len(data) for data, is_ours in zip(encoded.values(), are_ours, strict=True) if is_ours)
             return path, stored, num_bytes
     raise Damaged(f"{task.segment}: a hundred damaged generations of the chunk at row {task.first_row}")
 
@@ -61,6 +60,10 @@ def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tu
     """What a task's chunk in the segment at `path` holds; nothing where it is not written, damaged or too old."""
     if not is_adoptable(storage, *(chunk_path(path, name, task.first_row) for name in ARRAYS)):
         return ()
+    return _in_chunk(storage, spec, task, path)
+
+
+def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
     try:
         arrays = (open_array(storage, spec, path, name) for name in ARRAYS)
         vectors, keys = (read_rows(array, path, task.first_row, len(task.assets)) for array in arrays)

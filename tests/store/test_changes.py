@@ -1,0 +1,128 @@
+"""What drop, compact, repack and a repair's commit do to the rows, beside other writers."""
+
+from pathlib import Path
+
+import pytest
+from feature_sets import content
+from stores import IMAGE, SPEECH, TEXT, fill
+
+from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.store import FeatureStore
+from speechclip.store.catalog import paths_of
+from speechclip.store.gc import collect
+from speechclip.store.repack import repack
+from speechclip.store.verify import verify
+
+
+def num_rows(store: FeatureStore) -> int:
+    table = store.catalog.open()
+    return sum(len(store.catalog.rows(table, name)) for name in (SPEECH, IMAGE, TEXT))
+
+
+def receipt(task: str, key: str, offset: int = 0, reason: str = "") -> Receipt:
+    stored = StoredAsset(key=key, offset=offset, num_frames=0, sums_offset=0, checksum=7)
+    rejected = RejectedAsset(key=key, reason=reason, detail="why", source="a.wav")
+    return Receipt(
+        task=task, feature_set=IMAGE, shard="features/x.tar", stored=() if reason else (stored,),
+        rejected=(rejected,) if reason else (), num_bytes=0, seconds=0.0, num_encoded=1,
+    )  # fmt: skip
+
+
+def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = store.snapshot()
+    keys = sorted(before.stored_keys(SPEECH))
+    version = store.drop({SPEECH: keys[:4], TEXT: None})
+    assert version == before.version + 1
+    after = store.snapshot()
+    assert after.stored_keys(SPEECH) == set(keys[4:])
+    assert {info.fingerprint for info in after.feature_sets()} == {SPEECH, IMAGE}
+    assert content(store.snapshot(before.version)) == content(before)
+    assert store.drop({SPEECH: keys[:4], TEXT: None, "no-such-set": None}) is None
+    note = store.catalog.entry(version).note
+    assert note is not None
+    assert [(part.feature_set, part.removed) for part in note.parts] == [(SPEECH, 4), (TEXT, 6)]
+
+
+def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
+    store = fill(store_uri, group_size=1)
+    store.commit([receipt("t1", "a", 1)], "m")
+    store.commit([receipt("t2", "a", 2)], "m")
+    before = {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)}
+    rows = num_rows(store)
+    assert store.compact(min_files=100) is None
+    store.compact(min_files=2)
+    assert num_rows(store) == rows - 1
+    assert {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)} == before
+    assert len(paths_of(store.catalog.open())) == 3
+
+
+def test_a_repair_takes_the_place_of_damaged_rows_and_only_of_those_it_stores(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    store.commit([receipt("t1", "a", 1), receipt("t2", "b", 2), receipt("t3", "c", 3)], "m")
+    store.commit(
+        [receipt("t4", "a", 11), receipt("t5", "b", reason="source-missing")], "m", damaged={IMAGE: {"a", "b"}}
+    )
+    rows = store.snapshot().stored(IMAGE).to_pylist()
+    assert {row["asset"]: row["offset"] for row in rows} == {"a": 11, "b": 2, "c": 3}
+    assert [row["asset"] for row in store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()].count("a") == 1
+
+
+@pytest.mark.parametrize("change", ["drop", "compact", "commit"])
+def test_a_change_that_loses_the_race_is_made_again_on_what_won(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    store.commit([receipt("t1", "a", 1)], "m")
+    store.commit([receipt("t2", "b", 2)], "m")
+    write, num_races = type(store.catalog)._write, 0
+
+    def lose(self: object, *args: object) -> None:
+        nonlocal num_races
+        num_races += 1
+        if num_races in (1, 3):
+            # The rival's own write is the next call.
+            FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
+        write(store.catalog, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(store.catalog), "_write", lose)
+    if change == "drop":
+        store.drop({IMAGE: {"a"}})
+    elif change == "compact":
+        store.compact(2)
+    else:
+        store.commit([receipt("t9", "z")], "m")
+    monkeypatch.undo()
+    expected = {"drop": {"b"}, "compact": {"a", "b"}, "commit": {"a", "b", "z"}}[change] | {"r1", "r3"}
+    assert store.snapshot().stored_keys(IMAGE) == expected
+    rows = store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()
+    assert len(rows) == len(expected)
+
+
+def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> None:
+    """A run that adopts a shard makes equal receipts each time; a digest of these alone would skip the second."""
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    for run in ("run-1", "run-2"):
+        store.commit([receipt("t1", "a", 1)], "m", run=run)
+        assert store.snapshot().stored_keys(IMAGE) == {"a"}
+        store.drop({IMAGE: {"a"}})
+        assert not store.snapshot().feature_sets()
+
+
+def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = content(store.snapshot())
+    doomed = {name: set(sorted(store.snapshot().stored_keys(name))[:3]) for name in (SPEECH, IMAGE, TEXT)}
+    assert repack(store, doomed) > 0
+    assert content(store.snapshot()) == before
+    store.drop(doomed)
+    collect(store, grace_seconds=0)
+    assert content(store.snapshot()) == {k: v for k, v in before.items() if k[1] not in doomed[k[0]]}
+    assert verify(store).findings == ()
+    left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
+    for (name, key), data in before.items():
+        is_gone = data not in left and key.encode() not in left
+        assert is_gone == (key in doomed[name])

@@ -1,0 +1,218 @@
+"""gc frees what no live version names, and nothing else, whoever else is at work."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from feature_sets import content
+from stores import IMAGE, SPEECH, featurize, fill, synthetic
+
+from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.manifest import Manifest
+from speechclip.records import StoredFile
+from speechclip.storage import Storage
+from speechclip.store import FeatureStore, gc, grace
+from speechclip.store.gc import collect
+from speechclip.store.grace import GRACE_SECONDS
+from speechclip.store.verify import verify
+
+DAY = 86_400.0
+
+
+def all_files(store: FeatureStore) -> dict[str, StoredFile]:
+    return {file.path: file for file in store.storage.stat("", with_incoming=True)}
+
+
+@pytest.fixture
+def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Move the clock that gc and adoption read; files and commits keep their times."""
+
+    def move(days: float) -> None:
+        for module in (gc, grace):
+            monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: time.time() + days * DAY))
+
+    return move
+
+
+def test_a_fresh_store_has_nothing_to_free(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = all_files(store)
+    assert collect(store, grace_seconds=0).files == 0
+    assert all_files(store).keys() - before.keys() == {p for p in all_files(store) if p.startswith("collections/")}
+
+
+def test_dry_run_says_to_the_byte_what_is_freed_and_the_rest_stays(store_uri: str) -> None:
+    store = fill(store_uri)
+    kept = {key: value for key, value in content(store.snapshot()).items() if key[0] != SPEECH}
+    store.drop({SPEECH: None})
+    before = all_files(store)
+    said = collect(store, grace_seconds=0, dry_run=True)
+    assert all_files(store).keys() == before.keys()
+    freed = collect(store, grace_seconds=0)
+    gone = before.keys() - all_files(store).keys()
+    assert (said.files, said.bytes) == (freed.files, freed.bytes) == (len(gone), sum(before[p].size for p in gone))
+    assert freed.files > 0
+    assert not [path for path in all_files(store) if path.endswith((".tar", ".xxh3"))]
+    assert content(store.snapshot()) == kept
+    assert verify(store).findings == ()
+
+
+def test_what_was_dropped_is_readable_until_the_grace_period_ends(
+    tmp_path: Path, pass_days: Callable[[float], None]
+) -> None:
+    store = fill(str(tmp_path / "s"))
+    before, version = content(store.snapshot()), store.snapshot().version
+    for path in all_files(store):
+        os.utime(store.storage.address(path), (time.time() - 100 * DAY,) * 2)
+    store.drop({SPEECH: None})
+    assert collect(store).files == 0
+    pass_days(6.9)
+    assert collect(store).files == 0
+    assert content(store.snapshot(version)) == before
+    pass_days(7.1)
+    assert collect(store).files > 0
+    with pytest.raises(NotStored, match=rf"version {version} was freed by `speechclip gc`"):
+        store.snapshot(version)
+
+
+def test_a_tagged_version_stays_whole_and_pins_by_name(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = content(store.snapshot())
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({SPEECH: None, IMAGE: None})
+    store.compact(min_files=2)
+    collect(store, grace_seconds=0)
+    assert content(store.snapshot("paper")) == before
+    assert verify(store).findings == ()
+    store.tags.delete("paper")
+    assert collect(store, grace_seconds=0).files > 0
+    assert verify(store).findings == ()
+
+
+def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"))
+    version = store.snapshot().version
+    store.drop({SPEECH: None})
+    collect(store, grace_seconds=0)
+    with pytest.raises(NotStored, match="was freed"):
+        store.tags.create("late", version)
+    assert store.tags.list() == []
+    store.tags.create("head", store.snapshot().version)
+    assert store.tags.create("head", store.snapshot().version).version == store.snapshot().version
+    with pytest.raises(InvalidInput, match="names version"):
+        store.tags.create("head", version)
+    with pytest.raises(InvalidInput, match="letter"):
+        store.tags.create("7", version)
+    with pytest.raises(NotStored, match="there are: head"):
+        store.snapshot("paper")
+
+
+def test_a_tag_made_while_gc_looks_is_either_kept_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made between gc's look at the tags and its record, the tag counts; after the record, it is refused."""
+    store = fill(str(tmp_path / "s"))
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.drop({SPEECH: None})
+    record = type(store.tags).record
+    is_first = True
+
+    def tag_first(self: object, collection: object) -> str:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            store.tags.create("just-in-time", version)
+        path: str = record(store.tags, collection)  # type: ignore[arg-type]
+        return path
+
+    monkeypatch.setattr(type(store.tags), "record", tag_first)
+    assert version in collect(store, grace_seconds=0).versions
+    assert content(store.snapshot("just-in-time")) == before
+
+
+def test_a_shard_committed_after_the_listing_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc lists first and reads the catalog after: a run that commits in between keeps its shards."""
+    store = fill(str(tmp_path / "s"))
+    other = fill(str(tmp_path / "other"))
+    listed = gc._listed
+
+    def commit_after_listing(storage: Storage) -> list[StoredFile]:
+        found = list(listed(storage))
+        featurize(store.storage.root, some_rows(9, 18))
+        return found
+
+    store = FeatureStore(str(tmp_path / "late"))
+    fill(store.storage.root, some_rows(0, 9))
+    monkeypatch.setattr(gc, "_listed", commit_after_listing)
+    collect(store, grace_seconds=0)
+    assert content(store.snapshot()) == content(other.snapshot())
+    assert verify(store).findings == ()
+
+
+def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path) -> None:
+    whole = fill(str(tmp_path / "whole"))
+    store = fill(str(tmp_path / "s"))
+    features = [path for path in all_files(store) if path.startswith("features/") and not path.endswith(".json")]
+
+    def drop_all_and_age(days: float) -> None:
+        store.drop({info.fingerprint: None for info in store.snapshot().feature_sets()})
+        for path in features:
+            os.utime(store.storage.address(path), (time.time() - days * DAY,) * 2)
+
+    drop_all_and_age(3.4)
+    assert featurize(store.storage.root).bytes == 0, "young orphans are adopted"
+    drop_all_and_age(3.6)
+    assert featurize(store.storage.root).bytes > 0, "older than half the grace period: written anew"
+    assert content(store.snapshot()) == content(whole.snapshot())
+    assert set(features) < all_files(store).keys()
+    collect(store, grace_seconds=GRACE_SECONDS)
+    assert set(features) < all_files(store).keys(), "named by a version of this week"
+    collect(store, grace_seconds=0)
+    assert not set(features) & all_files(store).keys()
+    assert content(store.snapshot()) == content(whole.snapshot())
+
+
+def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
+    """Runs that come and go under a gc that never stops: nothing is lost, by the default grace period."""
+    store = fill(str(tmp_path / "s"), some_rows(0, 3))
+    is_over = threading.Event()
+
+    def collect_for_ever() -> None:
+        while not is_over.is_set():
+            collect(FeatureStore(store.storage.root))
+
+    thread = threading.Thread(target=collect_for_ever)
+    thread.start()
+    for end in (6, 9, 12, 18):
+        featurize(store.storage.root, some_rows(0, end), group_size=1)
+    is_over.set()
+    thread.join()
+    assert content(store.snapshot()) == content(fill(str(tmp_path / "whole")).snapshot())
+    assert verify(store).findings == ()
+
+
+def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"))
+    left = Path(store.storage.root) / "features" / SPEECH / ".incoming-abc"
+    left.write_bytes(b"half")
+    assert collect(store).files == 0
+    os.utime(left, (time.time() - 8 * DAY,) * 2)
+    assert collect(store).files == 1
+    assert not left.exists()
+
+
+def test_nothing_is_freed_while_the_catalog_is_damaged(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"))
+    store.drop({SPEECH: None})
+    part = next(path for path in all_files(store) if path.startswith(f"catalog/feature_set={IMAGE}"))
+    Path(store.storage.address(part)).write_bytes(b"junk")
+    before = all_files(store).keys()
+    with pytest.raises(Damaged, match="repair"):
+        collect(store, grace_seconds=0)
+    assert {path for path in all_files(store) if not path.startswith("collections/")} == before
+
+
+def some_rows(start: int, end: int) -> Manifest:
+    return Manifest(synthetic().table.slice(start, end - start))
