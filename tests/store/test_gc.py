@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from feature_sets import content
-from stores import IMAGE, SPEECH, featurize, fill, synthetic
+from stores import IMAGE, SIZES, SPEECH, TOY, featurize, fill, synthetic
 
 from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.featurizer import prepare_work, run_inline
 from speechclip.manifest import Manifest
 from speechclip.records import StoredFile
 from speechclip.storage import Storage
@@ -132,22 +133,21 @@ def test_a_tag_made_while_gc_looks_is_either_kept_or_refused(tmp_path: Path, mon
     assert content(store.snapshot("just-in-time")) == before
 
 
-def test_a_shard_committed_after_the_listing_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gc lists first and reads the catalog after: a run that commits in between keeps its shards."""
-    store = fill(str(tmp_path / "s"))
-    other = fill(str(tmp_path / "other"))
+def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc lists first and reads the catalog after: shards that lay there before and are committed meanwhile stay."""
+    store = fill(str(tmp_path / "s"), some_rows(0, 9))
+    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
+    receipts = list(run_inline(work))
+    assert receipts
     listed = gc._listed
 
-    def commit_after_listing(storage: Storage) -> list[StoredFile]:
-        found = list(listed(storage))
-        featurize(store.storage.root, some_rows(9, 18))
-        return found
+    def commit_meanwhile(storage: Storage) -> list[StoredFile]:
+        store.commit(receipts, work.manifest.digest)
+        return list(listed(storage))
 
-    store = FeatureStore(str(tmp_path / "late"))
-    fill(store.storage.root, some_rows(0, 9))
-    monkeypatch.setattr(gc, "_listed", commit_after_listing)
+    monkeypatch.setattr(gc, "_listed", commit_meanwhile)
     collect(store, grace_seconds=0)
-    assert content(store.snapshot()) == content(other.snapshot())
+    assert content(store.snapshot()) == content(fill(str(tmp_path / "whole")).snapshot())
     assert verify(store).findings == ()
 
 

@@ -1,0 +1,116 @@
+"""history, tag, drop and gc as a person types them, and a version pinned by its tag."""
+
+import json
+from pathlib import Path
+
+import pytest
+from feature_sets import content
+from stores import IMAGE, SPEECH, TEXT, fill, synthetic
+
+from speechclip.cli import main
+from speechclip.store import FeatureStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return fill(str(tmp_path / "store"))
+
+
+def run(store: FeatureStore, *arguments: object) -> int:
+    """One command on this store; its exit code."""
+    try:
+        main([str(argument) for argument in (arguments[0], "--store", store.storage.root, *arguments[1:])])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_history_says_when_what_and_how_many(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    run(store, "tag", "first", 1)
+    run(store, "drop", TEXT)
+    capsys.readouterr()
+    assert run(store, "history", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["version"] for row in rows] == list(range(len(rows) - 1, -1, -1))
+    assert rows[0]["note"]["operation"] == "drop"
+    assert rows[0]["note"]["parts"][0]["removed"] == 6
+    assert sum(part["stored"] for row in rows if row["note"] for part in row["note"]["parts"]) == 30
+    assert rows[-2]["tags"] == ["first"]
+    runs = {row["note"]["run"] for row in rows if row["note"]}
+    assert len(runs) == 2
+    assert all(runs)
+    assert run(store, "history", "-n", 2) == 0
+    shown = capsys.readouterr().out
+    assert TEXT in shown
+    assert len(shown.splitlines()) >= 3
+
+
+def test_a_tag_pins_what_export_and_evaluate_read(
+    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "m.parquet"
+    synthetic().write(str(manifest))
+    run(store, "tag", "paper")
+    run(store, "drop", IMAGE)
+    run(store, "gc", "--now")
+    out = tmp_path / "out"
+    main(["export", "webdataset", "--store", store.storage.root, "--manifest", str(manifest), "--version", "paper",
+          "--out", str(out)])  # fmt: skip
+    assert "18 utterances" in capsys.readouterr().err
+    assert run(store, "tag") == 0
+    assert "paper" in capsys.readouterr().out
+    assert run(store, "tag", "--delete", "paper") == 0
+    assert run(store, "tag", "--delete", "paper") == 1
+    assert "no tag 'paper'" in capsys.readouterr().err
+
+
+def test_drop_then_gc_frees_what_dry_run_said(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(store.snapshot())
+    assert run(store, "drop", "--dry-run", SPEECH) == 0
+    assert content(store.snapshot()) == before
+    assert run(store, "drop", SPEECH, "--json") == 0
+    capsys.readouterr()
+    assert run(store, "gc", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 0
+    assert run(store, "gc", "--now", "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert run(store, "gc", "--now", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == said
+    assert said["files"] > 0
+    assert content(store.snapshot()) == {key: value for key, value in before.items() if key[0] != SPEECH}
+
+
+def test_a_speaker_is_erased(store: FeatureStore, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.parquet"
+    synthetic().write(str(manifest))
+    speaker = synthetic().rows()[0]["speaker"]
+    said = {row["speech_key"] for row in synthetic().rows() if row["speaker"] == speaker}
+    assert run(store, "drop", "--manifest", manifest, "--speaker", speaker, "--erase") == 0
+    assert store.snapshot().stored_keys(SPEECH) == {a.key for a in synthetic().assets("speech")} - said
+    assert len(store.snapshot().stored_keys(IMAGE)) == 6
+    run(store, "gc", "--now")
+    assert not [p for p in store.storage.list("features") for key in said if key.encode() in store.storage.read(p)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("drop",), 2, "name a FEATURE_SET, or a --manifest"),
+        (("drop", "--speaker", "x", SPEECH), 2, "--speaker needs the --manifest"),
+        (("drop", "no-such-set"), 1, "0 feature sets fit 'no-such-set'"),
+        (("tag", "paper", "99"), 1, "no catalog version 99"),
+        (("tag", "7up"), 1, "take a letter"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(
+    store: FeatureStore, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    assert run(store, *arguments) == code
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["history", "tag", "gc", "verify"])
+def test_a_place_without_a_store_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(FeatureStore(str(tmp_path / "nothing")), command) == 1
+    assert "no feature store here" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
