@@ -6,7 +6,8 @@
     │   ├── Damaged               a checksum does not match: read again, then repair
     │   ├── NotStored             no committed feature by that name
     │   └── UnsupportedStore      a newer format, or a backend without conditional writes
-    ├── StorageFailed         the storage refused or did not answer, after all retries: mend that, run again
+    ├── StorageFailed         the storage did not answer, after all retries: mend that, run again
+    │   └── StorageRefused        it answered no: another attempt goes no better
     ├── MachineFailed         no memory, no disk, a killed decoder: nothing is said of the asset, run again
     ├── WorkLeft              the run ended early on purpose; what was done is kept (exit code 3)
     └── Rejected              this asset can't become a feature; record it and go on
@@ -46,7 +47,11 @@ class UnsupportedStore(StoreError):
 
 
 class StorageFailed(SpeechClipError):
-    """The storage refused, or did not answer after all retries; all that was committed is kept."""
+    """The storage did not answer, after all retries; all that was committed is kept."""
+
+
+class StorageRefused(StorageFailed):
+    """The storage answered no, or what leads there is wrong: another attempt goes no better."""
 
 
 class MachineFailed(SpeechClipError):

@@ -18,7 +18,6 @@ from speechclip.plan import Coverage, Plan, TaskSizes, cover, open_plan
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
-from speechclip.store.changes import Keys
 from speechclip.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
 
 
@@ -38,7 +37,6 @@ class Work:
     before: tuple[Coverage, ...]
     plan: Plan
     run: str = field(default_factory=new_run)
-    damaged: Keys = field(default_factory=dict)  # stored features that this work takes the place of
 
     @functools.cached_property
     def wanted(self) -> set[tuple[str, str]]:
@@ -108,7 +106,7 @@ class Committer:
         """Commit what is pending."""
         if self._pending:
             work = self.work
-            work.store.commit(self._pending, work.manifest.digest, run=work.run, damaged=work.damaged)
+            work.store.commit(self._pending, work.manifest.digest, run=work.run)
             self.encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
         self._pending, self._since = [], time.monotonic()

@@ -1,7 +1,7 @@
 """Requests to S3 that outlast bad weather: retried with jittered pauses, bounded in time, then one sentence.
 
-Two clients speak to S3, s3fs and Delta's own. What either raises becomes `StorageFailed`, in words that hold no part of
-a request or of a server's page: those quote key ids and signatures.
+Two clients speak to S3, s3fs and Delta's own. What either raises becomes `StorageFailed` or `StorageRefused`, in
+words that hold no part of a request or of a server's page: those quote key ids and signatures.
 """
 
 import logging
@@ -23,7 +23,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from speechclip.errors import StorageFailed
+from speechclip.errors import StorageFailed, StorageRefused
 
 logger = logging.getLogger(__name__)
 
@@ -37,24 +37,27 @@ TRANSIENT_CODES = {
     "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable",
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-
-
+ADVICE = "mend that and run the same command again, what was committed is kept"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Fault(NamedTuple):
-    """What a failed request comes to: the cause in words, and the answer to it."""
+    """What a failed request comes to: the cause in words, and the answer to it.
+
+    `is_spent` where the client has had all our patience already.
+    """
 
     cause: str
     is_transient: bool
-    raises: type[Exception] = StorageFailed
+    raises: type[Exception] | None = None
+    is_spent: bool = False
 
 
 def patiently(doing: str, address: str, call: Callable[[], T]) -> T:
     """What `call` returns, after as many attempts as patience allows.
 
     `FileNotFoundError`, `FileExistsError` and `EOFError` (a range behind the end) are S3's answers, and Delta's own
-    errors pass as they are; all else ends as a `StorageFailed` that names operation, address and cause.
+    errors pass as they are; all else ends as a `StorageFailed` or `StorageRefused` that names it.
     """
     started, attempt = time.monotonic(), 1
     while True:
@@ -64,15 +67,14 @@ def patiently(doing: str, address: str, call: Callable[[], T]) -> T:
             fault = fault_of(error)
             if fault is None:
                 raise
-        seconds = time.monotonic() - started
-        if fault.raises is not StorageFailed:
+        if fault.raises is not None:
             raise fault.raises(f"{address}: {fault.cause}")
-        if not fault.is_transient or attempt >= MAX_ATTEMPTS or seconds > PATIENCE_SECONDS:
-            times = "" if attempt == 1 else f" {attempt} times in {seconds:.0f} s"
-            raise StorageFailed(
-                f"{address}: {doing} failed{times} ({fault.cause}); mend that and run the same command again, "
-                "what was committed is kept"
-            )
+        if not fault.is_transient:
+            raise StorageRefused(f"{address}: {doing} failed ({fault.cause}); {ADVICE}")
+        seconds = time.monotonic() - started
+        if fault.is_spent or attempt >= MAX_ATTEMPTS or seconds > PATIENCE_SECONDS:
+            times = f"{attempt} times " if attempt > 1 else ""
+            raise StorageFailed(f"{address}: {doing} failed {times}in {seconds:.0f} s ({fault.cause}); {ADVICE}")
         logger.info("%s: %s failed (%s), attempt %d", address, doing, fault.cause, attempt)
         time.sleep(random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)))
         attempt += 1
@@ -101,7 +103,7 @@ def _fault_of_s3fs(error: Exception) -> Fault:
     answers: dict[int, type[Exception]] = {412: FileExistsError, 416: EOFError}
     if code != "NoSuchBucket":
         answers[404] = FileNotFoundError
-    return Fault(_answer(status, code), _is_transient(status, code), answers.get(status, StorageFailed))
+    return Fault(_answer(status, code), _is_transient(status, code), answers.get(status))
 
 
 def _unanswered(error: Exception) -> Fault:
@@ -124,16 +126,15 @@ def _fault_of_delta(error: Exception) -> Fault | None:
     text = _COLOURS.sub("", str(error))
     if not re.search("S3 error|object store|Error performing|operation lacked", text):
         return None
-    # Where the text says so, its client has had all our patience already.
     is_spent = "max_retries" in text
     status, code = re.search(r"status code\W+([45]\d\d)\b", text), re.search(r"<Code>(\w+)</Code>", text)
     if status:
         number, word = int(status[1]), code[1] if code else ""
-        return Fault(_answer(number, word), _is_transient(number, word) and not is_spent)
+        return Fault(_answer(number, word), _is_transient(number, word), is_spent=is_spent)
     lines = [line.strip(" ↳") for line in re.split(r"\n|: ", text) if line.strip(" ↳")]
     if "certificate" in text:
         return Fault(f"invalid certificate, {lines[-1][:80]}", False)
-    return Fault(lines[-1][:80], not is_spent)
+    return Fault(lines[-1][:80], True, is_spent=is_spent)
 
 
 def one_line(error: Exception) -> str:

@@ -4,12 +4,14 @@ import re
 from typing import Literal, TypeVar
 
 import msgspec
+import xxhash
 
 Modality = Literal["speech", "image", "text"]
 MODALITIES: tuple[Modality, ...] = ("speech", "image", "text")
 
 
 _Kind = TypeVar("_Kind")
+_Sealed = TypeVar("_Sealed", bound="Sealed")
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,13 +90,27 @@ class Receipt(Record, frozen=True):
     num_encoded: int
 
 
+class Sealed(Record, frozen=True, kw_only=True):
+    """A record that proves itself: `checksum` is the xxh3-64 of its JSON without one."""
+
+    checksum: str = ""
+
+    def seal(self: _Sealed) -> _Sealed:
+        """The same with its checksum."""
+        bare = msgspec.structs.replace(self, checksum="")
+        return msgspec.structs.replace(bare, checksum=xxhash.xxh3_64_hexdigest(to_json(bare)))
+
+
 def from_json(data: bytes, kind: type[_Kind]) -> _Kind:
-    """The record in these bytes; `msgspec.DecodeError` if it is none."""
+    """The record in these bytes; `msgspec.DecodeError` if it is none, or its own checksum denies it."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        found = msgspec.json.decode(data, type=kind)
     except UnicodeDecodeError as error:
         # What msgspec raises where a key, not a value, is no UTF-8.
         raise msgspec.DecodeError(str(error)) from None
+    if isinstance(found, Sealed) and found.checksum and found != found.seal():
+        raise msgspec.DecodeError("its checksum does not match")
+    return found
 
 
 def to_json(record: msgspec.Struct) -> bytes:

@@ -1,23 +1,30 @@
-"""Repair: what storage can put right by itself, then the damaged features encoded anew from their sources.
+"""Repair: what storage can put right by itself, then the lost features encoded anew from their sources.
 
-A damaged row stays in the catalog until its replacement is committed, in the same version. So a repair that is killed,
-or whose source is gone, loses nothing that could still be read.
+The catalog names a damaged feature until it is whole again. So a repair that is killed, or whose source is gone, loses
+nothing that could still be read.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from speechclip.errors import SpeechClipError
-from speechclip.featurizer import Committer, Work, new_run, run, run_inline
+from speechclip.errors import Damaged, SpeechClipError
+from speechclip.featurizer import Work, new_run, run_inline
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes, cover, open_plan
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
-from speechclip.store.findings import HIDING, Finding
-from speechclip.store.mend import forget_unreadable, mend
+from speechclip.store.findings import HIDING, Finding, keys_of
+from speechclip.store.layout import MANIFESTS, digest_in
+from speechclip.store.mend import forget_unreadable, give_up_entry, mend
+from speechclip.store.replacement import named_keys, replace_lost
 from speechclip.store.verify import verify
 from speechclip.tasks import EncoderRequest
+
+Encode = Callable[[Work], Iterator[Receipt]]
+# How to build the encoder of a feature set.
+Encoders = Mapping[str, tuple[EncoderRequest, EncoderSpec]]
 
 
 class Repaired(Record, frozen=True):
@@ -32,7 +39,7 @@ class Repaired(Record, frozen=True):
 
 def repair(
     store: FeatureStore,
-    encode: Callable[[Work], Iterator[Receipt]] = run_inline,
+    encode: Encode = run_inline,
     *,
     manifests: Sequence[Manifest] = (),
     encoders: Sequence[tuple[EncoderRequest, EncoderSpec]] = (),
@@ -48,93 +55,125 @@ def repair(
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     mended, remaining = _mend_all(store, on_progress)
-    damaged: dict[str, set[str]] = {}
-    for finding in remaining:
-        if finding.keys:
-            damaged.setdefault(finding.feature_set, set()).update(finding.keys)
     problems = [f"{finding.path}: {finding.problem}" for finding in remaining if not finding.keys]
-    dropped = _drop_embeddings(store, damaged)
-    encoded = _encode_anew(store, damaged, encode, sizes, problems)
+    lost = [finding for finding in remaining if finding.keys]
+    dropped, lost = _drop_embeddings(store, lost)
+    encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
     return Repaired(
         mended=tuple(mended),
         encoded=encoded,
         dropped_embeddings=dropped,
-        left={name: tuple(sorted(keys)) for name, keys in damaged.items() if keys},
+        left={name: tuple(sorted(keys)) for name, keys in keys_of(lost).items()},
         problems=tuple(problems),
     )
 
 
-def _mend_all(
-    store: FeatureStore, on_progress: Callable[[int, int], None]
-) -> tuple[list[Finding], tuple[Finding, ...]]:
-    """Verify and mend until what is left hides nothing more, or can't be mended."""
+def _mend_all(store: FeatureStore, on_progress: Callable[[int, int], None]) -> tuple[list[Finding], list[Finding]]:
+    """Verify and mend until what is left hides nothing more; what was mended, and what could not be."""
     mended: list[Finding] = []
+    given_up: list[Finding] = []
     while True:
         report = verify(store, on_progress=on_progress)
         remaining = mend(store, report.findings)
         now = [finding for finding in report.findings if finding not in remaining]
-        mended += now
+        gone = [finding for finding in remaining if give_up_entry(store, finding)]
+        mended, given_up = mended + now, given_up + gone
         # Behind these lay what could not be verified yet.
-        if not any(finding.kind in (*HIDING, "catalog") for finding in now):
+        if not gone and not any(finding.kind in (*HIDING, "catalog") for finding in now):
             break
-    lost = [finding for finding in remaining if finding.kind == "catalog"]
-    if lost and not any(finding.kind in HIDING for finding in remaining):
+    is_readable = not any(finding.kind in HIDING for finding in remaining)
+    if is_readable and any(finding.kind == "catalog" for finding in remaining):
         forget_unreadable(store)
-    return mended, remaining
+    return mended, [*given_up, *remaining]
 
 
-def _drop_embeddings(store: FeatureStore, damaged: dict[str, set[str]]) -> int:
-    """Embeddings come from a head, not from a source: they are dropped, and `embed` makes them again."""
-    heads = {name: damaged.pop(name) for name in list(damaged) if store.read_spec(name).spec.is_of_head}
-    if heads:
-        store.drop(heads, run=new_run())
-    return sum(map(len, heads.values()))
+def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int, list[Finding]]:
+    """Embeddings come from a head, not from a source: they are dropped, and `embed` makes them again.
+
+    How many, and the findings that remain: a tagged version can't be dropped from.
+    """
+    of_heads = [finding for finding in lost if store.read_spec(finding.feature_set).spec.is_of_head]
+    if not of_heads:
+        return 0, list(lost)
+    keys = keys_of(of_heads)
+    store.drop(keys, run=new_run())
+    remaining = [finding for finding in lost if finding not in of_heads or _is_tagged(store, finding)]
+    return sum(map(len, keys.values())), remaining
 
 
 def _encode_anew(
-    store: FeatureStore,
-    damaged: Mapping[str, set[str]],
-    encode: Callable[[Work], Iterator[Receipt]],
-    sizes: TaskSizes,
-    problems: list[str],
-) -> int:
-    """Encode the damaged keys from the sources that any kept manifest names; what succeeds leaves `damaged`."""
-    requests = {name: _request(store, name, problems) for name in damaged}
-    usable = {name: found for name, found in requests.items() if found is not None}
-    encoded = 0
-    for manifest in store.manifests():
-        snapshot = store.snapshot()
-        coverage = []
-        for name, (_, spec) in usable.items():
-            wanted = tuple(asset for asset in manifest.assets(spec.modality) if asset.key in damaged[name])
-            coverage.append(dataclasses.replace(cover(manifest, spec, snapshot), missing=wanted))
-        plan = open_plan(store, manifest, coverage, snapshot, sizes)
-        work = Work(
-            store,
-            manifest,
-            requests={name: request for name, (request, _) in usable.items()},
-            specs={name: spec for name, (_, spec) in usable.items()},
-            before=tuple(coverage),
-            plan=plan,
-            damaged={name: frozenset(keys) for name, keys in damaged.items()},
+    store: FeatureStore, lost: Sequence[Finding], encode: Encode, sizes: TaskSizes, problems: list[str]
+) -> tuple[int, list[Finding]]:
+    """Encode the lost keys from the sources that any kept manifest names; how many, and what is lost all the same."""
+    encoders = {name: found for name in keys_of(lost) if (found := _encoder(store, name, problems)) is not None}
+    encoded: set[tuple[str, str]] = set()
+    reasons: dict[tuple[str, str], str] = {}
+    for manifest in _readable_manifests(store):
+        work = _work(store, manifest, encoders, lost, sizes)
+        receipts = list(encode(work))
+        encoded |= {(receipt.feature_set, entry.key) for receipt in receipts for entry in receipt.stored}
+        reasons |= {
+            (receipt.feature_set, entry.key): entry.detail for receipt in receipts for entry in receipt.rejected
+        }
+        lost = replace_lost(store, lost, receipts, work.run)
+    for name, keys in keys_of(lost).items():
+        if name in encoders:
+            problems += _why_left(name, keys, encoded, reasons)
+    return len(encoded), list(lost)
+
+
+def _work(
+    store: FeatureStore, manifest: Manifest, encoders: Encoders, lost: Sequence[Finding], sizes: TaskSizes
+) -> Work:
+    """The lost keys that this manifest names, as a plan."""
+    snapshot, wanted = store.snapshot(), keys_of(lost)
+    coverage = []
+    for name, (_, spec) in encoders.items():
+        missing = tuple(asset for asset in manifest.assets(spec.modality) if asset.key in wanted.get(name, ()))
+        coverage.append(dataclasses.replace(cover(manifest, spec, snapshot), missing=missing))
+    return Work(
+        store,
+        manifest,
+        requests={name: request for name, (request, _) in encoders.items()},
+        specs={name: spec for name, (_, spec) in encoders.items()},
+        before=tuple(coverage),
+        plan=open_plan(store, manifest, coverage, snapshot, sizes),
+    )
+
+
+def _why_left(
+    name: str, keys: set[str], encoded: set[tuple[str, str]], reasons: Mapping[tuple[str, str], str]
+) -> Iterator[str]:
+    without = sorted(key for key in keys if (name, key) not in encoded)
+    if without:
+        reason = reasons.get((name, without[0]), "no kept manifest names a source")
+        yield (
+            f"{name}: {len(without)} damaged assets, first {without[0]}, can't be encoded anew ({reason}); put the "
+            "sources back and repair again, or give them up by `speechclip drop`"
         )
-        committer = Committer(work)
-        run(encode(work), committer)
-        for name, key in committer.encoded:
-            damaged[name].discard(key)
-        encoded += len(committer.encoded)
-    problems += [
-        f"{name}: {len(keys)} damaged assets, first {min(keys)}, have no source any more that a kept manifest names; "
-        f"put the sources back and repair again, or give them up by `speechclip drop`"
-        for name, keys in damaged.items()
-        if keys and name in usable
-    ]
-    return encoded
+    if len(without) < len(keys):
+        yield (
+            f"{name}: {len(keys) - len(without)} assets come out otherwise here than tagged versions say; the newest "
+            "version names them anew; delete the tags, or repair on the kind of machine that encoded them"
+        )
 
 
-def _request(store: FeatureStore, name: str, problems: list[str]) -> tuple[EncoderRequest, EncoderSpec] | None:
+def _is_tagged(store: FeatureStore, finding: Finding) -> bool:
+    return any(named_keys(store.snapshot(tag.version), finding) for tag in store.tags.readable())
+
+
+def _readable_manifests(store: FeatureStore) -> Iterator[Manifest]:
+    for path in store.storage.list(MANIFESTS):
+        with contextlib.suppress(Damaged):
+            yield store.read_manifest(digest_in(path))
+
+
+def _encoder(store: FeatureStore, name: str, problems: list[str]) -> tuple[EncoderRequest, EncoderSpec] | None:
     """How to build the encoder of a feature set, if this machine makes the same one of it."""
     kept = store.read_spec(name)
+    if kept.spec.is_of_head:
+        problems.append(f"{name}: a tagged version names damaged embeddings; delete the tag, `speechclip embed` again")
+        return None
     request = EncoderRequest.again(kept.spec, kept.source)
     try:
         found = request.build().spec

@@ -11,7 +11,7 @@ import numpy as np
 from speechclip.content import fetch
 from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
-from speechclip.errors import EmptyText, MachineFailed, NotFinite, Rejected, SourceProblem
+from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
 from speechclip.media import SAMPLE_RATE, decode_audio, decode_image, decoder
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
 from speechclip.spec import Codec, EncoderSpec
@@ -129,10 +129,7 @@ def _decode(asset: Asset, spec: EncoderSpec) -> Any:
     data, name = fetch(asset), asset.uri or asset.key
     match asset.modality:
         case "text":
-            text = data.decode()
-            if not text.strip():
-                raise EmptyText(f"the text {text!r} is empty; write the caption or leave its cell out")
-            return text
+            return data.decode()
         case "image":
             return decode_image(data, name=name)
         case "speech":

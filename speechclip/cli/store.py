@@ -19,9 +19,7 @@ from speechclip.records import MODALITIES
 )
 @click.option("--speaker", metavar="NAME", help="Of the manifest's speech, only what this speaker says.")
 @click.option("--modality", type=click.Choice(MODALITIES), help="Only sets of this kind.")
-@click.option(
-    "--erase", is_flag=True, help="Also rewrite shards shared with others, so that gc frees every byte."
-)
+@click.option("--erase", is_flag=True, help="Also rewrite shards shared with others, so that gc frees every byte.")
 @click.option("--dry-run", is_flag=True, help="Say what would be dropped; change nothing.")
 def drop(
     settings: Settings,

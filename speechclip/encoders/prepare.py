@@ -85,13 +85,13 @@ def longest_samples(spec: EncoderSpec) -> int:
 
 def _text_bytes(text: str) -> Prepared:
     if not text.strip():
-        raise EmptyText(f"nothing but white space: {text!r}")
+        raise EmptyText(f"nothing but white space: {text!r}; write the caption or leave its cell out")
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
 def _clip_tokens(text: str, *, context_length: int) -> Prepared:
     if not text.strip():
-        raise EmptyText(f"nothing but white space: {text!r}")
+        raise EmptyText(f"nothing but white space: {text!r}; write the caption or leave its cell out")
     tokens = np.asarray(_clip_tokenizer(context_length)([text])[0], dtype=np.int32)
     if tokens[1] == tokens.max():
         # Entities and control characters are cleaned away: only start and end are left.

@@ -6,6 +6,7 @@ So a commit whose answer was lost is recognised, and where two runs commit one k
 names are checksums of the files: a reader that finds another set or other bytes says `Damaged`.
 """
 
+import contextlib
 import json
 import logging
 import random
@@ -58,18 +59,22 @@ class Catalog:
 
     def create(self) -> None:
         """Make the empty table, unless it is there."""
-        self.storage.delta(
-            "making the catalog",
-            CATALOG,
-            lambda uri, options: DeltaTable.create(
-                uri,
-                schema=SCHEMA,
-                mode="ignore",
-                partition_by=["feature_set"],
-                configuration=CONFIGURATION,
-                storage_options=options,
-            ),
-        )
+        # Another was first, or our own answer was lost.
+        with contextlib.suppress(CommitFailedError):
+            self.storage.delta(
+                "making the catalog",
+                CATALOG,
+                lambda uri, options: DeltaTable.create(
+                    uri,
+                    schema=SCHEMA,
+                    mode="ignore",
+                    partition_by=["feature_set"],
+                    configuration=CONFIGURATION,
+                    storage_options=options,
+                    # Repeated by the client, it would become another version.
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                ),
+            )
 
     def open(self, version: int | None = None) -> DeltaTable:
         """The table as it stood at that version, by default the newest.
@@ -127,7 +132,7 @@ class Catalog:
         """
         for attempt in range(MAX_ATTEMPTS):
             table = self.open()
-            if table.transaction_version(digest) is not None:
+            if self._holds(table, digest):
                 return int(table.version())
             version = int(table.version()) + 1
             made = change(table, version)
@@ -143,6 +148,10 @@ class Catalog:
                 self._seal(version)
                 return version
         raise StoreError(f"{self.storage.root}: {MAX_ATTEMPTS} commits in a row lost to other writers; run again later")
+
+    def _holds(self, table: DeltaTable, digest: str) -> bool:
+        """Whether this version comes after the commit of that digest; the client looks through the log for it."""
+        return self.storage.delta("reading the log", CATALOG, lambda *_: table.transaction_version(digest)) is not None
 
     def checkpoint(self, version: int) -> None:
         """Sum the log up to `version`, so that opening a long one takes few requests."""

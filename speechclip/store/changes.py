@@ -25,6 +25,12 @@ def replace(
         made = Change(by_feature_set(rows_of(receipts, version, manifest)), [], _parts(receipts))
         for name in sorted(made.added.keys() & damaged.keys()):
             new, rows = made.added[name], catalog.rows(table, name)
+            # What was dropped meanwhile stays so.
+            dropped = set(damaged[name]) - set(rows["asset"].to_pylist())
+            new = new.filter(pc.invert(is_among(new["asset"], sorted(dropped))))
+            if not len(new):
+                del made.added[name]
+                continue
             is_anew = is_among(rows["asset"], new.filter(is_stored(new))["asset"].to_pylist())
             is_doomed = pc.and_(is_anew, is_among(rows["asset"], sorted(damaged[name])))
             made.added[name] = pa.concat_tables([rows.filter(pc.invert(is_doomed)), new])

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from speechclip.errors import Damaged, InvalidInput, NotStored, UnsupportedStore
 from speechclip.manifest import Manifest
-from speechclip.records import Receipt, Record, from_json, to_json
+from speechclip.records import Receipt, Record, Sealed, from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store import changes
@@ -38,7 +38,7 @@ class StoreFile(Record, frozen=True):
     format: int
 
 
-class StoredSpec(Record, frozen=True):
+class StoredSpec(Sealed, frozen=True, kw_only=True):
     """The content of `spec.json`: the spec, and the words that built the encoder the first time."""
 
     spec: EncoderSpec
@@ -143,7 +143,7 @@ class FeatureStore:
 
     def add_spec(self, spec: EncoderSpec, source: str) -> None:
         """Keep the spec of a feature set, once; one that is damaged is replaced, for its name proves ours."""
-        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, source=source))
+        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, source=source).seal())
         if not self.storage.create(path, data):
             try:
                 self.read_spec(spec.fingerprint)

@@ -1,6 +1,9 @@
 """What `verify` reports."""
 
+from collections.abc import Collection, Iterable
 from typing import Literal
+
+import msgspec
 
 from speechclip.records import Record
 
@@ -11,11 +14,14 @@ Kind = Literal[
     "journal",  # the copy of an entry
     "catalog",  # a file of the catalog's rows
     "copy",  # the copy of such a file
+    "tag",
+    "collection",  # the record of a gc
     "manifest",  # the kept copy of a manifest
     "spec",  # a feature set's spec.json
     "shard",  # a tar of frames
     "checksums",  # the file beside it
     "chunk",  # a task's rows of vectors
+    "keys",  # the chunk of keys beside it
     "metadata",  # a segment's zarr.json
 ]
 # While one of these is open, nobody can say what else should be there.
@@ -30,6 +36,19 @@ class Finding(Record, frozen=True):
     problem: str
     feature_set: str = ""
     keys: tuple[str, ...] = ()
+
+    def without(self, keys: Collection[str]) -> "Finding":
+        """The same of all keys but these."""
+        return msgspec.structs.replace(self, keys=tuple(key for key in self.keys if key not in keys))
+
+
+def keys_of(findings: Iterable[Finding]) -> dict[str, set[str]]:
+    """The keys that must be encoded anew, by feature set."""
+    found: dict[str, set[str]] = {}
+    for finding in findings:
+        if finding.keys:
+            found.setdefault(finding.feature_set, set()).update(finding.keys)
+    return found
 
 
 class Report(Record, frozen=True):

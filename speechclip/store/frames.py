@@ -79,6 +79,11 @@ def provenance_in(tar: bytes) -> dict[str, Any]:
         notes = msgspec.json.decode(tar[first.offset_data : first.offset_data + first.size], type=dict[str, Any])
     except (tarfile.TarError, StopIteration, ValueError, OverflowError) as error:
         raise Damaged(f"the notes in a shard can't be read ({error}); run `speechclip repair`") from None
+    return provenance_of(notes)
+
+
+def provenance_of(notes: dict[str, Any]) -> dict[str, Any]:
+    """What an array's notes say of how it was made: all but what it is."""
     return {name: value for name, value in notes.items() if name not in ("key", "layers", "num_frames")}
 
 

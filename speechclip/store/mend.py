@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.store import changes
-from speechclip.store.catalog import CHECKPOINT_EVERY
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import Finding, Kind
 from speechclip.store.frames import describe_shard
 from speechclip.store.layout import CATALOG, FORMAT, STORE_FILE, journal_path, part_copy_path, part_path
+from speechclip.store.restore import restore
 from speechclip.store.rows import decode_part
 from speechclip.store.segments import segment_metadata, shape_of
 
@@ -40,6 +40,18 @@ def forget_unreadable(store: FeatureStore) -> int | None:
     return store.catalog.commit(secrets.token_hex(16), "repair", "", changes.forget_unreadable(store.catalog))
 
 
+def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
+    """Delete a damaged entry of the log that is above all copies; whether the finding was one.
+
+    The last resort, without which nothing can be read. What it committed is missing then, or named again.
+    """
+    journal, version = store.catalog.journal, _version(finding) if finding.kind == "log" else -1
+    is_newest = version > 0 and not any(journal.has(later) for later in (version, version + 1))
+    if is_newest:
+        store.storage.delete([finding.path])
+    return is_newest
+
+
 def _mend_format(store: FeatureStore, finding: Finding) -> bool:
     store.catalog.open()
     store.storage.replace(STORE_FILE, to_json(StoreFile(format=FORMAT)))
@@ -47,16 +59,11 @@ def _mend_format(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _mend_log(store: FeatureStore, finding: Finding) -> bool:
-    """An entry from its copy. One above all copies was never acknowledged to the run that made it: it goes."""
-    journal, version = store.catalog.journal, _version(finding)
-    copy = journal.read(version)
+    """An entry from its copy."""
+    copy = store.catalog.journal.read(_version(finding))
     if copy is not None:
         store.storage.replace(finding.path, copy.text.encode())
-    elif any(journal.has(later) for later in (version, version + 1)):
-        return False
-    else:
-        store.storage.delete([finding.path])
-    return True
+    return copy is not None
 
 
 def _mend_journal(store: FeatureStore, finding: Finding) -> bool:
@@ -68,7 +75,7 @@ def _mend_checkpoint(store: FeatureStore, finding: Finding) -> bool:
     """All checkpoints anew, from the log's entries, none of which is ever deleted."""
     storage, journal = store.storage, store.catalog.journal
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
-    for version in range(0, int(store.catalog.open().version()) + 1, CHECKPOINT_EVERY):
+    for version in range(int(store.catalog.open().version()) + 1):
         copy = journal.read(version)
         if copy is not None and copy.checkpoint:
             store.catalog.checkpoint(version)
@@ -104,13 +111,19 @@ def _mend_metadata(store: FeatureStore, finding: Finding) -> bool:
     return True
 
 
-def _mend_manifest(store: FeatureStore, finding: Finding) -> bool:
-    """Give the copy up: the next `featurize` with that manifest keeps it again."""
+def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
+    """Without the record a version that was freed is `Damaged`, no longer `NotStored`; nothing else depends on it."""
     store.storage.delete([finding.path])
     return True
 
 
-def _needs_an_encoder(_store: FeatureStore, _finding: Finding) -> bool:
+def _restore(store: FeatureStore, finding: Finding) -> bool:
+    """A shard or chunk that has lost no feature; the others need an encoder."""
+    return not finding.keys and bool(restore(store, finding))
+
+
+def _needs_the_user(_store: FeatureStore, _finding: Finding) -> bool:
+    """Who alone has the manifest, and knows what was tagged and what built an encoder."""
     return False
 
 
@@ -128,8 +141,11 @@ _MENDERS: dict[Kind, Callable[[FeatureStore, Finding], bool]] = {
     "copy": _mend_part,
     "checksums": _mend_checksums,
     "metadata": _mend_metadata,
-    "manifest": _mend_manifest,
-    "spec": _needs_an_encoder,
-    "shard": _needs_an_encoder,
-    "chunk": _needs_an_encoder,
+    "collection": _mend_collection,
+    "tag": _needs_the_user,
+    "manifest": _needs_the_user,
+    "spec": _needs_the_user,
+    "shard": _restore,
+    "chunk": _restore,
+    "keys": _restore,
 }

@@ -1,5 +1,6 @@
 """Is this a backend on which no writer overwrites another? Asked once, before anything is stored."""
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
-from speechclip.errors import StorageFailed, UnsupportedStore
+from speechclip.errors import StorageRefused, UnsupportedStore
 from speechclip.storage import Storage
 
 SCHEMA = pa.schema([pa.field("number", pa.int64())])
@@ -35,9 +36,7 @@ def _probe_create(storage: Storage, folder: str) -> None:
     try:
         is_created = storage.create(f"{folder}/file", b"first")
         is_overwritten = storage.create(f"{folder}/file", b"second")
-    except StorageFailed as error:
-        # If plain writes work still, it was not the weather.
-        storage.replace(f"{folder}/plain", b"")
+    except StorageRefused as error:
         raise UnsupportedStore(f"{error}; plain writes work, so {ADVICE} (If-None-Match)") from None
     if not is_created or is_overwritten:
         raise UnsupportedStore(
@@ -51,7 +50,16 @@ def _probe_commit(storage: Storage, path: str) -> None:
 
     One after the other would prove nothing: the client looks for the version before it writes.
     """
-    storage.delta("probing", path, lambda uri, options: DeltaTable.create(uri, SCHEMA, storage_options=options))
+    # Repeated by the client after a lost answer, the creation would become another version.
+    once = CommitProperties(max_commit_retries=0)
+    with contextlib.suppress(CommitFailedError):
+        storage.delta(
+            "probing",
+            path,
+            lambda uri, options: DeltaTable.create(
+                uri, SCHEMA, mode="ignore", storage_options=options, commit_properties=once
+            ),
+        )
     tables = [_open(storage, path) for _ in range(NUM_WRITERS)]
     start = threading.Barrier(NUM_WRITERS)
 
@@ -64,11 +72,11 @@ def _probe_commit(storage: Storage, path: str) -> None:
         return True
 
     with ThreadPoolExecutor(NUM_WRITERS) as pool:
-        believed = [writer for writer, is_won in enumerate(pool.map(commit, range(NUM_WRITERS))) if is_won]
+        believed = {writer for writer, is_won in enumerate(pool.map(commit, range(NUM_WRITERS))) if is_won}
     newest = _open(storage, path)
-    won = [writer for writer in range(NUM_WRITERS) if newest.transaction_version(str(writer)) is not None]
+    won = {writer for writer in range(NUM_WRITERS) if _holds(storage, path, newest, writer)}
     # A winner whose answer was lost believes that it lost.
-    if newest.version() != 1 or len(won) != 1 or not set(believed) <= set(won):
+    if newest.version() != 1 or len(won) != 1 or not believed <= won:
         raise UnsupportedStore(
             f"{storage.root}: {len(believed)} of {NUM_WRITERS} simultaneous Delta commits believe to be version 1, so "
             f"two runs could overwrite each other; {ADVICE}"
@@ -77,6 +85,10 @@ def _probe_commit(storage: Storage, path: str) -> None:
 
 def _open(storage: Storage, path: str) -> DeltaTable:
     return storage.delta("probing", path, lambda uri, options: DeltaTable(uri, storage_options=options))
+
+
+def _holds(storage: Storage, path: str, table: DeltaTable, writer: int) -> bool:
+    return storage.delta("probing", path, lambda *_: table.transaction_version(str(writer))) is not None
 
 
 def _commit(table: DeltaTable, writer: int) -> None:

@@ -1,9 +1,12 @@
 """restore: a damaged shard or chunk put back in its place, where the catalog's checksums prove it to be what it was.
 
-So every version that names it is whole again, tagged ones too, and the catalog need not change. All that is whole of the
-old file is kept, also what no version names any more.
+So every version that names it is whole again, tagged ones too, and the catalog need not change. What was whole in the
+old file stays, also what no version names any more.
 """
 
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,60 +20,138 @@ from speechclip.storage import Storage
 from speechclip.store.catalog import Catalog
 from speechclip.store.checksums import digest_of, sums_of
 from speechclip.store.feature_store import FeatureStore
-from speechclip.store.features import Features
 from speechclip.store.findings import Finding
-from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in
+from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
 from speechclip.store.rows import is_stored
-from speechclip.store.segments import chunk_path, shape_of
-from speechclip.store.vectors import Vectors, encode_chunk
+from speechclip.store.segments import chunk_at
+from speechclip.store.vectors import Vectors, encode_rows, key_row, rows_in
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
-# What the catalog says of one feature in a shard or chunk.
+MAX_NOTES = 1 << 16
+# What the catalog says of one feature in a shard or segment.
 Row = dict[str, Any]
 
 
-def restore(store: FeatureStore, finding: Finding, anew: Features | None = None) -> set[str]:
-    """Put a damaged file back, with the features in `anew` for its lost ones; the keys that are whole again.
+def restore(store: FeatureStore, finding: Finding, anew: Frames | Vectors | None = None) -> set[str]:
+    """Put a damaged file back, with the features in `anew` for its lost ones; the keys that are whole in it now.
 
-    Nothing changes where these come out otherwise than the catalog says, as on another kind of hardware.
+    None, and nothing has changed, where that heals none: other hardware may encode otherwise than the catalog says.
     """
-    spec = store.read_spec(finding.feature_set).spec
-    rows = rows_at(store.catalog, finding.path)
-    if isinstance(anew, Vectors):
-        return _restore_chunk(store.storage, spec, finding, rows, anew)
-    return _restore_shard(store.storage, spec, finding, rows, anew)
+    if finding.keys and not any(anew is not None and key in anew for key in finding.keys):
+        return set()
+    storage, spec = store.storage, store.read_spec(finding.feature_set).spec
+    rows = _rows_at(store.catalog, finding.path)
+    match finding.kind:
+        case "keys":
+            return _restore_keys(storage, spec, finding, rows)
+        case "chunk":
+            assert not isinstance(anew, Frames)
+            return _restore_chunk(storage, spec, finding, rows, anew)
+        case _:
+            assert not isinstance(anew, Vectors)
+            return _restore_shard(storage, spec, finding, rows, anew)
 
 
-def rows_at(catalog: Catalog, path: str) -> list[Row]:
-    """What any version, live or not, says of the shard or segment at `path`, in the order of the places in it."""
+def array_at(tar: bytes, spec: EncoderSpec, row: Row) -> np.ndarray | None:
+    """The array that a row states, whole or damaged; None where the tar ends before it does."""
+    shape = (len(spec.layers), row["num_frames"], spec.width)
+    count = int(np.prod(shape))
+    if row["offset"] + count * spec.dtype.itemsize > len(tar):
+        return None
+    return np.frombuffer(tar, spec.dtype, count, row["offset"]).reshape(shape)
+
+
+def is_intact(array: np.ndarray | None, row: Row) -> bool:
+    """Whether an array is the one that the row states."""
+    return array is not None and digest_of(sums_of(array.view(np.uint8).reshape(len(array), -1))) == row["checksum"]
+
+
+def _rows_at(catalog: Catalog, path: str) -> list[Row]:
+    """What any version says of the shard or chunk at `path`, in the order of the places in it."""
     added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
     parts = [part for part in catalog.read_parts(sorted(added)).values() if not isinstance(part, Damaged)]
     rows = pa.concat_tables(parts)
-    rows = rows.filter(pc.and_(is_stored(rows), pc.fill_null(pc.equal(rows["shard"], path), False)))
+    shard, first, end = (path, 0, None) if path.endswith(".tar") else chunk_at(path)
+    rows = rows.filter(pc.and_kleene(is_stored(rows), pc.equal(rows["shard"], shard)))
     found: list[Row] = rows.group_by(list(_PLACE)).aggregate([]).sort_by("offset").to_pylist()
-    return found
-
-
-def is_intact(tar: bytes, spec: EncoderSpec, row: Row) -> bool:
-    """Whether the array of a row lies in the tar as its checksum says."""
-    array = _array_at(tar, spec, row)
-    return array is not None and _checksum(array) == row["checksum"]
+    return [row for row in found if first <= row["offset"] and (end is None or row["offset"] < end)]
 
 
 def _restore_shard(
-    storage: Storage, spec: EncoderSpec, finding: Finding, rows: list[Row], anew: Frames | None
+    storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Frames | None
 ) -> set[str]:
-    old = _read(storage, finding.path)
-    features = {}
+    old, features, whole = _read(storage, finding.path), {}, set()
     for row in rows:
-        key, array = row["asset"], _array_at(old, spec, row)
-        if anew is not None and key in anew and key in finding.keys:
+        key, array = row["asset"], array_at(old, spec, row)
+        if is_intact(array, row):
+            whole.add(key)
+        elif anew is not None and key in anew:
             array = anew[key]
-        # What is lost, and named by no live version, keeps its place: the others' offsets depend on it.
-        features[key] = _zeros(spec, row) if array is None else array
-    provenance = provenance_in(old) or (provenance_in(storage.read(anew.shards[0])) if anew is not None else {})
-    tar = pack_shard(spec, features.items(), provenance or {})
+        # What is lost for good keeps its place: the offsets of the others depend on it.
+        empty = np.zeros((len(spec.layers), row["num_frames"], spec.width), spec.dtype)
+        features[key] = empty if array is None else array
+    tar = pack_shard(spec, features.items(), _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
-    made = {(entry.key, *msgspec.structs.astuple(entry)[1:]) for entry in stored}
-    ...
+    made = {msgspec.structs.astuple(entry) for entry in stored}
+    healed = {row["asset"] for row in rows if tuple(row[name] for name in _PLACE) in made}
+    if not healed >= whole or (finding.keys and not healed & set(finding.keys)):
+        return set()
+    storage.replace(finding.path, tar)
+    storage.replace(sums_path(finding.path), sums)
+    return healed
+
+
+def _provenance(
+    storage: Storage, spec: EncoderSpec, old: bytes, rows: Sequence[Row], anew: Frames | None
+) -> dict[str, Any]:
+    """How the shard was made, as most of its notes say, or else those of what was encoded now."""
+    said = Counter(notes for row in rows if (notes := _notes_after(old, spec, row)))
+    if said:
+        found: dict[str, Any] = msgspec.json.decode(said.most_common(1)[0][0])
+        return found
+    return {} if anew is None else provenance_in(storage.read(anew.locate(next(iter(anew))).shard))
+
+
+def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
+    """The provenance in the notes that follow an array, found by the array's place: the tar may be no tar any more."""
+    end = row["offset"] + len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
+    start = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+    try:
+        notes = msgspec.json.decode(tar[start : start + MAX_NOTES].partition(b"\0")[0], type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return b""
+    return msgspec.json.encode(provenance_of(notes), order="sorted")
+
+
+def _restore_chunk(
+    storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Vectors | None
+) -> set[str]:
+    _, start, end = chunk_at(finding.path)
+    old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
+    vectors = rows_in(b"", spec, "vectors", end - start)
+    for row in rows:
+        key, place = row["asset"], row["offset"] - start
+        is_lost = digest_of(old[place].data) != row["checksum"]
+        vectors[place] = anew[key] if is_lost and anew is not None and key in anew else old[place]
+    healed = {row["asset"] for row in rows if digest_of(vectors[row["offset"] - start].data) == row["checksum"]}
+    if finding.keys and not healed & set(finding.keys):
+        return set()
+    storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
+    return healed
+
+
+def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
+    _, start, end = chunk_at(finding.path)
+    keys = rows_in(b"", spec, "keys", end - start)
+    for row in rows:
+        keys[row["offset"] - start] = key_row(row["asset"])
+    storage.replace(finding.path, encode_rows(spec, "keys", keys))
+    return {row["asset"] for row in rows}
+
+
+def _read(storage: Storage, path: str) -> bytes:
+    try:
+        return storage.read(path)
+    except FileNotFoundError:
+        return b""

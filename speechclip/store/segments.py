@@ -58,6 +58,13 @@ def chunk_path(path: str, array: str, first_row: int) -> str:
     return f"{path}/{array}/c/{first_row // shape_of(path).chunk_rows}/0"
 
 
+def chunk_at(path: str) -> tuple[str, int, int]:
+    """The segment whose chunk file lies at `path`, the chunk's first row, and the one after its last."""
+    segment, _array, _c, chunk, _ = path.rsplit("/", 4)
+    rows = shape_of(segment).chunk_rows
+    return segment, int(chunk) * rows, (int(chunk) + 1) * rows
+
+
 def create_segment(storage: Storage, spec: EncoderSpec, segment: str) -> None:
     """Put the metadata of a segment on storage, unless it is there."""
     for name, data in segment_metadata(spec, shape_of(segment)).items():

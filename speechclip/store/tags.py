@@ -7,18 +7,20 @@ then checked against the tags. So whichever comes second sees the other, and no 
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 
 from speechclip.errors import Damaged, InvalidInput, NotStored
-from speechclip.records import Record, from_json, to_json
+from speechclip.records import Sealed, from_json, to_json
 from speechclip.storage import Storage
 from speechclip.store.layout import COLLECTIONS, TAGS, collection_path, tag_path
 
+_Kind = TypeVar("_Kind")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 
-class Tag(Record, frozen=True):
+class Tag(Sealed, frozen=True, kw_only=True):
     """A name for a version; what it names is never freed."""
 
     name: str
@@ -26,7 +28,7 @@ class Tag(Record, frozen=True):
     time: datetime
 
 
-class Collection(Record, frozen=True):
+class Collection(Sealed, frozen=True, kw_only=True):
     """What one `gc` set out to keep: every version from `since` on, and those in `versions`."""
 
     time: datetime
@@ -48,7 +50,7 @@ class Tags:
         """Name a version; `InvalidInput` if the name is taken by another, `NotStored` if `gc` has freed the version."""
         if not _NAME.fullmatch(name):
             raise InvalidInput(f"tag {name!r}: take a letter, then up to 63 letters, digits, dots, dashes, underscores")
-        tag = Tag(name=name, version=version, time=datetime.now(UTC))
+        tag = Tag(name=name, version=version, time=datetime.now(UTC)).seal()
         if not self.storage.create(tag_path(name), to_json(tag)):
             there = self.read(name)
             if there.version != version:
@@ -66,14 +68,28 @@ class Tags:
     def read(self, name: str) -> Tag:
         """The tag of that name; `NotStored` if there is none."""
         try:
-            return self._parse(tag_path(name))
+            return self._read(tag_path(name), Tag)
         except FileNotFoundError:
             known = ", ".join(tag.name for tag in self.list()) or "none"
             raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}") from None
 
     def list(self) -> list[Tag]:
-        """All tags, by name."""
-        return [self._parse(path) for path in self.storage.list(TAGS)]
+        """All tags, by name; `Damaged` if one of them is."""
+        return [self._read(path, Tag) for path in self.storage.list(TAGS)]
+
+    def readable(self) -> Iterator[Tag]:
+        """The tags that are whole, by name."""
+        damaged = {path for path, _ in self.damaged()}
+        return (self._read(path, Tag) for path in self.storage.list(TAGS) if path not in damaged)
+
+    def damaged(self) -> Iterator[tuple[str, Damaged]]:
+        """The files that should hold a tag, or the record of a collection, and do not."""
+        for folder, kind in ((TAGS, Tag), (COLLECTIONS, Collection)):
+            for path in self.storage.list(folder):
+                try:
+                    self._read(path, kind)
+                except Damaged as error:
+                    yield path, error
 
     def delete(self, name: str) -> None:
         """Take a name away; the version stays until `gc` frees it."""
@@ -82,7 +98,7 @@ class Tags:
     def record(self, collection: Collection) -> str:
         """Write down what a `gc` will keep, before it frees anything; the path of the record."""
         path = collection_path(collection.time)
-        self.storage.create(path, to_json(collection))
+        self.storage.create(path, to_json(collection.seal()))
         return path
 
     def freed(self, version: int) -> Collection | None:
@@ -95,18 +111,15 @@ class Tags:
         if freed is not None:
             raise NotStored(_freed_sentence(version, freed))
 
-    def _parse(self, path: str) -> Tag:
+    def _read(self, path: str, kind: type[_Kind]) -> _Kind:
         try:
-            return from_json(self.storage.read(path), Tag)
+            return from_json(self.storage.read(path), kind)
         except msgspec.DecodeError as error:
-            raise Damaged(f"{path}: no tag ({error}); delete the file and tag the version again") from None
+            ask = "delete the file and tag the version again" if kind is Tag else "run `speechclip repair`"
+            raise Damaged(f"{path}: no {kind.__name__.lower()} ({error}); {ask}") from None
 
     def _collections(self) -> Iterator[Collection]:
-        for path in self.storage.list(COLLECTIONS):
-            try:
-                yield from_json(self.storage.read(path), Collection)
-            except msgspec.DecodeError as error:
-                raise Damaged(f"{path}: no record of a collection ({error}); run `speechclip repair`") from None
+        return (self._read(path, Collection) for path in self.storage.list(COLLECTIONS))
 
 
 def _freed_sentence(version: int, freed: Collection) -> str:

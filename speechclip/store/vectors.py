@@ -92,19 +92,40 @@ def read_rows(array: Any, path: str, start: int, count: int) -> Shaped[np.ndarra
         ) from None
 
 
-def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The chunk files of `vectors` and `keys`, encoded by Zarr in memory."""
+def rows_in(data: bytes, spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
+    """The `count` rows in a chunk file of that array, whatever its checksum says; empty ones where it ends early."""
+    rows = _empty_rows(spec, name, count)
+    num_whole = min(len(data) // rows[0].nbytes, count)
+    rows[:num_whole] = np.frombuffer(data, rows.dtype, num_whole * rows.shape[1]).reshape(-1, rows.shape[1])
+    return rows
+
+
+def encode_rows(spec: EncoderSpec, name: str, rows: Shaped[np.ndarray, "rows width"]) -> bytes:
+    """The chunk file of these rows of that array, encoded by Zarr in memory; some row must not be empty."""
     files: dict[str, Any] = {}
-    rows = shape_of(task.segment).chunk_rows
-    group = new_group(files, spec, Shape(rows, rows))
-    vectors = np.full((rows, spec.width), np.nan, spec.dtype)
-    keys = np.zeros((rows, KEY_BYTES), np.uint8)
+    new_group(files, spec, Shape(len(rows), len(rows)))[name][:] = rows
+    data: bytes = files[f"{name}/c/0/0"].to_bytes()
+    return data
+
+
+def key_row(key: str) -> Shaped[np.ndarray, " bytes"]:
+    """A key as a row of `keys`."""
+    return np.frombuffer(key.encode().ljust(KEY_BYTES, b"\0"), np.uint8)
+
+
+def _empty_rows(spec: EncoderSpec, name: str, count: int) -> np.ndarray:
+    if name == "keys":
+        return np.zeros((count, KEY_BYTES), np.uint8)
+    return np.full((count, spec.width), np.nan, spec.dtype)
+
+
+def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The chunk files of `vectors` and `keys`."""
+    rows = {name: _empty_rows(spec, name, shape_of(task.segment).chunk_rows) for name in ARRAYS}
     for row, asset in enumerate(task.assets):
         if asset.key in features:
-            vectors[row] = features[asset.key]
-            keys[row, : len(asset.key)] = np.frombuffer(asset.key.encode(), np.uint8)
-    group["vectors"][:], group["keys"][:] = vectors, keys
-    return {name: files[f"{name}/c/0/0"].to_bytes() for name in ARRAYS}
+            rows["vectors"][row], rows["keys"][row] = features[asset.key], key_row(asset.key)
+    return {name: encode_rows(spec, name, rows[name]) for name in ARRAYS}
 
 
 class Vectors(Features):

@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from speechclip.errors import Damaged, NotStored, StoreError
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.checksums import blocks_per_layer, digest_of, sums_of
+from speechclip.store.checksums import blocks_per_layer, digest_of
 from speechclip.store.feature_store import FeatureStore
-from speechclip.store.findings import HIDING, Finding, Report
+from speechclip.store.findings import HIDING, Finding, Kind, Report
 from speechclip.store.frames import describe_shard, is_as_packed
 from speechclip.store.gc import is_ours_to_free, named_by_rows
 from speechclip.store.layout import (
     FEATURES,
     MANIFESTS,
     STORE_FILE,
+    TAGS,
     digest_in,
     log_path,
     part_copy_path,
@@ -30,13 +30,13 @@ from speechclip.store.layout import (
     spec_path,
     sums_path,
 )
+from speechclip.store.restore import array_at, is_intact
 from speechclip.store.rows import SCHEMA, by_feature_set, decode_part, entries, is_stored
-from speechclip.store.segments import ARRAYS, METADATA, is_same_metadata, open_array, shape_of
-from speechclip.store.vectors import read_rows
+from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, open_array, shape_of
+from speechclip.store.vectors import key_row, read_rows, rows_in
 from speechclip.store.verify_log import verify_log
 
 THREADS = 4
-SUMS = ("sums_offset", "checksum")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
     if any(finding.kind in HIDING for finding in findings):
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}
-    versions = sorted({int(store.catalog.open().version()), *(tag.version for tag in store.tags.list())})
+    versions = sorted({int(store.catalog.open().version()), *(tag.version for tag in store.tags.readable())})
     tables = [_picked_rows(store, version, findings) for version in versions]
     by_set = by_feature_set(pa.concat_tables(tables))
     places = [place for name, rows in by_set.items() for place in _places(store, name, rows, findings)]
@@ -79,7 +79,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
         bytes=total,
         orphans=len(orphans),
         orphan_bytes=sum(orphans),
-        findings=tuple(dict.fromkeys([*findings, *_verify_manifests(store)])),
+        findings=tuple(dict.fromkeys([*findings, *_verify_tags(store), *_verify_manifests(store)])),
     )
 
 
@@ -93,6 +93,11 @@ def _verify_format(store: FeatureStore) -> Iterator[Finding]:
             raise NotStored(f"{store.storage.root}: no feature store here; make one by `speechclip featurize`")
         if not is_there:
             yield Finding(kind="store", path=STORE_FILE, problem="the file is gone")
+
+
+def _verify_tags(store: FeatureStore) -> Iterator[Finding]:
+    for path, error in store.tags.damaged():
+        yield Finding(kind="tag" if path.startswith(TAGS) else "collection", path=path, problem=str(error))
 
 
 def _verify_manifests(store: FeatureStore) -> Iterator[Finding]:
@@ -152,32 +157,35 @@ def _verify_place(storage: Storage, place: _Place) -> Iterator[Finding]:
 
 
 def _verify_shard(storage: Storage, place: _Place) -> Iterator[Finding]:
-    rows = place.rows.to_pylist()
+    rows, spec = place.rows.to_pylist(), place.spec
     try:
         tar = storage.read(place.path)
-        damaged = [row["asset"] for row in rows if not _is_intact(tar, place.spec, row)]
-        problem = f"{len(damaged)} of {len(rows)} arrays do not match their checksums" if damaged else ""
-        sums = b"" if damaged else describe_shard(tar, place.spec)[0]
     except FileNotFoundError:
-        damaged, problem = [row["asset"] for row in rows], "the shard is gone"
-    except Damaged as error:
-        damaged, problem = [row["asset"] for row in rows], str(error)
-    if problem:
-        yield _finding("shard", place, problem, damaged)
+        yield _finding("shard", place, place.path, "the shard is gone", [row["asset"] for row in rows])
+        return
+    damaged = [row["asset"] for row in rows if not is_intact(array_at(tar, spec, row), row)]
+    if damaged:
+        problem = f"{len(damaged)} of {len(rows)} arrays do not match their checksums"
+        yield _finding("shard", place, place.path, problem, damaged)
         return
     try:
-        there = storage.read(sums_path(place.path))
-    except FileNotFoundError:
-        there = b""
-    if there == sums:
+        sums = describe_shard(tar, spec)[0]
+    except Damaged:
+        sums = b""
+    there = _read(storage, sums_path(place.path))
+    if sums and there == sums:
         return
-    if not is_as_packed(tar, place.spec):
-        problem = "the arrays are whole, the tar around them is not: other readers may fail"
-        yield _finding("shard", place, problem, [row["asset"] for row in rows])
-    elif there[:-8] == sums[:-8] or not all(_is_summed(there, place.spec, row) for row in rows):
-        # Otherwise an array is damaged that no version names any more.
-        problem = "the checksums do not match the shard" if there else "the checksums are gone"
-        yield Finding(kind="checksums", path=sums_path(place.path), problem=problem, feature_set=place.spec.fingerprint)
+    if not sums or not is_as_packed(tar, spec):
+        yield _finding("shard", place, place.path, "the arrays are whole, the tar around them is not", [])
+    elif not there:
+        yield _finding("checksums", place, sums_path(place.path), "the checksums are gone", [])
+    elif not _may_be_unnamed(there, sums) or not all(_is_summed(there, spec, row) for row in rows):
+        yield _finding("checksums", place, sums_path(place.path), "the checksums do not match the shard", [])
+
+
+def _may_be_unnamed(there: bytes, sums: bytes) -> bool:
+    """Whether an array that no live version names may be all that differs: then nothing is lost."""
+    return len(there) == len(sums) and there[:-8] != sums[:-8]
 
 
 def _is_summed(sums: bytes, spec: EncoderSpec, row: dict[str, int]) -> bool:
@@ -185,34 +193,42 @@ def _is_summed(sums: bytes, spec: EncoderSpec, row: dict[str, int]) -> bool:
     return digest_of(sums[row["sums_offset"] : row["sums_offset"] + length]) == row["checksum"]
 
 
-def _is_intact(tar: bytes, spec: EncoderSpec, row: dict[str, int]) -> bool:
-    num_bytes = len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
-    data = np.frombuffer(tar, np.uint8)[row["offset"] : row["offset"] + num_bytes]
-    is_whole = len(data) == num_bytes
-    return is_whole and digest_of(sums_of(data.reshape(len(spec.layers), -1))) == row["checksum"]
-
-
 def _verify_chunk(storage: Storage, place: _Place) -> Iterator[Finding]:
-    rows = place.rows.to_pylist()
+    rows, spec = place.rows.to_pylist(), place.spec
     count = shape_of(place.path).chunk_rows
     start = rows[0]["offset"] // count * count
-    try:
-        vectors, keys = (
-            read_rows(open_array(storage, place.spec, place.path, name), place.path, start, count) for name in ARRAYS
-        )
-    except Damaged as error:
-        yield _finding("chunk", place, str(error), [row["asset"] for row in rows])
-        return
+    paths = {name: chunk_path(place.path, name, start) for name in ARRAYS}
+    found = {name: rows_in(_read(storage, path), spec, name, count) for name, path in paths.items()}
     damaged = [
-        row["asset"]
-        for row in rows
-        if row["offset"] - start >= len(vectors)
-        or digest_of(vectors[row["offset"] - start].data) != row["checksum"]
-        or bytes(keys[row["offset"] - start]).rstrip(b"\0") != row["asset"].encode()
+        row["asset"] for row in rows if digest_of(found["vectors"][row["offset"] - start].data) != row["checksum"]
     ]
+    problems = {name: _chunk_problem(storage, place, name, start, count) for name in ARRAYS}
     if damaged:
         problem = f"{len(damaged)} of {len(rows)} rows from {start} on do not match their checksums"
-        yield _finding("chunk", place, problem, damaged)
+        yield _finding("chunk", place, paths["vectors"], problem, damaged)
+    elif problems["vectors"]:
+        yield _finding("chunk", place, paths["vectors"], problems["vectors"], [])
+    if problems["keys"] or any(
+        bytes(found["keys"][row["offset"] - start]) != bytes(key_row(row["asset"])) for row in rows
+    ):
+        problem = problems["keys"] or "not the keys of its rows"
+        yield _finding("keys", place, paths["keys"], problem, [])
+
+
+def _chunk_problem(storage: Storage, place: _Place, name: str, start: int, count: int) -> str:
+    """Why Zarr refuses a chunk, for its own checksum or its length."""
+    try:
+        read_rows(open_array(storage, place.spec, place.path, name), place.path, start, count)
+    except Damaged as error:
+        return str(error)
+    return ""
+
+
+def _read(storage: Storage, path: str) -> bytes:
+    try:
+        return storage.read(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _verify_metadata(storage: Storage, spec: EncoderSpec, path: str) -> Iterator[Finding]:
@@ -227,14 +243,8 @@ def _verify_metadata(storage: Storage, spec: EncoderSpec, path: str) -> Iterator
         yield Finding(kind="metadata", path=path, problem=problem, feature_set=spec.fingerprint)
 
 
-def _finding(kind: str, place: _Place, problem: str, keys: list[str]) -> Finding:
-    return Finding(
-        kind="shard" if kind == "shard" else "chunk",
-        path=place.path,
-        problem=problem,
-        feature_set=place.spec.fingerprint,
-        keys=tuple(keys),
-    )
+def _finding(kind: Kind, place: _Place, path: str, problem: str, keys: list[str]) -> Finding:
+    return Finding(kind=kind, path=path, problem=problem, feature_set=place.spec.fingerprint, keys=tuple(keys))
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table:

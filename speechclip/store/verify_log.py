@@ -9,11 +9,14 @@ from speechclip.store.findings import Finding
 from speechclip.store.journal import JournalEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, journal_path, log_path
 
+LOG = f"{CATALOG}/_delta_log"
+
 
 def verify_log(catalog: Catalog) -> Iterator[Finding]:
     """What is damaged or gone of the log, its checkpoints and the journal."""
-    copied, logged = (_versions(catalog.storage, folder) for folder in (JOURNAL, f"{CATALOG}/_delta_log"))
-    newest_checkpoint: dict[str, str] = {}
+    copied = _versions(catalog.storage, JOURNAL, "")
+    logged = _versions(catalog.storage, LOG, ".json")
+    newest_checkpoint, last_sum = -1, ""
     for version in range(max(copied | logged, default=-1) + 1):
         copy, problem = _read_copy(catalog, version)
         if problem and version <= max(copied, default=-1):
@@ -24,9 +27,11 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
             yield Finding(kind="log", path=log_path(version), problem=problem)
         checkpoint = dict(copy.checkpoint) if copy else {}
         if checkpoint:
-            newest_checkpoint = {LAST_CHECKPOINT: checkpoint.pop(LAST_CHECKPOINT)}
+            newest_checkpoint, last_sum = version, checkpoint.pop(LAST_CHECKPOINT)
         yield from _verify_sums(catalog.storage, checkpoint)
-    yield from _verify_sums(catalog.storage, newest_checkpoint)
+    # It points to the newest checkpoint, which may have no copy that could be read, or no copy yet.
+    if last_sum and newest_checkpoint >= max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=-1):
+        yield from _verify_sums(catalog.storage, {LAST_CHECKPOINT: last_sum})
 
 
 def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str]:
@@ -58,6 +63,7 @@ def _verify_sums(storage: Storage, sums: dict[str, str]) -> Iterator[Finding]:
             yield Finding(kind="checkpoint", path=path, problem=problem)
 
 
-def _versions(storage: Storage, folder: str) -> set[int]:
-    names = (path.rpartition("/")[2].removesuffix(".json") for path in storage.list(folder))
-    return {int(name) for name in names if len(name) == 20 and name.isdecimal()}
+def _versions(storage: Storage, folder: str, suffix: str) -> set[int]:
+    """The versions whose files of that kind lie in the folder."""
+    names = (path.rpartition("/")[2].partition(".") for path in storage.list(folder))
+    return {int(stem) for stem, dot, rest in names if len(stem) == 20 and stem.isdecimal() and dot + rest == suffix}
