@@ -10,6 +10,7 @@ import http.client
 import json
 import random
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -41,10 +42,10 @@ class Schedule:
 
 
 class FaultProxy:
-    """The proxy's process, `url` its endpoint."""
+    """The proxy's process, `url` its endpoint; with a PEM file of key and certificate it speaks TLS."""
 
-    def __init__(self, upstream: str) -> None:
-        command = [sys.executable, str(Path(__file__)), upstream]
+    def __init__(self, upstream: str, certificate: Path | None = None) -> None:
+        command = [sys.executable, str(Path(__file__)), upstream, *([str(certificate)] if certificate else [])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.url = self._answer()
 
@@ -87,6 +88,7 @@ class _Weather:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     upstream: str
     weather: _Weather
 
@@ -94,9 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _carry(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body()
         kind = self.weather.next(f"{self.command} {self.path}")
-        headers = [(name, value) for name, value in self.headers.items() if name.lower() != "connection"]
+        dropped = ("connection", "transfer-encoding", "content-length", "expect")
+        headers = [(name, value) for name, value in self.headers.items() if name.lower() not in dropped]
+        headers.append(("Content-Length", str(len(body))))
         has_condition = self.headers.get("If-None-Match") is not None
         if kind == "silent":
             time.sleep(3600)
@@ -125,13 +129,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _carry  # noqa: N815
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def _forward(self, headers: list[tuple[str, str]], body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self.upstream, timeout=60)
         with contextlib.closing(connection):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers:
-                if name.lower() != "expect":
-                    connection.putheader(name, value)
+                connection.putheader(name, value)
             connection.endheaders(body)
             answer = connection.getresponse()
             return answer, answer.read()
@@ -167,17 +180,25 @@ class _Server(ThreadingHTTPServer):
         """A client that goes away is part of the game."""
 
 
-def _serve(upstream: str) -> None:
+def _serve(upstream: str, certificate: str | None = None) -> None:
     """Carry requests until stdin ends; each line there is a new schedule."""
     _Handler.upstream, _Handler.weather = urlsplit(upstream).netloc, _Weather(Schedule())
     server = _Server(("127.0.0.1", 0), _Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    answers = sys.stdout
-    print(json.dumps(f"http://127.0.0.1:{server.server_port}"), file=answers, flush=True)
+    _say(f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}")
     for line in sys.stdin:
         former, _Handler.weather = _Handler.weather, _Weather(Schedule(**json.loads(line)))
-        print(json.dumps(former.done), file=answers, flush=True)
+        _say(former.done)
+
+
+def _say(answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

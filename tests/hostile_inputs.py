@@ -103,7 +103,7 @@ def without_privileges() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_pipes(folder: Path, seconds: float = 20) -> Iterator[None]:
-    """Whoever reads a pipe of the folder waits so long and gets nothing: a broken guard fails then, and does not hang."""
+    """Whoever reads a pipe of the folder waits so long and gets nothing: a broken guard fails, and does not hang."""
     ends = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in folder.iterdir() if path.is_fifo()]
     timer = threading.Timer(seconds, lambda: [os.close(end) for end in ends])
     timer.start()
@@ -337,7 +337,7 @@ CASES = (
     caption("a zero byte", "a red\0circle", STORED),
     caption("100,000 characters", "word " * 20_000, STORED),
     caption("emoji", "👩‍🚀🏳️‍🌈", STORED),
-    caption("right to left", "دائرة حمراء \u202eدائرة", STORED),
+    caption("right to left", "\u05e2\u05d9\u05d2\u05d5\u05dc \u202e\u05d0\u05d3\u05d5\u05dd", STORED),
     caption("line breaks", "a\r\nred\u2028circle\x85", STORED),
 )
 # fmt: on

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from speechclip.corpora.table import read_table
 from speechclip.errors import WorkLeft
 from speechclip.featurizer import Committer, Summary, Work, list_rejected, prepare_work, run, run_inline
 from speechclip.manifest import Manifest
-from speechclip.plan import TaskSizes
+from speechclip.plan import TaskSizes, cover
 from speechclip.records import MODALITIES, Receipt
 from speechclip.store import FeatureStore
 from speechclip.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
@@ -34,8 +34,15 @@ def manifest(corpus: Path) -> Manifest:
     return read_table(str(corpus))
 
 
-def open_work(uri: str, manifest: Manifest, requests: list[EncoderRequest] = TOY, sizes: TaskSizes = SMALL) -> Work:
-    return prepare_work(FeatureStore(uri), manifest, [(request, request.build().spec) for request in requests], sizes)
+def open_work(
+    uri: str,
+    manifest: Manifest,
+    requests: list[EncoderRequest] = TOY,
+    sizes: TaskSizes = SMALL,
+    retry: Collection[str] = (),
+) -> Work:
+    encoders = [(request, request.build().spec) for request in requests]
+    return prepare_work(FeatureStore(uri), manifest, encoders, sizes, retry)
 
 
 def featurize(
@@ -46,8 +53,9 @@ def featurize(
     sizes: TaskSizes = SMALL,
     batch_sizes: BatchSizes | None = None,
     max_rejected: float = 1.0,
+    retry: Collection[str] = (),
 ) -> Summary:
-    work = open_work(uri, manifest, requests, sizes)
+    work = open_work(uri, manifest, requests, sizes, retry)
     committer = Committer(work)
     run(run_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
     return committer.summary()
@@ -191,6 +199,71 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
     fresh = read_table(str(corpus))
     assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)
+
+
+def test_an_asset_whose_first_copy_is_gone_is_stored_from_the_second(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    rows = read_rows(folder / corpus.name)[:4]
+    for number, row in enumerate(rows):
+        for column in ("audio", "image"):
+            copy = f"copy-{number}{Path(row[column]).suffix}"
+            shutil.copy(folder / row[column], folder / copy)
+            row[column] = copy
+    originals = read_rows(folder / corpus.name)[:4]
+    table = [row | {"id": f"{row['id']}-{kind}"} for kind, part in (("a", originals), ("b", rows)) for row in part]
+    write_rows(folder / "twice.csv", table)
+    manifest = read_table(str(folder / "twice.csv"))
+    (folder / originals[0]["audio"]).unlink()
+    (folder / originals[1]["audio"]).write_bytes(b"changed")
+    (folder / originals[0]["image"]).unlink()
+    summary = featurize(str(tmp_path / "store"), manifest)
+    assert (summary.encoded, summary.rejected) == (summary.planned, 0)
+
+
+def test_the_budget_counts_as_the_ledger_does(tmp_path: Path, corpus: Path) -> None:
+    """A chunk keeps its rows, so a task may decode what another run has stored; rejected there, it does not count."""
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    manifest = read_table(str(folder / corpus.name))
+    uri, images = str(tmp_path / "store"), TOY[1:2]
+    # The plan of all six pictures is open before another run stores five of them.
+    open_work(uri, manifest, images, TaskSizes(chunk_rows=8))
+    pictures = list(dict.fromkeys(row["image_uri"] for row in manifest.rows()))
+    others = Manifest.from_rows([row for row in manifest.rows() if row["image_uri"] != pictures[5]])
+    assert ledger(featurize(uri, others, images)) == (5, 0, 5, 0, 0)
+    for name in pictures[:5]:
+        Path(name).unlink()
+    summary = featurize(uri, manifest, images, sizes=TaskSizes(chunk_rows=8), max_rejected=0.0)
+    assert ledger(summary) == (6, 5, 1, 0, 0)
+
+
+def test_an_asset_with_two_reasons_is_called_back_by_either_and_listed_once(tmp_path: Path) -> None:
+    """First its source was gone; then it came back, and its bytes were no good."""
+    sound = tmp_path / "a.wav"
+    sound.write_text("no recording")
+    (tmp_path / "rows.csv").write_text("audio,split\na.wav,train\n")
+    manifest, uri = read_table(str(tmp_path / "rows.csv")), str(tmp_path / "store")
+    sound.unlink()
+    featurize(uri, manifest, TOY[:1])
+    sound.write_text("no recording")
+    featurize(uri, manifest, TOY[:1], retry=["source-missing"])
+    assert [entry.reason for entry in list_rejected(FeatureStore(uri), manifest)] == ["undecodable"]
+    spec = TOY[0].build().spec
+    for reason, num_missing in (("undecodable", 1), ("source-missing", 1), ("silent", 0)):
+        part = cover(manifest, spec, FeatureStore(uri).snapshot(), [reason])
+        assert (part.num_rejected, len(part.missing)) == (1 - num_missing, num_missing)
+
+
+def test_a_rejection_lists_all_its_utterances_even_before_there_is_a_store(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "rows.csv").write_text(
+        "id,audio,text,split\n1,gone.wav,,train\n2,gone.wav,,train\n3,empty.wav,,train\n4,empty.wav, ,train\n"
+    )
+    manifest, store = read_table(str(tmp_path / "rows.csv")), FeatureStore(str(tmp_path / "store"))
+    (gone,) = list_rejected(store, manifest)
+    assert (gone.reason, gone.feature_set, gone.utterances) == ("source-missing", "", ("1", "2"))
+    featurize(store.storage.root, manifest)
+    listed = [(entry.reason, entry.utterances) for entry in list_rejected(store, manifest)]
+    assert listed == [("source-missing", ("1", "2")), ("empty-audio", ("3", "4")), ("empty-text", ("4",))]
 
 
 def test_batches_hold_every_position_once_within_the_limit() -> None:

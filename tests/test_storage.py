@@ -1,10 +1,17 @@
 import pickle
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import s3_servers
+from deltalake import DeltaTable
+from fault_proxy import FaultProxy, Schedule
 
 from speechclip.errors import InvalidInput, SourceMissing
+from speechclip.folder import INCOMING
 from speechclip.storage import Storage, read_uri
 
 
@@ -13,10 +20,23 @@ def test_create_writes_once(store_uri: str) -> None:
     assert storage.create("a/b", b"first")
     assert not storage.create("a/b", b"second")
     assert storage.read("a/b") == b"first"
-    assert storage.read("a/b", 1, 3) == b"ir"
     assert storage.size("a/b") == 5
     assert storage.size("a/c") is None
+    assert storage.size("a") is None
     assert list(storage.list("a")) == ["a/b"]
+
+
+def test_a_range_ends_where_the_file_does(store_uri: str) -> None:
+    storage = Storage(store_uri)
+    storage.create("file", b"first")
+    storage.create("empty", b"")
+    assert storage.read("file", 1, 3) == b"ir"
+    assert storage.read("file", 3) == b"st"
+    assert storage.read("file", 3, 99) == b"st"
+    assert storage.read("file", 2, 2) == storage.read("file", 5, 9) == storage.read("file", 7, 9) == b""
+    assert storage.read("empty") == storage.read("empty", 0, 4) == b""
+    with pytest.raises(FileNotFoundError):
+        storage.read("nothing")
 
 
 def test_of_many_creators_one_wins(store_uri: str) -> None:
@@ -34,22 +54,203 @@ def test_of_many_creators_one_wins(store_uri: str) -> None:
     assert [str(number).encode() for number in won] == [Storage(store_uri).read("file")]
 
 
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_replace_writes_over_what_lay_there(store_uri: str) -> None:
+    storage = Storage(store_uri)
+    storage.replace("a/file", b"first, and longer")
+    storage.replace("a/file", b"second")
+    assert storage.read("a/file") == b"second"
+    assert [file.path for file in storage.stat("", with_incoming=True)] == ["a/file"]
+
+
+def test_a_write_that_fails_changes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.create("file", b"x")
     storage.create("file", b"y")
+    with pytest.raises(TypeError):
+        storage.replace("file", "no bytes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        storage.create("other", "no bytes")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert storage.read("file") == b"x"
+
+
+def test_list_and_exists_know_a_folder_from_a_name_that_begins_alike(store_uri: str) -> None:
+    storage = Storage(store_uri)
+    for path in ("a/2", "a/1/x", "ab/1", "a.txt"):
+        storage.create(path, b"x")
+    assert list(storage.list("a")) == ["a/1/x", "a/2"]
+    assert sorted(storage.list("")) == ["a.txt", "a/1/x", "a/2", "ab/1"]
+    assert list(storage.list("c")) == []
+    assert [storage.exists(path) for path in ("a", "a/1", "a/1/x", "a/3", "b")] == [True, True, True, False, False]
+
+
+def test_stat_tells_size_and_age(store_uri: str) -> None:
+    storage, before = Storage(store_uri), time.time()
+    storage.create("a/b", b"12345")
+    (file,) = storage.stat("a")
+    # S3 tells whole seconds.
+    assert (file.path, file.size) == ("a/b", 5)
+    assert before - 1.1 <= file.modified <= time.time() + 0.1
+    assert storage.modified("a/b") == file.modified
+    assert storage.modified("a/c") is None
+
+
+def test_what_a_killed_writer_left_is_shown_on_request(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.create("a/b", b"x")
+    (tmp_path / "a" / f"{INCOMING}1").write_bytes(b"torn")
+    assert list(storage.list("")) == ["a/b"]
+    assert [file.path for file in storage.stat("", with_incoming=True)] == [f"a/{INCOMING}1", "a/b"]
+
+
+def test_delete_takes_files_and_what_is_gone_already(store_uri: str) -> None:
+    storage = Storage(store_uri)
+    for path in ("a/[1]/x", "a/1/x", "a/2"):
+        storage.create(path, b"x")
+    storage.delete(["a/[1]/x", "a/3"])
+    assert list(storage.list("")) == ["a/1/x", "a/2"]
+    storage.delete(["a/1/x", "a/2"])
+    assert not storage.exists("a")
+
+
+def test_deleting_the_last_file_takes_no_folder_from_under_a_writer(tmp_path: Path) -> None:
+    storage, stop = Storage(str(tmp_path)), threading.Event()
+
+    def tidy() -> None:
+        while not stop.is_set():
+            storage.delete(["a/b/c/none"])
+
+    thread = threading.Thread(target=tidy)
+    thread.start()
+    try:
+        for number in range(300):
+            storage.create("a/b/c/file", str(number).encode())
+            assert storage.read("a/b/c/file") == str(number).encode()
+            storage.delete(["a/b/c/file"])
+    finally:
+        stop.set()
+        thread.join()
+
+
+def begin_uploads(endpoint: str, bucket: str) -> None:
+    client = s3_servers.client(endpoint)
+    for key in ("store/a", "elsewhere/b"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
+
+
+def test_unfinished_uploads_are_listed_and_ended(s3_uri: str, s3_endpoint: str) -> None:
+    bucket, now = s3_uri.split("/")[2], time.time() + 60
+    begin_uploads(s3_endpoint, bucket)
+    storage = Storage(s3_uri)
+    found = list(storage.abort_uploads(older_than=now, dry_run=True))
+    assert [(file.path, file.size) for file in found] == [("a", 1000)]
+    assert list(storage.abort_uploads(older_than=now)) == found
+    left = s3_servers.client(s3_endpoint).list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["elsewhere/b"]
+
+
+@pytest.mark.slow
+def test_a_young_upload_is_let_be(seaweedfs_endpoint: str, aws: Callable[..., None]) -> None:
+    """moto says of every upload that it was begun in 2010."""
+    aws(**s3_servers.environment(seaweedfs_endpoint))
+    bucket = s3_servers.new_bucket(seaweedfs_endpoint)
+    begin_uploads(seaweedfs_endpoint, bucket)
+    storage = Storage(f"s3://{bucket}/store")
+    assert list(storage.abort_uploads(older_than=time.time() - 60)) == []
+    assert [file.path for file in storage.abort_uploads(older_than=time.time() + 60)] == ["a"]
+
+
+def test_a_local_folder_has_no_unfinished_uploads(tmp_path: Path) -> None:
+    assert list(Storage(str(tmp_path)).abort_uploads(older_than=time.time() + 60)) == []
+
+
+@pytest.mark.parametrize("kind", ["drop-answer", "late-500", "duplicate", "truncate"])
+def test_a_writer_whose_answer_was_lost_knows_its_own_file(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
+    storage = Storage(proxied_uri)
+    for name in ("a", "b"):
+        proxy.schedule(Schedule((kind,), budget=1, only="PUT"))
+        assert storage.create(name, b"equal bytes")
+        proxy.schedule(Schedule((kind,), budget=1, only="PUT"))
+        assert not storage.create(name, b"equal bytes")
+        assert len(proxy.schedule(Schedule())) == 1
 
 
 def test_no_secret_is_in_what_travels(s3_uri: str) -> None:
     storage = Storage(s3_uri)
-    assert storage.delta_options["AWS_SECRET_ACCESS_KEY"] == "test-secret"
-    assert b"test-secret" not in pickle.dumps(storage)
-    assert "test-secret" not in repr(storage.__dict__.get("root"))
+    assert storage.delta_options["AWS_SECRET_ACCESS_KEY"] == s3_servers.SECRET
+    assert s3_servers.SECRET.encode() not in pickle.dumps(storage)
+    assert s3_servers.SECRET not in repr(vars(storage))
 
 
-def test_other_schemes_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="gs://"):
-        Storage("gs://bucket")
+GOOD_NAMES = (
+    "a b",
+    "a%b",
+    "[x]",
+    "a#b",
+    "a?b",
+    "ünï-日本",
+    "e\u0301",
+    "a+b",
+    "a&b=c",
+    "~x",
+    "a:b",
+    "{x}*|^<>",
+    " lead",
+)
+BAD_NAMES = ("a%20b", "%00", "a\nb", "a\x7fb", "a\\b")
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_delta_keeps_its_table_in_the_folder_of_that_very_name(store_uri: str, name: str) -> None:
+    storage = Storage(f"{store_uri}/{name}")
+    schema = pa.schema([("number", pa.int64())])
+    storage.delta("making", "table", lambda uri, options: DeltaTable.create(uri, schema, storage_options=options))
+    assert list(storage.list("")) == ["table/_delta_log/00000000000000000000.json"]
+    assert (
+        storage.delta("opening", "table", lambda uri, options: DeltaTable(uri, storage_options=options)).version() == 0
+    )
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_delta_takes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    for root in (f"{tmp_path}/{name}", f"s3://bucket/{name}"):
+        with pytest.raises(InvalidInput, match="choose another"):
+            Storage(root).delta_uri("catalog")
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/a/../b", "s3://bucket/.", "s3://bucket/a?versionId=b", "s3://b/\udcff"])
+def test_an_address_that_s3_reads_otherwise_is_refused(root: str) -> None:
+    with pytest.raises(InvalidInput, match="mend it"):
+        Storage(root)
+
+
+def test_one_place_has_one_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Storage("s3://bucket//a/").root == Storage("s3://bucket/a").root == "s3://bucket/a"
+    assert Storage("s3://bucket/").address("x") == "s3://bucket/x"
+    roots = ("a b/c", f"{tmp_path}//a b/c/", f"/{tmp_path}/a b/c", f"file://{tmp_path}/a%20b/c", "./a b/c")
+    assert {Storage(root).root for root in roots} == {str(tmp_path / "a b" / "c")}
+
+
+@pytest.mark.parametrize("root", ["gs://bucket", "s3://", "s3:///", "http://host/x", "file://host/x"])
+def test_other_schemes_and_places_are_refused(root: str) -> None:
+    with pytest.raises(InvalidInput, match=root):
+        Storage(root)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceMissing, match="no such file"):
         read_uri(str(tmp_path / "nothing.wav"))
+
+
+@pytest.mark.slow
+def test_more_objects_than_a_page_are_listed_and_deleted(s3_uri: str, s3_endpoint: str) -> None:
+    client, bucket = s3_servers.client(s3_endpoint), s3_uri.split("/")[2]
+    names = [f"{number:04}" for number in range(1100)]
+    for name in names:
+        client.put_object(Bucket=bucket, Key=f"store/{name}", Body=b"x")
+    storage = Storage(s3_uri)
+    assert list(storage.list("")) == names
+    storage.delete(names[:-1])
+    assert list(storage.list("")) == names[-1:]

@@ -55,6 +55,21 @@ def test_layers_of_a_vector_are_refused():
         load_encoder("toy", "image", layers=[0])
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("clip:ViT-B-32", "names no weights; write clip:ViT-B-32/ and a checkpoint file or one of openai,"),
+        ("clip:ViT-B-33", "open_clip knows no model 'ViT-B-33'"),
+        ("hubert:untraind-tiny", "or one of untrained-base, untrained-large, untrained-tiny, untrained-tiny-large"),
+        ("whisper:untraind-tiny", "or one of untrained-tiny"),
+    ],
+)
+def test_what_is_misspelt_is_answered_with_what_there_is(source, words):
+    with pytest.raises(InvalidInput) as refusal:
+        load_encoder(source, "image" if source.startswith("clip") else "speech")
+    assert words in str(refusal.value)
+
+
 @pytest.mark.parametrize("source", ["hubert:untrained-huge", "clip:untrained-nothing", "clip:ViT-B-32/no-such-tag"])
 def test_what_does_not_exist_is_refused_in_one_sentence(source):
     with pytest.raises(InvalidInput) as refusal:

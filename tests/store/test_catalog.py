@@ -116,7 +116,7 @@ def test_a_place_without_a_store_is_named(store_uri: str) -> None:
 
 
 def test_a_newer_format_is_refused(store: FeatureStore) -> None:
-    store.storage.filesystem.pipe_file(store.storage.address("store.json"), b'{"format": 99}')
+    store.storage.replace("store.json", b'{"format": 99}')
     with pytest.raises(UnsupportedStore, match=r"format 99.*upgrade"):
         FeatureStore(store.storage.root).snapshot()
 

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from counts import count
+from crash_points import read_log
 from feature_sets import VECTORS_SPEC
-from kill_driver import Job, Nursery, read_log
+from kill_driver import Job, Nursery
 
 from speechclip.store import FeatureStore
+from speechclip.store.verify_log import verify_log
 
 NUM_WRITERS = {"local": 12, "s3": 4}
 NUM_ROUNDS = {"local": count(20, 200), "s3": count(2, 20)}
@@ -50,6 +52,7 @@ def test_of_many_committing_processes_none_loses_and_none_starves(
     assert sorted(acknowledged.values()) == list(range(1, num_commits + 1))
     added = {row["asset"]: version for version in range(1, num_commits + 1) for row in rows_added(store, version)}
     assert added == acknowledged
+    assert list(verify_log(store.catalog)) == []
     head = store.snapshot()
     assert head.version == num_commits
     assert {row["asset"]: row["version"] for row in head.stored(VECTORS_SPEC.fingerprint).to_pylist()} == acknowledged

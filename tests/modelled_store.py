@@ -1,0 +1,314 @@
+"""A real store beside its model: each call does one thing to both and compares what came of it."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import store_model
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+from feature_sets import content
+from modelled_worker import Killed, Listing, Worker, listing
+from store_model import FRAMES, KEYS, MANIFESTS, SPECS, Rows, Version, Written
+
+from speechclip.errors import NotStored
+from speechclip.records import to_json
+from speechclip.store import FeatureStore, Snapshot, gc
+from speechclip.store.grace import GRACE_SECONDS
+from speechclip.store.journal import LogEntry, parse_entry
+from speechclip.store.tags import Collection as Kept
+
+DAY = 86_400.0
+# What can befall a writer between its reading of the catalog and its answer.
+FATES = (
+    "nothing",
+    "killed before the log",
+    "killed before the journal",
+    "answer lost",
+    "beaten by a commit",
+    "beaten by a drop",
+    "beaten by a compaction",
+)
+# What can happen while `gc` is at work.
+MEANWHILE = ("nothing", "a commit", "an early tag", "a late tag", "a kill")
+
+
+class ModelledStore:
+    """A store in a folder of its own, two handles on it, and all that the model knows.
+
+    Time passes by `let_time_pass` alone: it ages the files, and what the log says of its entries.
+    """
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = Path(self.folder.name)
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("speechclip.store.catalog.parse_entry", self._aged)
+        self.patch.setattr("speechclip.store.catalog.CHECKPOINT_EVERY", 5)
+        # No power fails here, and waiting for the disk would take most of the time.
+        self.patch.setattr("speechclip.folder.os.fsync", lambda descriptor: None)
+        self.day, self.days_of_commits = 0.0, [0.0]
+        self.versions = [Version({}, frozenset())]
+        self.tags: dict[str, int] = {}
+        self.freed: set[int] = set()
+        self.worker = Worker(self.root)
+        self.pending: list[Written] = []
+        self.landed: list[tuple[str, list[Written]]] = []
+        self.num_runs = 0
+        self.handles = [FeatureStore(self.folder.name) for _ in range(2)]
+        self.handles[0].create()
+        for spec in SPECS.values():
+            self.handles[0].add_spec(spec, "toy")
+
+    def close(self) -> None:
+        self.patch.undo()
+        self.folder.cleanup()
+
+    @property
+    def head(self) -> int:
+        return len(self.versions) - 1
+
+    def new_run(self) -> str:
+        self.num_runs += 1
+        return f"run {self.num_runs}"
+
+    def let_time_pass(self, days: float) -> None:
+        self.day += days
+        for path, (_, modified) in listing(self.root).items():
+            os.utime(self.root / path, (modified - days * DAY, modified - days * DAY))
+        # No worker waits longer than that between its shard and its commit.
+        self.pending = [work for work in self.pending if self.day - work.day < GRACE_SECONDS / DAY / 2]
+
+    def commit(self, writer: int, fate: str, run: str, works: Sequence[Written], manifest: str) -> bool:
+        """Commit the works' receipts; whether the writer was told."""
+        told = [work for work in works if work.features or work.receipt.rejected]
+        is_known = any((run, _digest(told)) == (other, _digest(there)) for other, there in self.landed)
+        receipts = [work.receipt for work in works]
+
+        def effect() -> Rows | None:
+            rows = self.versions[-1].rows
+            return None if is_known else store_model.with_receipts(rows, told, self.head + 1, manifest)
+
+        is_told = self.perform(writer, fate, lambda store: store.commit(receipts, manifest, run=run), effect)
+        if told and not is_known and fate != "killed before the log":
+            self.landed.append((run, told))
+        return is_told
+
+    def replace(self, writer: int, fate: str, run: str, works: Sequence[Written], damaged: Collection[str]) -> None:
+        """Commit what a repair encoded anew of the damaged keys; it may have got only some of them."""
+        only = [work.only(damaged) for work in works]
+        receipts = [work.receipt for work in only]
+        marked = dict.fromkeys(SPECS, damaged)
+        self.perform(
+            writer,
+            fate,
+            lambda store: store.commit(receipts, "", run=run, damaged=marked),
+            lambda: store_model.with_replacements(self.versions[-1].rows, only, self.head + 1),
+        )
+
+    def drop(self, writer: int, fate: str, doomed: Mapping[str, Any]) -> None:
+        self.perform(
+            writer,
+            fate,
+            lambda store: store.drop(doomed) or self.head,
+            lambda: store_model.without(self.versions[-1].rows, doomed),
+        )
+
+    def compact(self, writer: int, fate: str) -> None:
+        self.perform(
+            writer, fate, lambda store: store.compact(2) or self.head, lambda: store_model.compacted(self.versions[-1])
+        )
+
+    def perform(
+        self, writer: int, fate: str, call: Callable[[FeatureStore], int], effect: Callable[[], Rows | None]
+    ) -> bool:
+        """Do one thing to the store, as fate wills, and `effect` to the model; whether the writer was told."""
+        will_write, answer = effect() is not None, None
+        with pytest.MonkeyPatch.context() as patch:
+            self._arrange(patch, fate, writer)
+            try:
+                answer = call(self.handles[writer])
+            except Killed:
+                assert will_write
+        assert (answer is None) == (will_write and fate.startswith("killed"))
+        if answer is None and fate == "killed before the log":
+            return False
+        rows = effect()
+        if rows is not None:
+            self._append(rows)
+        assert answer in (None, self.head)
+        return answer is not None
+
+    def _arrange(self, patch: pytest.MonkeyPatch, fate: str, writer: int) -> None:
+        create, write = DeltaTable.create_write_transaction, self.handles[writer].catalog._write
+
+        def die(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        def lose_the_answer(*args: Any, **settings: Any) -> None:
+            create(*args, **settings)
+            # What Delta's client says when it asks again for what it has done.
+            raise CommitFailedError("a version of that number is there")
+
+        def come_second(*args: Any) -> None:
+            patch.undo()
+            self._interfere(1 - writer, fate)
+            write(*args)
+
+        if fate == "killed before the log":
+            patch.setattr(DeltaTable, "create_write_transaction", die)
+        elif fate == "killed before the journal":
+            patch.setattr(self.handles[writer].catalog, "_seal", die)
+        elif fate == "answer lost":
+            patch.setattr(DeltaTable, "create_write_transaction", lose_the_answer)
+        elif fate != "nothing":
+            patch.setattr(self.handles[writer].catalog, "_write", come_second)
+
+    def _interfere(self, rival: int, fate: str) -> None:
+        if fate == "beaten by a commit":
+            self.commit(rival, "nothing", self.new_run(), self._one_of_each_task(), MANIFESTS[1])
+        elif fate == "beaten by a drop":
+            self.drop(rival, "nothing", {FRAMES.fingerprint: {KEYS[0], KEYS[2]}})
+        else:
+            self.compact(rival, "nothing")
+
+    def _one_of_each_task(self) -> list[Written]:
+        return list({work.receipt.task: work for work in self.pending}.values())
+
+    def _append(self, rows: Rows) -> None:
+        """The model's next version; its files are what the log says, and none of them is an old orphan."""
+        text = (self.root / f"catalog/_delta_log/{self.head + 1:020d}.json").read_text()
+        actions = [json.loads(line) for line in text.splitlines()]
+        added = {action["add"]["path"] for action in actions if "add" in action}
+        removed = {action["remove"]["path"] for action in actions if "remove" in action}
+        for path in (self.root / place / part for part in added for place in ("catalog", "journal")):
+            assert time.time() - path.stat().st_mtime < GRACE_SECONDS / 2
+        self.versions.append(Version(rows, (self.versions[-1].parts - removed) | added))
+        self.days_of_commits.append(self.day)
+
+    def _aged(self, version: int, text: bytes) -> LogEntry:
+        entry = parse_entry(version, text)
+        days = self.day - self.days_of_commits[version] if version <= self.head else 0.0
+        return msgspec.structs.replace(entry, time=entry.time - timedelta(days=days))
+
+    # Freeing.
+
+    def since(self, grace: float) -> int:
+        """The oldest version that `gc` must keep for its age alone."""
+        return max((v for v, day in enumerate(self.days_of_commits) if self.day - day > grace), default=0)
+
+    def garbage(self, before: Listing, grace: float) -> list[str]:
+        """What `gc` shall free of these files: all that is old enough and that no live version names."""
+        live = {*range(self.since(grace), self.head + 1), *self.tags.values()}
+        named = set().union(*(self.versions[version].files() for version in live))
+        return sorted(
+            path
+            for path, (_, modified) in before.items()
+            if time.time() - modified > grace * DAY and _is_data(path) and path not in named
+        )
+
+    def collect(self, writer: int, grace: float, meanwhile: str, pick: int) -> None:
+        """Free for once dryly, then really; the dry run changes nothing and knows the bytes."""
+        store, before = self.handles[writer], listing(self.root)
+        doomed = self.garbage(before, grace)
+        planned = gc.collect(store, grace_seconds=grace * DAY, dry_run=True)
+        assert listing(self.root) == before
+        assert (planned.files, planned.bytes) == (len(doomed), sum(before[path][0] for path in doomed))
+        deleted: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            self._arrange_meanwhile(patch, meanwhile, writer, grace, pick, deleted)
+            try:
+                freed = gc.collect(store, grace_seconds=grace * DAY)
+            except Killed:
+                assert set(deleted) <= set(doomed)
+            else:
+                deleted = self.garbage(before, grace)
+                assert (freed.files, freed.bytes) == (len(deleted), sum(before[path][0] for path in deleted))
+        assert sorted(before.keys() - listing(self.root).keys()) == sorted(deleted)
+        self.freed |= set(range(self.since(grace))) - set(self.tags.values())
+
+    def _arrange_meanwhile(
+        self, patch: pytest.MonkeyPatch, meanwhile: str, writer: int, grace: float, pick: int, deleted: list[str]
+    ) -> None:
+        store, other = self.handles[writer], self.handles[1 - writer]
+        list_files, record, delete = gc._listed, store.tags.record, store.storage.delete
+        doomed = sorted(set(range(self.since(grace))) - self.freed - set(self.tags.values()))
+        name, version = "meanwhile", doomed[pick % len(doomed)] if doomed else None
+
+        def list_then_commit(*args: Any) -> list[Any]:
+            files = list(list_files(*args))
+            self.commit(1 - writer, "nothing", self.new_run(), self._one_of_each_task(), MANIFESTS[0])
+            return files
+
+        def tag_then_record(kept: Kept) -> str:
+            if name not in self.tags:
+                self.tags[name] = other.tags.create(name, version).version
+            return record(kept)
+
+        def record_then_tag(kept: Kept) -> str:
+            path = record(kept)
+            with pytest.raises(NotStored, match="was freed"):
+                other.tags.create(name, version)
+            return path
+
+        def delete_half(paths: list[str]) -> None:
+            deleted.extend(paths[: len(paths) // 2])
+            delete(deleted)
+            raise Killed
+
+        if meanwhile == "a commit":
+            patch.setattr(gc, "_listed", list_then_commit)
+        elif meanwhile == "a kill":
+            patch.setattr(store.storage, "delete", delete_half)
+        elif version is not None and name not in self.tags:
+            if meanwhile == "an early tag":
+                patch.setattr(store.tags, "record", tag_then_record)
+            elif meanwhile == "a late tag":
+                patch.setattr(store.tags, "record", record_then_tag)
+
+    # Reading.
+
+    def check_rows(self, snapshot: Snapshot) -> None:
+        """The snapshot knows the model's keys, each once, and which row counts."""
+        rows = self.versions[snapshot.version].rows
+        found = {info.fingerprint: (info.num_stored, info.num_rejected) for info in snapshot.feature_sets()}
+        assert found == {
+            name: (len(store_model.stored(rows[name])), len(store_model.rejections(rows[name], ""))) for name in rows
+        }
+        for name in rows:
+            table = snapshot.stored(name).select(["asset", "version", "task", "shard"]).to_pylist()
+            picked = store_model.stored(rows[name]).values()
+            assert sorted(tuple(row.values()) for row in table) == sorted(
+                (row.asset, row.version, row.task, row.shard) for row in picked
+            )
+            assert snapshot.keys(name) == {row.asset for row in rows[name]}
+            assert snapshot.committed_tasks(name) == {row.task for row in rows[name]}
+
+    def check(self, snapshot: Snapshot) -> None:
+        """The snapshot is the model's in every byte and every rejection."""
+        rows = self.versions[snapshot.version].rows
+        self.check_rows(snapshot)
+        assert content(snapshot) == store_model.content(rows)
+        for name in rows:
+            for manifest in MANIFESTS:
+                table = snapshot.rejections(name, manifest).select(["asset", "reason", "source", "version"])
+                found = [tuple(row.values()) for row in table.to_pylist()]
+                assert len(found) == len(set(found))
+                assert set(found) == store_model.rejections(rows[name], manifest)
+
+
+def _digest(works: Iterable[Written]) -> list[bytes]:
+    return sorted(to_json(work.receipt) for work in works)
+
+
+def _is_data(path: str) -> bool:
+    is_part = path.startswith(("catalog/feature_set=", "journal/feature_set="))
+    is_feature = path.startswith("features/") and not path.endswith(".json")
+    return is_part or is_feature or "/.incoming-" in path

@@ -1,0 +1,134 @@
+"""Seeded schedules of bad weather between a store and its S3 server: nothing is lost, doubled or silently left out."""
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import s3_servers
+from counts import count
+from fault_proxy import WEATHER, FaultProxy, Schedule
+from paired_corpus import IMAGE, SPEECH
+
+from speechclip import aws as resolution
+from speechclip import patience
+from speechclip.errors import StorageFailed
+from speechclip.records import Asset, Receipt, Task
+from speechclip.store import FeatureStore
+from speechclip.store.frames import pack_shard, write_shard
+from speechclip.store.segments import Shape, create_segment, segment_name
+from speechclip.store.vectors import write_chunk
+
+T = TypeVar("T")
+# Schedules are judged in groups, so that a report has a line for each and a failure names its seed.
+GROUPS = 20
+BUDGET = 12
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> str:
+    return s3_servers.new_bucket(s3_endpoint)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses, and so few attempts that some operations fail: then the caller repeats them, as a new run does."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(patience, "MAX_ATTEMPTS", 2)
+    monkeypatch.setitem(resolution.DELTA, "backoff_config.init_backoff", "0.005s")
+    monkeypatch.setitem(resolution.DELTA, "max_retries", "1")
+
+
+def key(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+class Run:
+    """One writer that keeps at its work until it is acknowledged; `failures` are what it was told meanwhile."""
+
+    def __init__(self, uri: str, seed: int) -> None:
+        self.uri, self.store, self.failures = uri, FeatureStore(uri), list[str]()
+        generator = np.random.default_rng(seed)
+        self.frames = {key(f"u{n}"): generator.standard_normal((3, 4 + n, 16)).astype("<f2") for n in range(3)}
+        self.vectors = {key(f"i{n}"): generator.standard_normal(12).astype("<f4") for n in range(4)}
+
+    def insist(self, operation: Callable[[], T]) -> T:
+        """Repeat what ends in `StorageFailed`; any other error, such as `Damaged`, is a false alarm."""
+        for _ in range(4 * BUDGET):
+            try:
+                return operation()
+            except StorageFailed as error:
+                self.failures.append(str(error))
+        raise AssertionError("the weather has ended and the operation still fails")
+
+    def write(self) -> None:
+        """Make the store, put frames and vectors on storage, commit each, all of it twice over."""
+        self.insist(self.store.create)
+        for spec in (SPEECH, IMAGE):
+            self.insist(lambda spec=spec: self.store.add_spec(spec, "toy"))  # type: ignore[misc]
+        for step in (self._write_frames, self._write_vectors):
+            receipt = self.insist(step)
+            version = self.insist(lambda receipt=receipt: self.store.commit([receipt], "m"))  # type: ignore[misc]
+            assert self.insist(self.store.snapshot).version >= version
+            assert self.insist(lambda receipt=receipt: self.store.commit([receipt], "m")) >= version  # type: ignore[misc]
+
+    def _write_frames(self) -> Receipt:
+        tar = pack_shard(SPEECH, self.frames.items(), {})
+        path, stored = write_shard(self.store.storage, SPEECH, "speech", tar, list(self.frames))
+        return self._receipt("speech", SPEECH.fingerprint, path, stored)
+
+    def _write_vectors(self) -> Receipt:
+        segment = segment_name("p", Shape(len(self.vectors), len(self.vectors)))
+        create_segment(self.store.storage, IMAGE, segment)
+        assets = tuple(Asset(key=name, modality="image") for name in self.vectors)
+        task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, segment=segment)
+        path, stored, _ = write_chunk(self.store.storage, IMAGE, task, self.vectors)
+        return self._receipt("image", IMAGE.fingerprint, path, stored)
+
+    def _receipt(self, task: str, feature_set: str, path: str, stored: tuple) -> Receipt:  # type: ignore[type-arg]
+        return Receipt(
+            task=task, feature_set=feature_set, shard=path, stored=stored, rejected=(), num_bytes=0, seconds=1.0,
+            num_encoded=len(stored),
+        )  # fmt: skip
+
+    def read(self) -> None:
+        """Everything that was written reads back as it was written."""
+        for spec, expected in ((SPEECH, self.frames), (IMAGE, self.vectors)):
+            features = self.insist(lambda spec=spec: FeatureStore(self.uri).snapshot().feature_set(spec.fingerprint))  # type: ignore[misc]
+            for name, array in expected.items():
+                found = self.insist(lambda features=features, name=name: features[name])  # type: ignore[misc]
+                np.testing.assert_array_equal(found, array)
+
+    def check_rows(self) -> None:
+        """One row a key, also in the files behind the snapshot, and one version a commit."""
+        table = self.store.catalog.open()
+        for spec, expected in ((SPEECH, self.frames), (IMAGE, self.vectors)):
+            rows = self.store.catalog.rows(table, spec.fingerprint)
+            assert sorted(rows["asset"].to_pylist()) == sorted(expected)
+        assert table.version() == 2
+        assert [path for path in self.store.storage.list("") if "probe" in path] == []
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_bad_weather_loses_and_doubles_nothing(proxy: FaultProxy, bucket: str, group: int) -> None:
+    num_faults, failures = 0, list[str]()
+    for seed in range(group, count(100, 1000), GROUPS):
+        chance = random.Random(seed)
+        kinds = tuple(chance.sample(WEATHER, chance.randint(1, len(WEATHER))))
+        run = Run(f"s3://{bucket}/{seed}", seed)
+        proxy.schedule(Schedule(kinds, seed=seed, rate=chance.choice((0.05, 0.2, 0.5)), budget=BUDGET))
+        try:
+            run.write()
+            run.read()
+            done = proxy.schedule(Schedule())
+            run.check_rows()
+            run.read()
+        except BaseException as error:
+            error.add_note(f"seed {seed}, {kinds}")
+            raise
+        num_faults += len(done)
+        failures += run.failures
+    assert num_faults > count(20, 200)
+    assert not [text for text in failures if "\n" in text or s3_servers.KEY_ID in text or not text.startswith("s3://")]
