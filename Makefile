@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+# What repeats something at random, and how often depends on SPEECHCLIP_LONG.
+LONG := $(shell grep -rl --include='test_*.py' 'from counts import' tests)
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check test-slow evidence lock clean
+.PHONY: help setup demo test check test-slow test-long evidence lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +37,9 @@ check: $(READY)  ## style, types and layers
 
 test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
+
+test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; at most 40 minutes
+	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q --durations=12 -m "not slow" $(LONG)
 
 evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour
 	$(BIN)/python benchmarks/evidence.py $(EVIDENCE)

@@ -58,6 +58,7 @@ class ModelledStore:
         self.versions = [Version({}, frozenset())]
         self.tags: dict[str, int] = {}
         self.freed: set[int] = set()
+        self.kept_since = 0
         self.worker = Worker(self.root)
         self.pending: list[Written] = []
         self.landed: list[tuple[str, list[Written]]] = []
@@ -201,8 +202,8 @@ class ModelledStore:
     # Freeing.
 
     def since(self, grace: float) -> int:
-        """The oldest version that `gc` must keep for its age alone."""
-        return max((v for v, day in enumerate(self.days_of_commits) if self.day - day > grace), default=0)
+        """The oldest version that `gc` must keep, tags aside: it was the newest when the grace period began."""
+        return max(self.kept_since, *(v for v, day in enumerate(self.days_of_commits) if self.day - day > grace), 0)
 
     def garbage(self, before: Listing, grace: float) -> list[str]:
         """What `gc` shall free of these files: all that is old enough and that no live version names."""
@@ -232,7 +233,9 @@ class ModelledStore:
                 deleted = self.garbage(before, grace)
                 assert (freed.files, freed.bytes) == (len(deleted), sum(before[path][0] for path in deleted))
         assert sorted(before.keys() - listing(self.root).keys()) == sorted(deleted)
-        self.freed |= set(range(self.since(grace))) - set(self.tags.values())
+        # What was freed under a shorter grace period stays so.
+        self.kept_since = self.since(grace)
+        self.freed |= set(range(self.kept_since)) - set(self.tags.values())
 
     def _arrange_meanwhile(
         self, patch: pytest.MonkeyPatch, meanwhile: str, writer: int, grace: float, pick: int, deleted: list[str]

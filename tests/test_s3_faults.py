@@ -1,5 +1,6 @@
 """Seeded schedules of bad weather between a store and its S3 server: nothing is lost, doubled or silently left out."""
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from speechclip import aws as resolution
 from speechclip import patience
 from speechclip.errors import StorageFailed
 from speechclip.records import Asset, Receipt, Task
-from speechclip.store import FeatureStore
+from speechclip.spec import EncoderSpec
+from speechclip.store import FeatureStore, feature_store
 from speechclip.store.frames import pack_shard, write_shard
+from speechclip.store.probe import probe
 from speechclip.store.segments import Shape, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 
@@ -64,15 +67,14 @@ class Run:
         raise AssertionError("the weather has ended and the operation still fails")
 
     def write(self) -> None:
-        """Make the store, put frames and vectors on storage, commit each, all of it twice over."""
+        """Make the store, put frames and vectors on storage, commit each; the frames twice, as after a lost answer."""
         self.insist(self.store.create)
-        for spec in (SPEECH, IMAGE):
-            self.insist(lambda spec=spec: self.store.add_spec(spec, "toy"))  # type: ignore[misc]
-        for step in (self._write_frames, self._write_vectors):
+        self.insist(lambda: self.store.add_spec(SPEECH, "toy"))
+        self.insist(lambda: self.store.add_spec(IMAGE, "toy"))
+        for step, num_commits in ((self._write_frames, 2), (self._write_vectors, 1)):
             receipt = self.insist(step)
-            version = self.insist(lambda receipt=receipt: self.store.commit([receipt], "m"))  # type: ignore[misc]
-            assert self.insist(self.store.snapshot).version >= version
-            assert self.insist(lambda receipt=receipt: self.store.commit([receipt], "m")) >= version  # type: ignore[misc]
+            for _ in range(num_commits):
+                self.insist(functools.partial(self.store.commit, [receipt], "m"))
 
     def _write_frames(self) -> Receipt:
         tar = pack_shard(SPEECH, self.frames.items(), {})
@@ -93,38 +95,47 @@ class Run:
             num_encoded=len(stored),
         )  # fmt: skip
 
-    def read(self) -> None:
-        """Everything that was written reads back as it was written."""
-        for spec, expected in ((SPEECH, self.frames), (IMAGE, self.vectors)):
-            features = self.insist(lambda spec=spec: FeatureStore(self.uri).snapshot().feature_set(spec.fingerprint))  # type: ignore[misc]
-            for name, array in expected.items():
-                found = self.insist(lambda features=features, name=name: features[name])  # type: ignore[misc]
-                np.testing.assert_array_equal(found, array)
+    def read(self, *specs: EncoderSpec) -> None:
+        """What was written of these feature sets reads back as it was written."""
+        snapshot = self.insist(FeatureStore(self.uri).snapshot)
+        for spec in specs:
+            features = self.insist(functools.partial(snapshot.feature_set, spec.fingerprint))
+            for name, array in self.written(spec).items():
+                np.testing.assert_array_equal(self.insist(functools.partial(features.__getitem__, name)), array)
+
+    def written(self, spec: EncoderSpec) -> dict[str, np.ndarray]:
+        return self.frames if spec is SPEECH else self.vectors
 
     def check_rows(self) -> None:
         """One row a key, also in the files behind the snapshot, and one version a commit."""
         table = self.store.catalog.open()
-        for spec, expected in ((SPEECH, self.frames), (IMAGE, self.vectors)):
+        for spec in (SPEECH, IMAGE):
             rows = self.store.catalog.rows(table, spec.fingerprint)
-            assert sorted(rows["asset"].to_pylist()) == sorted(expected)
+            assert sorted(rows["asset"].to_pylist()) == sorted(self.written(spec))
         assert table.version() == 2
-        assert [path for path in self.store.storage.list("") if "probe" in path] == []
+        # A probe that could not clear up says so.
+        left = {path.split("/")[0] for path in self.store.storage.list("") if "probe" in path}
+        assert len(left) <= sum("deleting" in text or "listing" in text for text in self.failures)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_bad_weather_loses_and_doubles_nothing(proxy: FaultProxy, bucket: str, group: int) -> None:
+def test_bad_weather_loses_and_doubles_nothing(
+    proxy: FaultProxy, bucket: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     num_faults, failures = 0, list[str]()
     for seed in range(group, count(100, 1000), GROUPS):
         chance = random.Random(seed)
         kinds = tuple(chance.sample(WEATHER, chance.randint(1, len(WEATHER))))
         run = Run(f"s3://{bucket}/{seed}", seed)
+        # The probe takes half of the requests, and has tests of its own: it is asked in one schedule of four.
+        monkeypatch.setattr(feature_store, "probe", probe if seed // GROUPS % 4 == 0 else lambda _storage: None)
         proxy.schedule(Schedule(kinds, seed=seed, rate=chance.choice((0.05, 0.2, 0.5)), budget=BUDGET))
         try:
             run.write()
-            run.read()
+            run.read(chance.choice((SPEECH, IMAGE)))
             done = proxy.schedule(Schedule())
             run.check_rows()
-            run.read()
+            run.read(SPEECH, IMAGE)
         except BaseException as error:
             error.add_note(f"seed {seed}, {kinds}")
             raise

@@ -84,5 +84,5 @@ def test_a_machine_without_memory_ends_the_run_and_rejects_nothing(tmp_path: Pat
 
 
 def test_an_asset_of_a_plan_that_knew_one_address_still_parses() -> None:
-    old = b'{"key":"ab","modality":"image","uri":"/a.png","text":null,"start_sample":null,"end_sample":null,"seconds":0.0}'
+    old = b'{"key":"ab","modality":"image","uri":"/a.png","text":null,"seconds":0.0}'
     assert msgspec.json.decode(old, type=Asset) == Asset(key="ab", modality="image", uri="/a.png")

@@ -120,6 +120,8 @@ def _kept(store: FeatureStore, oldest: float) -> Kept:
     """The live versions: all since the one that was the newest when the grace period began, and the tagged ones."""
     head = int(store.catalog.open().version())
     since = next((entry.version for entry in store.catalog.history(head) if entry.time.timestamp() < oldest), 0)
+    # A collection with a shorter grace period may have freed later versions.
+    since = max(since, store.tags.since())
     tagged = {tag.version for tag in store.tags.list()}
     return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
 

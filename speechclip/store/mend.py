@@ -118,8 +118,8 @@ def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _restore(store: FeatureStore, finding: Finding) -> bool:
-    """A shard or chunk that has lost no feature; the others need an encoder."""
-    return not finding.keys and bool(restore(store, finding))
+    """As far as no feature is lost: those need an encoder."""
+    return bool(restore(store, finding)) and not finding.keys
 
 
 def _needs_the_user(_store: FeatureStore, _finding: Finding) -> bool:

@@ -38,8 +38,6 @@ def restore(store: FeatureStore, finding: Finding, anew: Frames | Vectors | None
 
     None, and nothing has changed, where that heals none: other hardware may encode otherwise than the catalog says.
     """
-    if finding.keys and not any(anew is not None and key in anew for key in finding.keys):
-        return set()
     storage, spec = store.storage, store.read_spec(finding.feature_set).spec
     rows = _rows_at(store.catalog, finding.path)
     match finding.kind:
@@ -81,6 +79,8 @@ def _rows_at(catalog: Catalog, path: str) -> list[Row]:
 def _restore_shard(
     storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Frames | None
 ) -> set[str]:
+    if finding.keys and not any(anew is not None and key in anew for key in finding.keys):
+        return set()
     old, features, whole = _read(storage, finding.path), {}, set()
     for row in rows:
         key, array = row["asset"], array_at(old, spec, row)
@@ -127,17 +127,18 @@ def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
 def _restore_chunk(
     storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Vectors | None
 ) -> set[str]:
+    """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again."""
     _, start, end = chunk_at(finding.path)
     old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
-    vectors = rows_in(b"", spec, "vectors", end - start)
+    vectors, healed = rows_in(b"", spec, "vectors", end - start), set()
     for row in rows:
         key, place = row["asset"], row["offset"] - start
-        is_lost = digest_of(old[place].data) != row["checksum"]
-        vectors[place] = anew[key] if is_lost and anew is not None and key in anew else old[place]
-    healed = {row["asset"] for row in rows if digest_of(vectors[row["offset"] - start].data) == row["checksum"]}
-    if finding.keys and not healed & set(finding.keys):
-        return set()
-    storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
+        for vector in (old[place], anew[key] if anew is not None and key in anew else None):
+            if vector is not None and digest_of(vector.data) == row["checksum"]:
+                vectors[place] = vector
+                healed.add(key)
+    if healed:
+        storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
     return healed
 
 

@@ -68,6 +68,8 @@ class Tags:
     def read(self, name: str) -> Tag:
         """The tag of that name; `NotStored` if there is none."""
         try:
+            if not _NAME.fullmatch(name):
+                raise FileNotFoundError(name)
             return self._read(tag_path(name), Tag)
         except FileNotFoundError:
             known = ", ".join(tag.name for tag in self.list()) or "none"
@@ -104,6 +106,10 @@ class Tags:
     def freed(self, version: int) -> Collection | None:
         """The collection that did not keep this version, if there was one."""
         return next((found for found in self._collections() if not found.keeps(version)), None)
+
+    def since(self) -> int:
+        """The oldest version that no collection has freed, those aside that were tagged then."""
+        return max((found.since for found in self._collections()), default=0)
 
     def check_kept(self, version: int) -> None:
         """`NotStored` if `gc` has freed what that version named."""

@@ -15,6 +15,7 @@ from modelled_worker import listing
 from store_model import KEYS, MANIFESTS, SPECS, TASKS, stored
 
 from speechclip.errors import InvalidInput, NotStored
+from speechclip.store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.verify import verify
 
@@ -117,46 +118,37 @@ class StoreMachine(RuleBasedStateMachine):
     def wait(self, days: float) -> None:
         self.store.let_time_pass(days)
 
-    @rule(days=waits, writer=two, meanwhile=st.sampled_from(MEANWHILE), pick=st.integers(0, 12))
-    def gc(self, days: float, writer: int, meanwhile: str, pick: int) -> None:
-        self.store.let_time_pass(days)
-        self.store.collect(writer, GRACE, meanwhile, pick)
-        self.check_all_that_lives()
-
-    @rule(writer=two, meanwhile=st.sampled_from(MEANWHILE), pick=st.integers(0, 12))
-    def gc_at_once(self, writer: int, meanwhile: str, pick: int) -> None:
-        self.store.let_time_pass(60 / DAY)
-        self.store.collect(writer, 0.0, meanwhile, pick)
-        # Who asks for that says that no worker has anything under way.
-        self.store.pending = []
-        self.check_all_that_lives()
-
-    def check_all_that_lives(self) -> None:
+    @rule(days=waits, is_at_once=st.booleans(), writer=two, meanwhile=st.sampled_from(MEANWHILE),
+          pick=st.integers(0, 12))  # fmt: skip
+    def gc(self, days: float, is_at_once: bool, writer: int, meanwhile: str, pick: int) -> None:
+        self.store.let_time_pass(60 / DAY if is_at_once else days)
+        self.store.collect(writer, 0.0 if is_at_once else GRACE, meanwhile, pick)
+        if is_at_once:
+            # Who asks for that says that no worker has anything under way.
+            self.store.pending = []
         for version in {self.store.head, *self.store.tags.values()}:
             self.store.check(self.store.handles[0].snapshot(version))
 
-    @rule(back=st.none() | st.integers(0, 30), reader=two)
-    def read(self, back: int | None, reader: int) -> None:
-        version = None if back is None else max(0, self.store.head - back)
-        if version in self.store.freed:
-            with pytest.raises(NotStored, match="was freed"):
-                self.store.handles[reader].snapshot(version)
-        else:
-            self.store.check(self.store.handles[reader].snapshot(version))
-
-    @rule(name=names, reader=two)
-    def read_tag(self, name: str, reader: int) -> None:
-        if name in self.store.tags:
-            snapshot = self.store.handles[reader].snapshot(name)
-            assert snapshot.version == self.store.tags[name]
-            self.store.check(snapshot)
-        else:
+    @rule(version=st.none() | st.integers(0, 30) | names, reader=two)
+    def read(self, version: int | str | None, reader: int) -> None:
+        store = self.store.handles[reader]
+        if isinstance(version, int):
+            version = max(0, self.store.head - version)
+        if isinstance(version, str) and version not in self.store.tags:
             with pytest.raises(NotStored, match="no tag"):
-                self.store.handles[reader].snapshot(name)
+                store.snapshot(version)
+        elif version in self.store.freed:
+            with pytest.raises(NotStored, match="was freed"):
+                store.snapshot(version)
+        else:
+            number = self.store.head if version is None else self.store.tags.get(str(version), version)
+            snapshot = store.snapshot(version)
+            assert snapshot.version == number
+            self.store.check(snapshot)
+            self.check_verified(store)
 
-    @rule(reader=two)
-    def verify(self, reader: int) -> None:
-        report = verify(self.store.handles[reader])
+    def check_verified(self, store: FeatureStore) -> None:
+        report = verify(store)
         versions = sorted({self.store.head, *self.store.tags.values()})
         places = {
             (name, row.asset, row.files)

@@ -1,0 +1,244 @@
+"""Repair as a whole: what is encoded, what the catalog says after it, and what it tells where it can't help."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from feature_sets import VECTORS_SPEC, content
+from injuries import Injury
+from stores import IMAGE, SPEECH, TOY, fill, synthetic
+
+from speechclip.encoders.toy import ToyEncoder
+from speechclip.featurizer import Work, run_inline
+from speechclip.manifest import Manifest
+from speechclip.records import Asset, Receipt, Task
+from speechclip.repairer import Repaired, repair
+from speechclip.store import FeatureStore
+from speechclip.store.findings import keys_of
+from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
+from speechclip.store.vectors import write_chunk
+from speechclip.store.verify import verify
+from speechclip.tasks import BatchSizes, decode_task, encode_task
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(fill(str(tmp_path_factory.mktemp("whole") / "store")).storage.root)
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> FeatureStore:
+    return FeatureStore(str(shutil.copytree(whole, tmp_path / "store")))
+
+
+def flip(store: FeatureStore, name: str, key: str) -> None:
+    """Change one bit of that feature in the newest version."""
+    row = next(row for row in store.snapshot().stored(name).to_pylist() if row["asset"] == key)
+    if name == SPEECH:
+        Injury("shard", row["shard"], "flip", 8 * row["offset"] + 3).inflict(store.storage.root)
+    else:
+        path, within = chunk_path(row["shard"], "vectors", row["offset"]), row["offset"] % 4
+        Injury("vectors", path, "flip", 8 * within * 64 + 3).inflict(store.storage.root)
+
+
+class Counting:
+    """The inline road; `assets` are those that came by."""
+
+    def __init__(self) -> None:
+        self.assets: list[str] = []
+
+    def __call__(self, work: Work) -> Iterator[Receipt]:
+        for receipt in run_inline(work):
+            self.assets += [entry.key for entry in receipt.stored]
+            yield receipt
+
+
+class OtherHardware(ToyEncoder):
+    """The same encoder with the last bits of another kind of machine."""
+
+    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return [feature * np.float32(1 + 3e-7) for feature in super().encode(inputs)]
+
+
+def encode_elsewhere(work: Work) -> Iterator[Receipt]:
+    for task in work.plan.tasks:
+        encoder = OtherHardware(work.specs[task.feature_set].modality, codec="fp32")
+        decoded = decode_task(task, work.specs[task.feature_set])
+        yield encode_task(decoded, encoder, work.store.storage, BatchSizes())
+
+
+def test_only_what_is_lost_is_encoded_and_the_catalog_stays_as_it_was(store: FeatureStore) -> None:
+    before, version = content(store.snapshot()), store.snapshot().version
+    speech, image = (sorted(store.snapshot().stored_keys(name))[3] for name in (SPEECH, IMAGE))
+    flip(store, SPEECH, speech)
+    flip(store, IMAGE, image)
+    encode = Counting()
+    done = repair(store, encode)
+    assert sorted(encode.assets) == sorted([speech, image])
+    assert (done.encoded, done.left, done.problems) == (2, {}, ())
+    assert content(store.snapshot()) == before
+    assert store.snapshot().version == version
+    assert verify(store).findings == ()
+    assert repair(store, encode) == Repaired(mended=(), encoded=0, dropped_embeddings=0, left={}, problems=())
+    assert len(encode.assets) == 2
+
+
+def test_what_was_dropped_is_healed_for_its_tag_and_stays_dropped(store: FeatureStore) -> None:
+    key = sorted(store.snapshot().stored_keys(SPEECH))[0]
+    store.tags.create("paper", store.snapshot().version)
+    tagged = content(store.snapshot("paper"))
+    flip(store, SPEECH, key)
+    store.drop({SPEECH: [key]})
+    newest = content_keys(store)
+    assert repair(store).encoded == 1
+    assert content(store.snapshot("paper")) == tagged
+    assert content_keys(store) == newest
+    assert verify(store).findings == ()
+
+
+def content_keys(store: FeatureStore) -> set[tuple[str, str]]:
+    return set(content(store.snapshot()))
+
+
+def test_other_hardware_replaces_in_the_newest_version_and_tells_of_the_tag(store: FeatureStore) -> None:
+    before = content(store.snapshot())
+    store.tags.create("paper", store.snapshot().version)
+    kept, dropped = sorted(store.snapshot().stored_keys(SPEECH))[:2]
+    image = sorted(store.snapshot().stored_keys(IMAGE))[0]
+    for name, key in ((SPEECH, kept), (SPEECH, dropped), (IMAGE, image)):
+        flip(store, name, key)
+    store.drop({SPEECH: [dropped]})
+    done = repair(store, encode_elsewhere)
+    assert done.encoded == 3
+    assert {name: set(keys) for name, keys in done.left.items()} == {SPEECH: {kept, dropped}, IMAGE: {image}}
+    assert all("delete the tags" in problem for problem in done.problems)
+    assert keys_of(verify(store).findings) == {SPEECH: {kept, dropped}, IMAGE: {image}}
+    after = content(store.snapshot())
+    assert set(after) == set(before) - {(SPEECH, dropped)}
+    for place, data in after.items():
+        is_anew = place in ((SPEECH, kept), (IMAGE, image))
+        assert (data != before[place]) == is_anew
+        np.testing.assert_allclose(np.frombuffer(data, "<f4"), np.frombuffer(before[place], "<f4"), rtol=1e-5)
+    store.tags.delete("paper")
+    assert verify(store).findings == ()
+
+
+def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureStore) -> None:
+    before = content(store.snapshot())
+    keys = sorted(store.snapshot().stored_keys(SPEECH))
+    for key in keys[:12]:
+        flip(store, SPEECH, key)
+    first = Counting()
+
+    def die(work: Work) -> Iterator[Receipt]:
+        yield from list(first(work))[:1]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair(store, die)
+    features = store.snapshot().feature_set(SPEECH)
+    assert all(features[key].tobytes() == before[SPEECH, key] for key in keys[12:])
+    encoded: list[int] = []
+
+    def count(work: Work) -> Iterator[Receipt]:
+        for receipt in run_inline(work):
+            encoded.append(receipt.num_encoded)
+            yield receipt
+
+    assert repair(store, count).left == {}
+    # What the first had encoded lies whole on storage, and is adopted.
+    assert sum(encoded) == 0
+    assert content(store.snapshot()) == before
+
+
+def test_a_lost_shard_comes_back_with_a_dropped_neighbour_left_empty(store: FeatureStore) -> None:
+    rows = store.snapshot().stored(SPEECH).to_pylist()
+    shard = rows[0]["shard"]
+    first, *others = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
+    before = content(store.snapshot())
+    store.drop({SPEECH: [first]})
+    Injury("shard", shard, "delete").inflict(store.storage.root)
+    encode = Counting()
+    assert repair(store, encode).left == {}
+    assert sorted(encode.assets) == sorted(others)
+    assert content(store.snapshot()) == {place: data for place, data in before.items() if place != (SPEECH, first)}
+    assert verify(store).findings == ()
+
+
+def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
+    rows = store.snapshot().stored(SPEECH).to_pylist()
+    shard = rows[0]["shard"]
+    keys = [row["asset"] for row in rows if row["shard"] == shard]
+    before, manifest = content(store.snapshot()), synthetic()
+    # Only a manifest that names some of them is kept.
+    store.storage.delete(list(store.storage.list("manifests")))
+    some = [row for row in manifest.rows() if row["speech_key"] in keys[:2]]
+    store.add_manifest(Manifest.from_rows(some))
+    Injury("shard", shard, "truncate", 100).inflict(store.storage.root)
+    done = repair(store)
+    assert {name: set(left) for name, left in done.left.items()} == {SPEECH: set(keys[2:])}
+    assert "no kept manifest names a source" in done.problems[0]
+    features = store.snapshot().feature_set(SPEECH)
+    assert all(features[key].tobytes() == before[SPEECH, key] for key in keys[:2])
+    done = repair(store, manifests=[manifest])
+    assert (done.encoded, done.left) == (len(keys) - 2, {})
+    assert content(store.snapshot()) == before
+
+
+def test_damaged_embeddings_are_dropped_and_told_where_a_tag_names_them(store: FeatureStore) -> None:
+    spec = msgspec.structs.replace(VECTORS_SPEC, family="head")
+    store.add_spec(spec, "a head")
+    segment = segment_name("head", Shape(4, 4))
+    create_segment(store.storage, spec, segment)
+    assets = tuple(Asset(key=f"{number:064x}", modality="image") for number in range(4))
+    task = Task(id="embed-0", feature_set=spec.fingerprint, assets=assets, segment=segment)
+    vectors = np.random.default_rng(0).standard_normal((4, spec.width)).astype("<f2")
+    path, stored, _ = write_chunk(store.storage, spec, task, dict(zip((a.key for a in assets), vectors, strict=True)))
+    store.commit([
+        Receipt(task=task.id, feature_set=spec.fingerprint, shard=path, stored=stored, rejected=(), num_bytes=1,
+                seconds=1.0, num_encoded=4)
+    ], "m")  # fmt: skip
+    store.tags.create("paper", store.snapshot().version)
+    Injury("vectors", chunk_path(path, "vectors", 0), "flip", 3).inflict(store.storage.root)
+    done = repair(store)
+    assert (done.encoded, done.dropped_embeddings) == (0, 1)
+    assert "speechclip embed" in done.problems[0]
+    assert store.snapshot().stored_keys(spec.fingerprint) == {asset.key for asset in assets[1:]}
+    store.tags.delete("paper")
+    # The rows that stay are whole; only the chunk's own checksum, which Zarr reads, must follow.
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()
+    assert len(content(store.snapshot())) == 33
+
+
+def test_an_encoder_that_is_another_here_is_named(store: FeatureStore) -> None:
+    store.add_spec(VECTORS_SPEC, "toy")
+    assets = (Asset(key="0" * 64, modality="image"),)
+    segment = segment_name("plan", Shape(1, 1))
+    task = Task(id="t-0", feature_set=VECTORS_SPEC.fingerprint, assets=assets, segment=segment)
+    create_segment(store.storage, VECTORS_SPEC, segment)
+    path, stored, _ = write_chunk(store.storage, VECTORS_SPEC, task, {"0" * 64: np.ones(16, "<f2")})
+    store.commit([
+        Receipt(task=task.id, feature_set=VECTORS_SPEC.fingerprint, shard=path, stored=stored, rejected=(),
+                num_bytes=1, seconds=1.0, num_encoded=1)
+    ], "m")  # fmt: skip
+    Injury("vectors", chunk_path(path, "vectors", 0), "delete").inflict(store.storage.root)
+    done = repair(store)
+    assert done.left == {VECTORS_SPEC.fingerprint: ("0" * 64,)}
+    assert "repair where the same weights are" in done.problems[0]
+
+
+def test_a_damaged_spec_needs_the_words_again_and_a_manifest_its_owner(store: FeatureStore) -> None:
+    Injury("spec", f"features/{IMAGE}/spec.json", "truncate", 20).inflict(store.storage.root)
+    manifest = next(store.storage.list("manifests"))
+    Injury("manifest", manifest, "truncate", 200).inflict(store.storage.root)
+    assert sorted(problem.partition(":")[0] for problem in repair(store).problems) == [
+        f"features/{IMAGE}/spec.json",
+        manifest,
+    ]
+    done = repair(store, manifests=[synthetic()], encoders=[(request, request.build().spec) for request in TOY])
+    assert done.problems == ()
+    assert verify(store).findings == ()
