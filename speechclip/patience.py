@@ -126,7 +126,8 @@ def _fault_of_delta(error: Exception) -> Fault | None:
     text = _COLOURS.sub("", str(error))
     if not re.search("S3 error|object store|Error performing|operation lacked", text):
         return None
-    is_spent = "max_retries" in text
+    retries = re.search(r"after (\d+) retries, max_retries\W+(\d+)", text)
+    is_spent = retries is not None and int(retries[1]) >= int(retries[2])
     status, code = re.search(r"status code\W+([45]\d\d)\b", text), re.search(r"<Code>(\w+)</Code>", text)
     if status:
         number, word = int(status[1]), code[1] if code else ""

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,7 +10,9 @@ from typing import Annotated
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
+from speechclip.errors import Damaged
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Record, Task
 from speechclip.spec import EncoderSpec
@@ -18,6 +21,9 @@ from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
 from speechclip.store.segments import KEY_BYTES, Shape, create_segment, segment_name
 
+logger = logging.getLogger(__name__)
+
+_CHECKSUM = b"speechclip.checksum"
 # Two tar headers, NumPy's header, the notes in JSON and their rounding to 512.
 MEMBER_BYTES = 2560
 
@@ -133,7 +139,12 @@ def open_plan(
             tasks = [task for part in coverage for task in _cut_stored(plan_id, part, sizes)]
             # Whoever creates the file first decides; everyone then follows what lies there.
             store.storage.create(plan_path(plan_id), _to_parquet(tasks))
-        tasks = _from_parquet(store.storage.read(plan_path(plan_id)))
+        try:
+            tasks = _from_parquet(store.storage.read(plan_path(plan_id)))
+        except Damaged as error:
+            # What it had committed is known by the catalog; what is left makes a new plan.
+            logger.warning("%s: %s; going on with a new plan", plan_path(plan_id), error)
+            continue
         open_tasks = _open_tasks(tasks, snapshot, missing)
         covered = {(task.feature_set, asset.key) for task in open_tasks for asset in task.assets}
         if all((name, key) in covered for name, keys in missing.items() for key in keys):
@@ -185,16 +196,24 @@ _PLAN_SCHEMA = pa.schema(
 
 
 def _to_parquet(tasks: Sequence[Task]) -> bytes:
-    columns = [
-        [task.id for task in tasks],
-        [task.feature_set for task in tasks],
-        [msgspec.json.encode(task) for task in tasks],
-    ]
+    records = [msgspec.json.encode(task) for task in tasks]
+    columns = [[task.id for task in tasks], [task.feature_set for task in tasks], records]
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=_PLAN_SCHEMA), buffer, compression="zstd")
+    schema = _PLAN_SCHEMA.with_metadata({_CHECKSUM: _sum_of(records)})
+    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def _from_parquet(data: bytes) -> list[Task]:
-    table = parse_parquet(data)
-    return [msgspec.json.decode(record, type=Task) for record in table["record"].to_pylist()]
+    try:
+        table = parse_parquet(data)
+        records = table["record"].to_pylist()
+        if (table.schema.metadata or {}).get(_CHECKSUM) != _sum_of(records):
+            raise Damaged("the tasks do not match their checksum")
+        return [msgspec.json.decode(record, type=Task) for record in records]
+    except (pa.ArrowException, msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise Damaged(f"no plan ({error})") from None
+
+
+def _sum_of(records: Sequence[bytes]) -> bytes:
+    return xxhash.xxh3_64_hexdigest(b"\n".join(records)).encode()

@@ -1,10 +1,13 @@
 """Recompute: encode random stored assets anew and compare; shows that stored equals online, here and now."""
 
 import random
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from speechclip.records import Asset, Record, Task
+from speechclip.encoders import Encoder
+from speechclip.records import Asset, Modality, Record, Task
+from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.tasks import BatchSizes, EncoderRequest, decode_task, encode_inputs
 
@@ -35,10 +38,7 @@ def recompute(store: FeatureStore, snapshot: Snapshot, count: int, seed: int) ->
     encoded = [info for info in snapshot.feature_sets() if not info.spec.is_of_head]
     everything = [(info.fingerprint, key) for info in encoded for key in sorted(snapshot.stored_keys(info.fingerprint))]
     chosen = random.Random(seed).sample(everything, min(count, len(everything)))
-    sources: dict[tuple[str, str], Asset] = {}
-    for manifest in store.manifests():
-        for info in encoded:
-            sources |= {(info.fingerprint, asset.key): asset for asset in manifest.assets(info.spec.modality)}
+    sources = _sources(store, {info.spec.modality for info in encoded})
     found = []
     for info in encoded:
         keys = [key for name, key in chosen if name == info.fingerprint]
@@ -48,11 +48,9 @@ def recompute(store: FeatureStore, snapshot: Snapshot, count: int, seed: int) ->
         stored = snapshot.feature_set(info.fingerprint)
         differences = []
         for key in keys:
-            asset = sources.get((info.fingerprint, key))
-            task = Task(id="recompute", feature_set=info.fingerprint, assets=() if asset is None else (asset,))
-            features = encode_inputs(decode_task(task, info.spec), encoder, BatchSizes())[0]
-            if key in features:
-                differences.append(_difference(stored[key], features[key]))
+            again = _encode(sources.get((info.spec.modality, key), []), info.spec, encoder)
+            if again is not None:
+                differences.append(_difference(stored[key], again))
         found.append(
             Recomputed(
                 feature_set=info.fingerprint,
@@ -65,8 +63,28 @@ def recompute(store: FeatureStore, snapshot: Snapshot, count: int, seed: int) ->
     return found
 
 
+def _sources(store: FeatureStore, modalities: Collection[Modality]) -> dict[tuple[Modality, str], list[Asset]]:
+    """Every kept manifest's word of where an asset lies, by modality and key."""
+    found: dict[tuple[Modality, str], list[Asset]] = {}
+    for manifest in store.manifests():
+        for modality in modalities:
+            for asset in manifest.assets(modality):
+                found.setdefault((modality, asset.key), []).append(asset)
+    return found
+
+
+def _encode(sources: Sequence[Asset], spec: EncoderSpec, encoder: Encoder) -> np.ndarray | None:
+    """The feature of the first of these sources that is still there."""
+    for asset in sources:
+        task = Task(id="recompute", feature_set=spec.fingerprint, assets=(asset,))
+        features = encode_inputs(decode_task(task, spec), encoder, BatchSizes())[0]
+        if features:
+            return features[asset.key]
+    return None
+
+
 def _difference(stored: np.ndarray, now: np.ndarray) -> float:
-    if stored.shape != now.shape:
+    if stored.shape != now.shape or not np.isfinite(stored).all():
         return float("inf")
     exact = stored.astype(np.float64)
     return float(np.abs(exact - now).max() / max(np.abs(exact).max(), 1e-30))

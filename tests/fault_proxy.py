@@ -22,7 +22,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # What goes wrong on real networks and with real servers, now and then.
-WEATHER = ("drop-answer", "late-500", "500", "503", "reset", "truncate", "duplicate")
+WEATHER = ("drop-answer", "late-500", "500", "503", "reset", "truncate", "duplicate", "condition-409")
+CONDITION_CODES = {
+    "condition-409": "ConditionalRequestConflict",
+    "condition-501": "NotImplemented",
+    "condition-400": "InvalidArgument",
+}
 # What a server is: always, with `rate=1`.
 CHARACTER = ("ignore-condition", "condition-501", "condition-400", "deny", "silent")
 
@@ -113,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "deny":
             self._refuse(403, "AccessDenied")
         elif kind.startswith("condition-") and has_condition:
-            self._refuse(int(kind[-3:]), "NotImplemented" if kind.endswith("501") else "InvalidArgument")
+            self._refuse(int(kind[-3:]), CONDITION_CODES[kind])
         else:
             if kind == "ignore-condition":
                 headers = [(name, value) for name, value in headers if name.lower() != "if-none-match"]

@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
 from feature_sets import content
 from stores import TOY
 
@@ -19,6 +20,7 @@ from speechclip.plan import TaskSizes
 from speechclip.records import Receipt
 from speechclip.store import FeatureStore
 from speechclip.store.checksums import blocks_per_layer
+from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.gc import collect, named_by_rows
 from speechclip.store.layout import (
     COLLECTIONS,
@@ -38,7 +40,7 @@ KINDS = (
     "shard", "checksums", "vectors", "keys", "metadata", "part", "copy", "log", "checkpoint", "last checkpoint",
     "journal", "spec", "store", "manifest", "tag", "collection",
 )  # fmt: skip
-HOWS = ("flip", "truncate", "delete")
+HOWS = ("flip", "truncate", "delete", "empty")
 SIZES = TaskSizes(shard_items=2, chunk_rows=2)
 TAG = "paper"
 
@@ -102,11 +104,21 @@ class Patient:
         shutil.copytree(self.uri, target, copy_function=os.link)
         return str(target)
 
-    def injury(self, kind: str, how: str, chance: Random) -> Injury:
-        """Such an injury to some file, at some place in it."""
-        path = chance.choice(self.files[kind])
+    def injury(self, kind: str, how: str, chance: Random, among: Sequence[str] = ()) -> Injury:
+        """Such an injury to some file of that kind, or of these, at some place in it."""
+        path = chance.choice(among or self.files[kind])
         size = (Path(self.uri) / path).stat().st_size
+        if how == "empty":
+            return Injury(kind, path, "truncate", 0)
         return Injury(kind, path, how, chance.randrange(8 * size if how == "flip" else size))
+
+    def twins(self, kinds: tuple[str, str], chance: Random) -> list[Injury]:
+        """An injury of each kind, to the same thing where both kinds have one: a file and its copy."""
+        # A tag that is gone was never there.
+        first = self.injury(kinds[0], chance.choice(HOWS[:2] if kinds[0] == "tag" else HOWS), chance)
+        name = Path(first.path).name.partition(".")[0]
+        same = [path for path in self.files[kinds[1]] if name in path] or self.files[kinds[1]]
+        return [first, self.injury(kinds[1], chance.choice(HOWS), chance, same)]
 
     def is_visible(self, injury: Injury) -> bool:
         """Whether `verify` must report it: the exceptions of docs/store.md."""
@@ -213,3 +225,16 @@ def extents(store: FeatureStore, sets: list[str], *live: int) -> tuple[Extents, 
             found[row["shard"]].append((row["offset"], row["offset"] + len(spec.layers) * layer_bytes))
             found[sums_path(row["shard"])].append((row["sums_offset"], row["sums_offset"] + num_sums))
     return dict(named), dict(unnamed)
+
+
+def forge(store: FeatureStore, name: str, key: str, factor: float) -> None:
+    """Change a stored frame feature with all of its checksums, as a wrong library or a person would."""
+    spec = store.read_spec(name).spec
+    array = store.snapshot().feature_set(name)[key] * np.float32(factor)
+    tar = pack_shard(spec, [(key, array)], {})
+    path, stored = write_shard(store.storage, spec, "forged", tar, [key])
+    receipt = Receipt(
+        task="forged", feature_set=name, shard=path, stored=stored, rejected=(), num_bytes=len(tar), seconds=1.0,
+        num_encoded=1,
+    )  # fmt: skip
+    store.commit([receipt], "m", damaged={name: [key]})

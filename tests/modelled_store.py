@@ -16,13 +16,14 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from feature_sets import content
 from modelled_worker import Killed, Listing, Worker, listing
-from store_model import FRAMES, KEYS, MANIFESTS, SPECS, Rows, Version, Written
+from store_model import FRAMES, KEYS, MANIFESTS, SPECS, TASKS, VECTORS, Rows, Version, Written
 
 from speechclip.errors import NotStored
 from speechclip.records import to_json
 from speechclip.store import FeatureStore, Snapshot, gc
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.journal import LogEntry, parse_entry
+from speechclip.store.segments import create_segment
 from speechclip.store.tags import Collection as Kept
 
 DAY = 86_400.0
@@ -52,6 +53,7 @@ class ModelledStore:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("speechclip.store.catalog.parse_entry", self._aged)
         self.patch.setattr("speechclip.store.catalog.CHECKPOINT_EVERY", 5)
+        self.patch.setattr("speechclip.store.catalog.READ_THREADS", 2)
         # No power fails here, and waiting for the disk would take most of the time.
         self.patch.setattr("speechclip.folder.os.fsync", lambda descriptor: None)
         self.day, self.days_of_commits = 0.0, [0.0]
@@ -67,6 +69,8 @@ class ModelledStore:
         self.handles[0].create()
         for spec in SPECS.values():
             self.handles[0].add_spec(spec, "toy")
+        for segment in {task.segment for task in TASKS.values() if task.segment}:
+            create_segment(self.handles[0].storage, VECTORS, segment)
 
     def close(self) -> None:
         self.patch.undo()

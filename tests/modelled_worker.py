@@ -15,7 +15,7 @@ from speechclip.storage import Storage
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import segment_path, shard_path, sums_path
-from speechclip.store.segments import ARRAYS, chunk_path, create_segment
+from speechclip.store.segments import ARRAYS, chunk_path
 from speechclip.store.vectors import write_chunk
 
 # Size and time of files by their paths in the store.
@@ -28,16 +28,23 @@ class Killed(BaseException):
 
 def listing(root: Path, prefix: str = "") -> Listing:
     """Every file, also what a killed writer left."""
-    found = {}
-    for folder, _, names in os.walk(root / prefix):
-        for name in names:
-            stat = os.stat(os.path.join(folder, name))
-            found[os.path.relpath(os.path.join(folder, name), root)] = (stat.st_size, stat.st_mtime)
+    found, folders = {}, [prefix]
+    while folders:
+        folder = folders.pop()
+        for entry in os.scandir(root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                folders.append(path)
+            else:
+                found[path] = (entry.stat().st_size, entry.stat().st_mtime)
     return found
 
 
 class Worker:
-    """Writes into the store at `root`. `lying` are the features in each file, whatever became of their writer."""
+    """Writes into the store at `root`, whose segments the driver has made.
+
+    `lying` are the features in each file, whatever became of their writer.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -88,9 +95,6 @@ class Worker:
             num_created += is_new
             return is_new
 
-        task = TASKS[name]
-        if task.segment:
-            create_segment(self.storage, SPECS[task.feature_set], task.segment)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.storage, "create", create_or_die)
             try:
@@ -110,7 +114,6 @@ class Worker:
                 tar = pack_shard(spec, arrays.items(), {})
                 shard, stored = write_shard(self.storage, spec, task.id, tar, list(arrays))
                 return shard, stored, (shard, sums_path(shard))
-            create_segment(self.storage, spec, task.segment)
             shard, stored, _ = write_chunk(self.storage, spec, task, arrays)
             return shard, stored, _chunks(shard, task)
         finally:

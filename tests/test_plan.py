@@ -1,7 +1,9 @@
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from counts import count
 from feature_sets import FRAMES_SPEC, VECTORS_SPEC
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from speechclip.manifest import Manifest
 from speechclip.plan import Coverage, TaskSizes, cover, cut, open_plan
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset
 from speechclip.store import FeatureStore
+from speechclip.store.layout import plan_path
 
 SIZES = TaskSizes(shard_bytes=10_000_000, shard_items=4, chunk_rows=3)
 
@@ -127,3 +130,37 @@ def test_nothing_missing_is_no_plan(store: FeatureStore) -> None:
     manifest = manifest_of(0)
     assert open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES).tasks == ()
     assert not store.storage.exists("plans")
+
+
+@pytest.mark.parametrize("how", ["empty", "junk", "cut"])
+def test_a_damaged_plan_is_left_where_it_is_and_a_new_one_made(store: FeatureStore, how: str) -> None:
+    manifest = manifest_of(10)
+    first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    done = first.tasks[0]
+    commit(store, done.id, done.feature_set, [asset.key for asset in done.assets])
+    whole = store.storage.read(plan_path(first.id))
+    store.storage.replace(plan_path(first.id), {"empty": b"", "junk": b"PAR1 junk PAR1", "cut": whole[:-9]}[how])
+    second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert second.id != first.id
+    assert sum(len(task.assets) for task in second.tasks) == 12 - len(done.assets)
+    # It stays the plan.
+    again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert again == second
+    store.storage.replace(plan_path(first.id), whole)
+    healed = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert healed.id == first.id
+
+
+def test_no_flipped_bit_changes_a_task(store: FeatureStore) -> None:
+    manifest = manifest_of(10)
+    plan = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    whole = store.storage.read(plan_path(plan.id))
+    found = set()
+    for bit in random.Random(0).sample(range(8 * len(whole)), count(100, 2000)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        store.storage.replace(plan_path(plan.id), bytes(data))
+        again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+        found.add(again.id)
+        assert [task.assets for task in again.tasks] == [task.assets for task in plan.tasks]
+    assert len(found) == 2

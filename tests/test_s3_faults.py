@@ -118,28 +118,45 @@ class Run:
         assert len(left) <= sum("deleting" in text or "listing" in text for text in self.failures)
 
 
+def play(seed: int, uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """One schedule: how many requests went wrong, and what the writer was told of those that it could not outlast."""
+    chance = random.Random(seed)
+    kinds = tuple(chance.sample(WEATHER, chance.randint(1, len(WEATHER))))
+    run = Run(uri, seed)
+    # The probe takes half of the requests, and has tests of its own: it is asked in one schedule of four.
+    monkeypatch.setattr(feature_store, "probe", probe if seed // GROUPS % 4 == 0 else lambda _storage: None)
+    proxy.schedule(Schedule(kinds, seed=seed, rate=chance.choice((0.05, 0.2, 0.5)), budget=BUDGET))
+    try:
+        run.write()
+        run.read(chance.choice((SPEECH, IMAGE)))
+        done = proxy.schedule(Schedule())
+        run.check_rows()
+        run.read(SPEECH, IMAGE)
+    except BaseException as error:
+        error.add_note(f"seed {seed}, {kinds}")
+        raise
+    for text in run.failures:
+        assert text.startswith("s3://")
+        assert "\n" not in text
+        assert s3_servers.KEY_ID not in text
+    return len(done), run.failures
+
+
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_bad_weather_loses_and_doubles_nothing(
     proxy: FaultProxy, bucket: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_faults, failures = 0, list[str]()
-    for seed in range(group, count(100, 1000), GROUPS):
-        chance = random.Random(seed)
-        kinds = tuple(chance.sample(WEATHER, chance.randint(1, len(WEATHER))))
-        run = Run(f"s3://{bucket}/{seed}", seed)
-        # The probe takes half of the requests, and has tests of its own: it is asked in one schedule of four.
-        monkeypatch.setattr(feature_store, "probe", probe if seed // GROUPS % 4 == 0 else lambda _storage: None)
-        proxy.schedule(Schedule(kinds, seed=seed, rate=chance.choice((0.05, 0.2, 0.5)), budget=BUDGET))
-        try:
-            run.write()
-            run.read(chance.choice((SPEECH, IMAGE)))
-            done = proxy.schedule(Schedule())
-            run.check_rows()
-            run.read(SPEECH, IMAGE)
-        except BaseException as error:
-            error.add_note(f"seed {seed}, {kinds}")
-            raise
-        num_faults += len(done)
-        failures += run.failures
-    assert num_faults > count(20, 200)
-    assert not [text for text in failures if "\n" in text or s3_servers.KEY_ID in text or not text.startswith("s3://")]
+    seeds = range(group, count(100, 1000), GROUPS)
+    played = [play(seed, f"s3://{bucket}/{seed}", proxy, monkeypatch) for seed in seeds]
+    assert sum(num_faults for num_faults, _ in played) > 3 * len(seeds)
+
+
+@pytest.mark.slow
+def test_nor_does_it_before_another_make_of_server(
+    seaweedfs_endpoint: str, aws: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(seaweedfs_endpoint) as proxy:
+        aws(**s3_servers.environment(proxy.url))
+        bucket = s3_servers.new_bucket(seaweedfs_endpoint)
+        played = [play(seed, f"s3://{bucket}/{seed}", proxy, monkeypatch) for seed in range(count(10, 40))]
+    assert sum(num_faults for num_faults, _ in played) > 3 * len(played)

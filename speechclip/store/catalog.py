@@ -6,7 +6,6 @@ So a commit whose answer was lost is recognised, and where two runs commit one k
 names are checksums of the files: a reader that finds another set or other bytes says `Damaged`.
 """
 
-import contextlib
 import json
 import logging
 import random
@@ -22,10 +21,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, NotStored, StoreError
+from speechclip.patience import one_line
 from speechclip.storage import Storage
 from speechclip.store.grace import is_adoptable
 from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
 from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path
+from speechclip.store.new_table import make_table
 from speechclip.store.rows import SCHEMA, decode_part, encode_part
 
 logger = logging.getLogger(__name__)
@@ -59,22 +60,7 @@ class Catalog:
 
     def create(self) -> None:
         """Make the empty table, unless it is there."""
-        # Another was first, or our own answer was lost.
-        with contextlib.suppress(CommitFailedError):
-            self.storage.delta(
-                "making the catalog",
-                CATALOG,
-                lambda uri, options: DeltaTable.create(
-                    uri,
-                    schema=SCHEMA,
-                    mode="ignore",
-                    partition_by=["feature_set"],
-                    configuration=CONFIGURATION,
-                    storage_options=options,
-                    # Repeated by the client, it would become another version.
-                    commit_properties=CommitProperties(max_commit_retries=0),
-                ),
-            )
+        make_table(self.storage, CATALOG, SCHEMA, partition_by=["feature_set"], configuration=CONFIGURATION)
 
     def open(self, version: int | None = None) -> DeltaTable:
         """The table as it stood at that version, by default the newest.
@@ -226,8 +212,7 @@ class Catalog:
 
     def _check(self, table: DeltaTable, *, is_head: bool) -> None:
         version = int(table.version())
-        note = self.entry(version).note
-        if root_of(paths_of(table)) != (note.root if note else root_of([])):
+        if root_of(paths_of(table)) != self._stated_root(version):
             raise Damaged(
                 f"{self.storage.root}: the log of catalog version {version} does not lead to the files that its commit "
                 "stated; run `speechclip repair`"
@@ -237,11 +222,27 @@ class Catalog:
                 f"{self.storage.root}: {log_path(version + 1)} was committed and is gone; run `speechclip repair`"
             )
 
+    def _stated_root(self, version: int) -> str:
+        """The root of that version: as its own commit stated it, or the last of ours before it."""
+        for ours in range(version, 0, -1):
+            entry = self.entry(ours)
+            if entry.note is not None:
+                return entry.note.root
+            # Another tool's vacuum or change of a property names the same files.
+            if entry.added or entry.removed:
+                raise Damaged(
+                    f"{self.storage.root}: {log_path(ours)} was written by another tool and changes the catalog; run "
+                    "`speechclip repair`, and leave the catalog to speechclip"
+                )
+        return root_of([])
+
     def _unopened(self, version: int | None, error: Exception) -> StoreError:
         """Why the table could not be opened: no such version, or a damaged log."""
         if version is not None and self.storage.size(log_path(version)) is None and not self.journal.has(version):
             return NotStored(f"{self.storage.root}: there is no catalog version {version}; see `speechclip history`")
-        return Damaged(f"{self.storage.root}: the catalog's log can't be read ({error}); run `speechclip repair`")
+        return Damaged(
+            f"{self.storage.root}: the catalog's log can't be read ({one_line(error)}); run `speechclip repair`"
+        )
 
     def _read_part(self, path: str) -> "pa.Table | Damaged":
         try:

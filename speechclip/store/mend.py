@@ -1,5 +1,6 @@
 """mend: put right what storage alone can: from a copy, from the shard itself, or from a name. No encoder is needed."""
 
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,16 @@ from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import Finding, Kind
 from speechclip.store.frames import describe_shard
-from speechclip.store.layout import CATALOG, FORMAT, STORE_FILE, journal_path, part_copy_path, part_path
+from speechclip.store.layout import (
+    CATALOG,
+    FORMAT,
+    STORE_FILE,
+    checkpoint_path,
+    journal_path,
+    log_path,
+    part_copy_path,
+    part_path,
+)
 from speechclip.store.restore import restore
 from speechclip.store.rows import decode_part
 from speechclip.store.segments import segment_metadata, shape_of
@@ -41,15 +51,20 @@ def forget_unreadable(store: FeatureStore) -> int | None:
 
 
 def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
-    """Delete a damaged entry of the log that is above all copies; whether the finding was one.
+    """Delete a damaged or foreign entry above all copies, with those on top of it; whether the finding was one.
 
     The last resort, without which nothing can be read. What it committed is missing then, or named again.
     """
-    journal, version = store.catalog.journal, _version(finding) if finding.kind == "log" else -1
-    is_newest = version > 0 and not any(journal.has(later) for later in (version, version + 1))
-    if is_newest:
-        store.storage.delete([finding.path])
-    return is_newest
+    if finding.kind != "log":
+        return False
+    journal, top = store.catalog.journal, _version(finding)
+    while store.storage.size(log_path(top + 1)) is not None:
+        top += 1
+    entries = range(_version(finding), top + 1)
+    if any(journal.has(version) for version in (*entries, top + 1)):
+        return False
+    store.storage.delete([log_path(version) for version in reversed(entries)])
+    return True
 
 
 def _mend_format(store: FeatureStore, finding: Finding) -> bool:
@@ -67,19 +82,23 @@ def _mend_log(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _mend_journal(store: FeatureStore, finding: Finding) -> bool:
-    store.storage.replace(finding.path, store.catalog.journal.copy_of(_version(finding)))
-    return True
+    """A copy from the entry; with it went the checksums of a checkpoint, if there is one, which is made anew then."""
+    version = _version(finding)
+    is_summed = store.storage.size(checkpoint_path(version)) is not None
+    store.storage.replace(finding.path, store.catalog.journal.copy_of(version))
+    return not is_summed or _mend_checkpoint(store, finding)
 
 
-def _mend_checkpoint(store: FeatureStore, finding: Finding) -> bool:
+def _mend_checkpoint(store: FeatureStore, _finding: Finding) -> bool:
     """All checkpoints anew, from the log's entries, none of which is ever deleted."""
     storage, journal = store.storage, store.catalog.journal
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
     for version in range(int(store.catalog.open().version()) + 1):
-        copy = journal.read(version)
-        if copy is not None and copy.checkpoint:
-            store.catalog.checkpoint(version)
-            storage.replace(journal_path(version), journal.copy_of(version))
+        with contextlib.suppress(Damaged):
+            copy = journal.read(version)
+            if copy is not None and copy.checkpoint:
+                store.catalog.checkpoint(version)
+                storage.replace(journal_path(version), journal.copy_of(version))
     return True
 
 

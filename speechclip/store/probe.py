@@ -1,6 +1,5 @@
 """Is this a backend on which no writer overwrites another? Asked once, before anything is stored."""
 
-import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,10 @@ from deltalake.transaction import AddAction
 
 from speechclip.errors import StorageRefused, UnsupportedStore
 from speechclip.storage import Storage
+from speechclip.store.new_table import make_table
 
 SCHEMA = pa.schema([pa.field("number", pa.int64())])
-NUM_WRITERS = 4
+NUM_WRITERS, MAX_ROUNDS = 4, 5
 ADVICE = "use a backend that honours conditional writes"
 
 
@@ -50,16 +50,24 @@ def _probe_commit(storage: Storage, path: str) -> None:
 
     One after the other would prove nothing: the client looks for the version before it writes.
     """
-    # Repeated by the client after a lost answer, the creation would become another version.
-    once = CommitProperties(max_commit_retries=0)
-    with contextlib.suppress(CommitFailedError):
-        storage.delta(
-            "probing",
-            path,
-            lambda uri, options: DeltaTable.create(
-                uri, SCHEMA, mode="ignore", storage_options=options, commit_properties=once
-            ),
+    make_table(storage, path, SCHEMA)
+    for _ in range(MAX_ROUNDS):
+        believed = _race(storage, path)
+        newest = _open(storage, path)
+        won = {writer for writer in range(NUM_WRITERS) if _holds(storage, path, newest, writer)}
+        # A server may turn all of them away, for them to come back (409).
+        if believed or won:
+            break
+    # A winner whose answer was lost believes that it lost.
+    if newest.version() != 1 or len(won) != 1 or not believed <= won:
+        raise UnsupportedStore(
+            f"{storage.root}: {len(believed)} of {NUM_WRITERS} simultaneous Delta commits believe to be version 1, so "
+            f"two runs could overwrite each other; {ADVICE}"
         )
+
+
+def _race(storage: Storage, path: str) -> set[int]:
+    """Who of the writers, all at the same version, believes that its commit succeeded."""
     tables = [_open(storage, path) for _ in range(NUM_WRITERS)]
     start = threading.Barrier(NUM_WRITERS)
 
@@ -72,15 +80,7 @@ def _probe_commit(storage: Storage, path: str) -> None:
         return True
 
     with ThreadPoolExecutor(NUM_WRITERS) as pool:
-        believed = {writer for writer, is_won in enumerate(pool.map(commit, range(NUM_WRITERS))) if is_won}
-    newest = _open(storage, path)
-    won = {writer for writer in range(NUM_WRITERS) if _holds(storage, path, newest, writer)}
-    # A winner whose answer was lost believes that it lost.
-    if newest.version() != 1 or len(won) != 1 or not believed <= won:
-        raise UnsupportedStore(
-            f"{storage.root}: {len(believed)} of {NUM_WRITERS} simultaneous Delta commits believe to be version 1, so "
-            f"two runs could overwrite each other; {ADVICE}"
-        )
+        return {writer for writer, is_won in enumerate(pool.map(commit, range(NUM_WRITERS))) if is_won}
 
 
 def _open(storage: Storage, path: str) -> DeltaTable:

@@ -45,12 +45,15 @@ def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str
 def _log_problem(storage: Storage, version: int, copy: JournalEntry | None) -> str:
     try:
         data = storage.read(log_path(version))
-        parse_entry(version, data)
+        entry = parse_entry(version, data)
     except FileNotFoundError:
         return "the entry is gone"
     except Damaged as error:
         return str(error)
-    return "the entry does not match the journal's copy" if copy and data != copy.text.encode() else ""
+    if copy and data != copy.text.encode():
+        return "the entry does not match the journal's copy"
+    is_foreign = entry.note is None and (entry.added or entry.removed)
+    return "the entry was written by another tool and changes the catalog" if is_foreign else ""
 
 
 def _verify_sums(storage: Storage, sums: dict[str, str]) -> Iterator[Finding]:

@@ -45,8 +45,8 @@ def test_deltas_own_commits_are_probed_too(proxy: FaultProxy, proxied_uri: str, 
 def test_lost_answers_and_doubled_requests_are_no_reason_to_refuse(
     proxy: FaultProxy, proxied_uri: str, s3_endpoint: str
 ) -> None:
-    for kind in ("drop-answer", "late-500", "duplicate"):
-        proxy.schedule(Schedule((kind,), rate=0.5, budget=20, only="PUT"))
+    for kind in ("drop-answer", "late-500", "duplicate", "condition-409"):
+        proxy.schedule(Schedule((kind,), rate=0.5, budget=8, only="PUT"))
         probes.probe(Storage(proxied_uri))
         assert proxy.schedule(Schedule())
         assert objects(s3_endpoint, proxied_uri) == []

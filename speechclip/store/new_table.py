@@ -1,0 +1,38 @@
+"""A Delta table made once, whoever else makes it and whatever becomes of the answers."""
+
+import random
+import time
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import DeltaError
+
+from speechclip.errors import StoreError
+from speechclip.patience import one_line
+from speechclip.storage import Storage
+
+MAX_ATTEMPTS = 10
+# Repeated by the client itself, a creation whose answer was lost would become another version.
+ONCE = CommitProperties(max_commit_retries=0)
+
+
+def make_table(storage: Storage, path: str, schema: pa.Schema, **settings: Any) -> None:
+    """Make the empty table at `path`, unless it is there; `settings` are those of `DeltaTable.create`."""
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            storage.delta(
+                "making the table",
+                path,
+                lambda uri, options: DeltaTable.create(
+                    uri, schema, mode="ignore", storage_options=options, commit_properties=ONCE, **settings
+                ),
+            )
+        except DeltaError as error:
+            # Another was first, or our own answer was lost; else the server may have asked to come back (409).
+            if storage.size(f"{path}/_delta_log/{0:020}.json") is None:
+                cause = one_line(error)
+                time.sleep(random.uniform(0, 0.02 * 2**attempt))
+                continue
+        return
+    raise StoreError(f"{storage.address(path)}: no table could be made there ({cause}); mend that and run again")

@@ -1,0 +1,141 @@
+"""verify: what it counts, what is no damage, and that it can be run beside a writer."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from feature_sets import content
+from injuries import Injury
+from stores import IMAGE, SPEECH, TEXT, fill
+
+from speechclip.errors import NotStored, UnsupportedStore
+from speechclip.records import to_json
+from speechclip.store import FeatureStore, catalog
+from speechclip.store.feature_store import StoreFile
+from speechclip.store.frames import pack_shard, write_shard
+from speechclip.store.layout import LAST_CHECKPOINT, STORE_FILE, checkpoint_path, journal_path, log_path
+from speechclip.store.segments import METADATA, segment_metadata, shape_of
+from speechclip.store.verify import verify
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(fill(str(tmp_path_factory.mktemp("whole") / "store")).storage.root)
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> FeatureStore:
+    return FeatureStore(str(shutil.copytree(whole, tmp_path / "store")))
+
+
+def test_a_whole_store_is_read_to_the_last_named_byte(store: FeatureStore) -> None:
+    steps: list[tuple[int, int]] = []
+    report = verify(store, on_progress=lambda done, total: steps.append((done, total)))
+    data = [file for file in store.storage.stat("features") if not file.path.endswith("json")]
+    assert (report.files, report.bytes) == (len(data), sum(file.size for file in data))
+    assert (report.assets, report.orphans, report.findings) == (30, 0, ())
+    assert report.versions == (store.snapshot().version,)
+    assert steps[-1] == (report.bytes, report.bytes)
+    assert steps == sorted(steps)
+
+
+def test_what_no_verified_version_names_is_an_orphan_and_no_damage(store: FeatureStore) -> None:
+    spec = store.read_spec(SPEECH).spec
+    key, array = next((key, store.snapshot().feature_set(SPEECH)[key]) for key in store.snapshot().stored_keys(SPEECH))
+    tar = pack_shard(spec, [(key, array)], {})
+    path, _ = write_shard(store.storage, spec, "another-run", tar, [key])
+    report = verify(store)
+    assert (report.orphans, report.findings) == (2, ())
+    assert report.orphan_bytes == len(tar) + 8 * len(spec.layers) + 8
+    Injury("shard", path, "truncate", 9).inflict(store.storage.root)
+    assert verify(store).findings == ()
+
+
+def test_a_tagged_version_is_verified_too(store: FeatureStore) -> None:
+    version = store.snapshot().version
+    store.drop({SPEECH: None, IMAGE: None})
+    chunk = next(path for path in store.storage.list(f"features/{IMAGE}") if "/vectors/c/" in path)
+    Injury("vectors", chunk, "flip", 5).inflict(store.storage.root)
+    assert verify(store).findings == ()
+    store.tags.create("paper", version)
+    report = verify(store)
+    assert report.versions == (version, version + 1)
+    assert [(finding.path, len(finding.keys)) for finding in report.findings] == [(chunk, 1)]
+
+
+def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore) -> None:
+    """As another version of Zarr, or a tool that prints JSON its own way."""
+    segment = next(store.storage.list(f"features/{TEXT}/vectors")).partition(".zarr/")[0] + ".zarr"
+    whole = segment_metadata(store.read_spec(TEXT).spec, shape_of(segment))
+    for name in METADATA:
+        compact = b" ".join(whole[name].split())
+        store.storage.replace(f"{segment}/{name}", compact)
+        assert verify(store).findings == ()
+        store.storage.replace(f"{segment}/{name}", compact.replace(b'"node_type"', b'"note_type"'))
+        assert [finding.kind for finding in verify(store).findings] == ["metadata"]
+        store.storage.replace(f"{segment}/{name}", whole[name])
+
+
+def test_a_newer_format_is_refused_not_repaired(store: FeatureStore) -> None:
+    store.storage.replace(STORE_FILE, to_json(StoreFile(format=7)))
+    with pytest.raises(UnsupportedStore, match="format 7"):
+        verify(store)
+
+
+def test_a_writer_between_its_commit_and_its_copy_is_no_damage(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed there, or still at work: the newest entry has no copy, and the checkpoint no stated checksum."""
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    newest = store.snapshot().version
+    store.drop({TEXT: None})
+    version = store.drop({IMAGE: None})
+    assert version == newest + 2
+    assert store.storage.size(checkpoint_path(version)) is not None
+    store.storage.delete([journal_path(version)])
+    assert verify(store).findings == ()
+    assert store.snapshot().version == version
+    # What lies under it is watched all the same.
+    Injury("log", log_path(version - 1), "flip", 99).inflict(store.storage.root)
+    assert [finding.path for finding in verify(store).findings] == [log_path(version - 1)]
+
+
+def test_the_pointer_to_the_newest_checkpoint_is_verified(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    store.drop({TEXT: None})
+    assert verify(store).findings == ()
+    Injury("last checkpoint", LAST_CHECKPOINT, "flip", 100).inflict(store.storage.root)
+    assert [finding.path for finding in verify(store).findings] == [LAST_CHECKPOINT]
+
+
+def test_verify_changes_nothing(store: FeatureStore) -> None:
+    for path in ("store.json", next(store.storage.list("manifests")), log_path(2)):
+        Injury("any", path, "truncate", 5).inflict(store.storage.root)
+    before = {file.path: (file.size, file.modified) for file in store.storage.stat("")}
+    assert verify(store).findings
+    assert {file.path: (file.size, file.modified) for file in store.storage.stat("")} == before
+
+
+def test_a_place_without_a_store_is_not_stored(tmp_path: Path) -> None:
+    with pytest.raises(NotStored, match="featurize"):
+        verify(FeatureStore(str(tmp_path / "nothing")))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_store_on_s3_is_verified_and_repaired_alike(s3_uri: str) -> None:
+    from speechclip.repairer import repair
+
+    store = fill(s3_uri)
+    before = content(store.snapshot())
+    shard = next(path for path in store.storage.list(f"features/{SPEECH}") if path.endswith(".tar"))
+    chunk = next(path for path in store.storage.list(f"features/{IMAGE}") if "/vectors/c/" in path)
+    for path in (shard, chunk):
+        data = bytearray(store.storage.read(path))
+        data[700 if path == shard else 3] ^= 4
+        store.storage.replace(path, bytes(data))
+    store.storage.delete([log_path(2)])
+    assert [finding.path for finding in verify(store).findings] == [log_path(2)]
+    done = repair(store)
+    assert (done.encoded, done.problems) == (2, ())
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
