@@ -35,8 +35,8 @@ POINTS = {
     "before the commit": Point("FeatureStore.commit", "before"),
     "inside the catalog's part": Point("os.fsync", "inside", "/catalog/feature_set=[^/]*/."),
     "between part and copy": Point("Storage.create", "before", "^journal/feature_set="),
-    "between part and log": Point("DeltaTable.create_write_transaction", "before"),
-    "between log and answer": Point("DeltaTable.create_write_transaction", "after"),
+    "between part and log": Point("DeltaTable.create_write_transaction", "before", "/catalog/?$"),
+    "between log and answer": Point("DeltaTable.create_write_transaction", "after", "/catalog/?$"),
     "inside a checkpoint": Point("DeltaTable.create_checkpoint", "inside"),
     "between checkpoint and journal": Point("DeltaTable.create_checkpoint", "after"),
     "before the journal": Point("Storage.create", "before", "^journal/[0-9]"),
@@ -130,9 +130,11 @@ def _do_half(original: Callable[..., Any], subject: Any) -> None:
 
 
 def _path_of(arguments: Sequence[Any]) -> str:
-    """The path that a call is about: named in words, or open as a descriptor."""
+    """The path that a call is about: named in words, open as a descriptor, or that of a Delta table."""
     if isinstance(arguments[0], int):
         return os.readlink(f"/proc/self/fd/{arguments[0]}")
+    if hasattr(arguments[0], "table_uri"):
+        return str(arguments[0].table_uri)
     return next((word for word in arguments if isinstance(word, str)), "")
 
 

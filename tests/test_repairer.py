@@ -18,6 +18,7 @@ from speechclip.records import Asset, Receipt, Task
 from speechclip.repairer import Repaired, repair
 from speechclip.store import FeatureStore
 from speechclip.store.findings import keys_of
+from speechclip.store.gc import collect
 from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 from speechclip.store.verify import verify
@@ -166,6 +167,23 @@ def test_a_lost_shard_comes_back_with_a_dropped_neighbour_left_empty(store: Feat
     assert sorted(encode.assets) == sorted(others)
     assert content(store.snapshot()) == {place: data for place, data in before.items() if place != (SPEECH, first)}
     assert verify(store).findings == ()
+
+
+def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: FeatureStore) -> None:
+    """`gc` freed the rows of a dropped neighbour: the offsets of a new tar would not be those of the old."""
+    rows = store.snapshot().stored(SPEECH).to_pylist()
+    shard = rows[0]["shard"]
+    keys = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
+    store.drop({SPEECH: keys[:1]})
+    collect(store, grace_seconds=0)
+    before = content(store.snapshot())
+    flip(store, SPEECH, keys[2])
+    done = repair(store)
+    assert (done.encoded, done.left, done.problems) == (1, {}, ())
+    assert content(store.snapshot()) == before
+    assert verify(store).findings == ()
+    placed = {row["asset"]: row["shard"] for row in store.snapshot().stored(SPEECH).to_pylist()}
+    assert placed[keys[1]] == shard != placed[keys[2]]
 
 
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ whole tar.
 
 import functools
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -261,7 +262,9 @@ class Frames(Features):
             raise Damaged(f"{sums_path(shard)}: the checksum file is gone") from None
 
     def _map(self, shard: str) -> np.ndarray:
-        return np.memmap(self.storage.address(shard), np.uint8, "r")
+        address = self.storage.address(shard)
+        # The system maps no empty file.
+        return np.memmap(address, np.uint8, "r") if os.path.getsize(address) else np.empty(0, np.uint8)
 
     def _bytes(self, shard: str, start: int, end: int) -> np.ndarray:
         """The bytes of that range: a mapped view of a local file, one range request of a remote one."""

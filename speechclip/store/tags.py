@@ -4,6 +4,7 @@ Neither takes a lock. A tag is written first and then checked against the collec
 then checked against the tags. So whichever comes second sees the other, and no tag ever names a version that was freed.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -67,13 +68,12 @@ class Tags:
 
     def read(self, name: str) -> Tag:
         """The tag of that name; `NotStored` if there is none."""
-        try:
-            if not _NAME.fullmatch(name):
-                raise FileNotFoundError(name)
-            return self._read(tag_path(name), Tag)
-        except FileNotFoundError:
-            known = ", ".join(tag.name for tag in self.list()) or "none"
-            raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}") from None
+        # No other name can have been created, and a path must not be made of it.
+        if _NAME.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                return self._read(tag_path(name), Tag)
+        known = ", ".join(tag.name for tag in self.list()) or "none"
+        raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}")
 
     def list(self) -> list[Tag]:
         """All tags, by name; `Damaged` if one of them is."""

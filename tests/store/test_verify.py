@@ -51,6 +51,14 @@ def test_what_no_verified_version_names_is_an_orphan_and_no_damage(store: Featur
     assert verify(store).findings == ()
 
 
+def test_a_checksum_file_is_watched_to_its_last_byte(store: FeatureStore) -> None:
+    path = next(path for path in store.storage.list(f"features/{SPEECH}") if path.endswith(".xxh3"))
+    whole = store.storage.read(path)
+    for damaged in (whole[:-1], whole[:-8], whole[:-1] + b"?", whole + b"?"):
+        store.storage.replace(path, damaged)
+        assert [finding.path for finding in verify(store).findings] == [path]
+
+
 def test_a_tagged_version_is_verified_too(store: FeatureStore) -> None:
     version = store.snapshot().version
     store.drop({SPEECH: None, IMAGE: None})
