@@ -104,7 +104,9 @@ class Bucket:
         base = self._key("")
         page: dict[str, Any] = {}
         while not page or page.get("IsTruncated"):
-            more = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker")} if page else {}
+            # SeaweedFS names but one of them.
+            named = [name for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")]
+            more = {name: page[f"Next{name}"] for name in named}
             page = self._call("listing uploads", "", "list_multipart_uploads", Prefix=base, **more)
             for found in page.get("Uploads", []):
                 begun = found["Initiated"].timestamp()

@@ -55,7 +55,7 @@ def repair(
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     mended, remaining = _mend_all(store, on_progress)
-    problems = [f"{finding.path}: {finding.problem}" for finding in remaining if not finding.keys]
+    problems = [_advice(finding) for finding in remaining if not finding.keys]
     lost = [finding for finding in remaining if finding.keys]
     dropped, lost = _drop_embeddings(store, lost)
     encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
@@ -106,6 +106,8 @@ def _encode_anew(
 ) -> tuple[int, list[Finding]]:
     """Encode the lost keys from the sources that any kept manifest names; how many, and what is lost all the same."""
     encoders = {name: found for name in keys_of(lost) if (found := _encoder(store, name, problems)) is not None}
+    if not encoders:
+        return 0, list(lost)
     encoded: set[tuple[str, str]] = set()
     reasons: dict[tuple[str, str], str] = {}
     for manifest in _readable_manifests(store):
@@ -139,6 +141,19 @@ def _work(
         before=tuple(coverage),
         plan=open_plan(store, manifest, coverage, snapshot, sizes),
     )
+
+
+def _advice(finding: Finding) -> str:
+    """What was wrong with a file that could not be mended, and what to do."""
+    advice = {
+        "log": "if no later commit builds on it, what it committed was given up, run that again; else bring the entry "
+        "or its copy in the journal back from a backup",
+        "catalog": "its copy is lost too: what only it named is missing now; run `speechclip featurize` again",
+        "tag": "delete the file and tag the version again",
+        "spec": "repair again with the words that made it: --speech, --image or --text",
+        "manifest": "repair again with --manifest FILE, or delete it if nobody needs it",
+    }.get(finding.kind, "bring it back from a backup")
+    return f"{finding.path}: {finding.problem.removeprefix(f'{finding.path}: ').partition('; ')[0]}; {advice}"
 
 
 def _why_left(

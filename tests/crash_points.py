@@ -23,6 +23,7 @@ class Point(NamedTuple):
 
 
 POINTS = {
+    "inside the probe": Point("Storage.create", "after", r"^\.probe-"),
     "before the store is marked": Point("Storage.create", "before", r"^store\.json$"),
     "after the store is marked": Point("Storage.create", "after", r"^store\.json$"),
     "before the plan": Point("Storage.create", "before", "^plans/"),

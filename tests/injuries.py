@@ -110,7 +110,11 @@ class Patient:
         size = (Path(self.uri) / path).stat().st_size
         if how == "empty":
             return Injury(kind, path, "truncate", 0)
-        return Injury(kind, path, how, chance.randrange(8 * size if how == "flip" else size))
+        if how == "truncate" or chance.random() < 0.5 or not self.named.get(path):
+            return Injury(kind, path, how, chance.randrange(8 * size if how == "flip" else size))
+        # Else it might hit a header, or what no version names, too often.
+        start, end = chance.choice(self.named[path])
+        return Injury(kind, path, how, chance.randrange(8 * start, 8 * end))
 
     def twins(self, kinds: tuple[str, str], chance: Random) -> list[Injury]:
         """An injury of each kind, to the same thing where both kinds have one: a file and its copy."""

@@ -106,16 +106,16 @@ class ModelledStore:
             self.landed.append((run, told))
         return is_told
 
-    def replace(self, writer: int, fate: str, run: str, works: Sequence[Written], damaged: Collection[str]) -> None:
-        """Commit what a repair encoded anew of the damaged keys; it may have got only some of them."""
-        only = [work.only(damaged) for work in works]
-        receipts = [work.receipt for work in only]
-        marked = dict.fromkeys(SPECS, damaged)
+    def replace(
+        self, writer: int, fate: str, works: Sequence[Written], manifest: str, damaged: Collection[str]
+    ) -> None:
+        """Commit what a repair encoded anew; it may have got only some of the damaged keys."""
+        receipts, run, marked = [work.receipt for work in works], self.new_run(), dict.fromkeys(SPECS, damaged)
         self.perform(
             writer,
             fate,
-            lambda store: store.commit(receipts, "", run=run, damaged=marked),
-            lambda: store_model.with_replacements(self.versions[-1].rows, only, self.head + 1),
+            lambda store: store.commit(receipts, manifest, run=run, damaged=marked),
+            lambda: store_model.with_receipts(self.versions[-1].rows, works, self.head + 1, manifest, damaged),
         )
 
     def drop(self, writer: int, fate: str, doomed: Mapping[str, Any]) -> None:
@@ -149,6 +149,9 @@ class ModelledStore:
         if rows is not None:
             self._append(rows)
         assert answer in (None, self.head)
+        if rows is not None and fate not in ("killed before the journal", "answer lost"):
+            copies = {path.rpartition("/")[2] for path in listing(self.root, "journal")}
+            assert copies >= {f"{version:020d}" for version in range(self.head + 1)}
         return answer is not None
 
     def _arrange(self, patch: pytest.MonkeyPatch, fate: str, writer: int) -> None:
@@ -265,15 +268,17 @@ class ModelledStore:
                 other.tags.create(name, version)
             return path
 
-        def delete_half(paths: list[str]) -> None:
-            deleted.extend(paths[: len(paths) // 2])
+        def delete_some(paths: list[str]) -> None:
+            # Where it can, between the two files of a shard or chunk.
+            ends = [n for n, path in enumerate(paths, 1) if path.endswith(".tar") or "/keys/c/" in path]
+            deleted.extend(paths[: ends[pick % len(ends)] if ends else len(paths) // 2])
             delete(deleted)
             raise Killed
 
         if meanwhile == "a commit":
             patch.setattr(gc, "_listed", list_then_commit)
         elif meanwhile == "a kill":
-            patch.setattr(store.storage, "delete", delete_half)
+            patch.setattr(store.storage, "delete", delete_some)
         elif version is not None and name not in self.tags:
             if meanwhile == "an early tag":
                 patch.setattr(store.tags, "record", tag_then_record)

@@ -52,13 +52,6 @@ class Written:
     files: tuple[str, ...]
     day: float
 
-    def only(self, keys: Collection[str]) -> "Written":
-        """What a repair commits of it."""
-        stored = tuple(entry for entry in self.receipt.stored if entry.key in keys)
-        features = {key: data for key, data in self.features.items() if key in keys}
-        receipt = msgspec.structs.replace(self.receipt, stored=stored, rejected=())
-        return Written(receipt, features, self.files, self.day)
-
 
 @dataclass(frozen=True)
 class Row:
@@ -128,21 +121,20 @@ def rejections(rows: Iterable[Row], manifest: str) -> set[tuple[str, str | None,
     return {(row.asset, row.reason, row.source, row.version) for row in chosen if row.asset not in there}
 
 
-def with_receipts(rows: Rows, works: Sequence[Written], version: int, manifest: str) -> Rows | None:
-    """After a commit; None where it has nothing to say."""
-    added = _added(works, version, manifest)
-    return {**rows, **{name: (*rows.get(name, ()), *new) for name, new in added.items()}} if added else None
+def with_receipts(
+    rows: Rows, works: Sequence[Written], version: int, manifest: str, damaged: Collection[str] = ()
+) -> Rows | None:
+    """After a commit; None where it has nothing to say.
 
-
-def with_replacements(rows: Rows, works: Sequence[Written], version: int) -> Rows | None:
-    """After a repair's commit: the new rows stand for all of their keys, but what was dropped meanwhile stays so."""
-    after = dict(rows)
-    for name, new in _added(works, version, "").items():
+    What it stores of the damaged keys takes their place, unless they were dropped meanwhile.
+    """
+    after, added = dict(rows), _added(works, version, manifest)
+    for name, new in added.items():
         there = {row.asset for row in rows.get(name, ())}
-        taken = [row for row in new if row.asset in there]
-        anew = {row.asset for row in taken}
+        taken = [row for row in new if row.asset in there or row.asset not in damaged]
+        anew = {row.asset for row in taken if row.feature is not None and row.asset in damaged}
         if taken:
-            after[name] = (*(row for row in rows[name] if row.asset not in anew), *taken)
+            after[name] = (*(row for row in rows.get(name, ()) if row.asset not in anew), *taken)
     return None if after == rows else after
 
 

@@ -29,7 +29,7 @@ INSIDE = {name for name, point in POINTS.items() if point.when == "inside"}
 IN_FLIGHT = {
     "after encoding", "inside a shard", "between shard and checksums", "inside a chunk", "between vectors and keys",
 }  # fmt: skip
-NAMED = [(name, seed) for name in POINTS for seed in range(count(1, 14))]
+NAMED = [(name, seed) for name in POINTS for seed in range(count(1, 13))]
 # Requests to S3 are slow: a smaller run.
 NUM_ROWS = {"local": 24, "s3": 9}
 MOMENTS = range(count(5, 490 - len(NAMED)))

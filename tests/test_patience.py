@@ -56,7 +56,7 @@ def test_passing_weather_is_outlasted(proxy: FaultProxy, proxied_uri: str, kind:
     assert not in_weather().exists("a/b")
     store = FeatureStore(in_weather().root)
     store.create()
-    in_weather()
+    proxy.schedule(Schedule((kind,), budget=1, only="_delta_log"))
     assert store.snapshot().version == 0
 
 

@@ -174,16 +174,16 @@ def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: Fe
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]
     keys = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
-    store.drop({SPEECH: keys[:1]})
+    store.drop({SPEECH: keys[1:2]})
     collect(store, grace_seconds=0)
     before = content(store.snapshot())
-    flip(store, SPEECH, keys[2])
+    flip(store, SPEECH, keys[0])
     done = repair(store)
     assert (done.encoded, done.left, done.problems) == (1, {}, ())
     assert content(store.snapshot()) == before
     assert verify(store).findings == ()
     placed = {row["asset"]: row["shard"] for row in store.snapshot().stored(SPEECH).to_pylist()}
-    assert placed[keys[1]] == shard != placed[keys[2]]
+    assert placed[keys[2]] == shard != placed[keys[0]]
 
 
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import s3_servers
 from deltalake import DeltaTable
 from fault_proxy import FaultProxy, Schedule
 
+from speechclip.bucket import Bucket
 from speechclip.errors import InvalidInput, SourceMissing
 from speechclip.folder import INCOMING
 from speechclip.storage import Storage, read_uri
@@ -159,6 +160,25 @@ def test_a_young_upload_is_let_be(seaweedfs_endpoint: str, aws: Callable[..., No
     storage = Storage(f"s3://{bucket}/store")
     assert list(storage.abort_uploads(older_than=time.time() - 60)) == []
     assert [file.path for file in storage.abort_uploads(older_than=time.time() + 60)] == ["a"]
+
+
+@pytest.mark.parametrize("server", ["s3_endpoint", pytest.param("seaweedfs_endpoint", marks=pytest.mark.slow)])
+def test_every_page_of_uploads_and_parts_is_asked_for(
+    server: str, request: pytest.FixtureRequest, aws: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint: str = request.getfixturevalue(server)
+    aws(**s3_servers.environment(endpoint))
+    bucket, client = s3_servers.new_bucket(endpoint), s3_servers.client(endpoint)
+    for key in ("a", "b", "c", "d", "e"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=f"store/{key}")["UploadId"]
+        for part in (1, 2, 3):
+            client.upload_part(Bucket=bucket, Key=f"store/{key}", UploadId=upload, PartNumber=part, Body=b"x" * 100)
+    plain, sizes = Bucket._request, {"list_multipart_uploads": {"MaxUploads": 2}, "list_parts": {"MaxParts": 1}}
+    monkeypatch.setattr(
+        Bucket, "_request", lambda self, method, **given: plain(self, method, **given, **sizes.get(method, {}))
+    )
+    found = Storage(f"s3://{bucket}/store").abort_uploads(older_than=time.time() + 60, dry_run=True)
+    assert sorted((file.path, file.size) for file in found) == [(key, 300) for key in ("a", "b", "c", "d", "e")]
 
 
 def test_a_local_folder_has_no_unfinished_uploads(tmp_path: Path) -> None:

@@ -51,20 +51,27 @@ def forget_unreadable(store: FeatureStore) -> int | None:
 
 
 def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
-    """Delete a damaged or foreign entry above all copies, with those on top of it; whether the finding was one.
+    """Delete a lost or foreign entry that no copy and no later commit vouches for; whether the finding was one.
 
     The last resort, without which nothing can be read. What it committed is missing then, or named again.
     """
     if finding.kind != "log":
         return False
-    journal, top = store.catalog.journal, _version(finding)
-    while store.storage.size(log_path(top + 1)) is not None:
+    top = _version(finding)
+    while any(store.storage.size(path(top + 1)) is not None for path in (log_path, journal_path)):
         top += 1
-    entries = range(_version(finding), top + 1)
-    if any(journal.has(version) for version in (*entries, top + 1)):
+    versions = range(top, _version(finding) - 1, -1)
+    if any(_is_copied(store, version) for version in versions):
         return False
-    store.storage.delete([log_path(version) for version in reversed(entries)])
+    store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
     return True
+
+
+def _is_copied(store: FeatureStore, version: int) -> bool:
+    try:
+        return store.catalog.journal.read(version) is not None
+    except Damaged:
+        return False
 
 
 def _mend_format(store: FeatureStore, finding: Finding) -> bool:

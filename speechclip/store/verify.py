@@ -34,7 +34,7 @@ from speechclip.store.restore import array_at, is_intact
 from speechclip.store.rows import SCHEMA, by_feature_set, decode_part, entries, is_stored
 from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, open_array, shape_of
 from speechclip.store.vectors import key_row, read_rows, rows_in
-from speechclip.store.verify_log import verify_log
+from speechclip.store.verify_log import verify_head, verify_log
 
 THREADS = 4
 
@@ -54,6 +54,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
     `NotStored` where there is no store.
     """
     findings = [*_verify_format(store), *verify_log(store.catalog)]
+    findings += [] if findings else verify_head(store.catalog)
     if any(finding.kind in HIDING for finding in findings):
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}

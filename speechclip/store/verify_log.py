@@ -70,3 +70,15 @@ def _versions(storage: Storage, folder: str, suffix: str) -> set[int]:
     """The versions whose files of that kind lie in the folder."""
     names = (path.rpartition("/")[2].partition(".") for path in storage.list(folder))
     return {int(stem) for stem, dot, rest in names if len(stem) == 20 and stem.isdecimal() and dot + rest == suffix}
+
+
+def verify_head(catalog: Catalog) -> Iterator[Finding]:
+    """That Delta's client reads the log: of an entry without a copy, or another tool's checkpoint, only it can tell."""
+    try:
+        catalog.open()
+    except Damaged as error:
+        newest = max(_versions(catalog.storage, LOG, ".json"), default=0)
+        if catalog.journal.has(newest):
+            yield Finding(kind="checkpoint", path=LAST_CHECKPOINT, problem=str(error))
+        else:
+            yield Finding(kind="log", path=log_path(newest), problem=str(error))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 from feature_sets import content
-from injuries import TAG, Patient, featurize, make_patient
+from injuries import TAG, Injury, Patient, featurize, make_patient
 
 from speechclip.corpora.table import read_table
 from speechclip.errors import Damaged, NotStored, StoreError
@@ -144,6 +144,16 @@ def test_a_log_cut_by_a_users_own_retention_is_put_back_by_repair(store: Feature
     assert repair(store).problems == ()
     check_whole(store, aged)
     check_usable(store, aged)
+
+
+def test_a_damaged_checkpoint_of_a_users_own_is_found_and_made_anew(store: FeatureStore, aged: Patient) -> None:
+    table(store).create_checkpoint()
+    Injury("checkpoint", checkpoint_path(aged.newest), "truncate", 1000).inflict(store.storage.root)
+    with pytest.raises(Damaged, match="repair"):
+        store.snapshot()
+    assert [finding.kind for finding in verify(store).findings] == ["checkpoint"]
+    assert repair(store).problems == ()
+    check_whole(store, aged)
 
 
 def test_files_rewritten_by_another_tool_are_refused_and_repair_takes_that_back(

@@ -13,7 +13,16 @@ from speechclip.records import to_json
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.feature_store import StoreFile
 from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.layout import LAST_CHECKPOINT, STORE_FILE, checkpoint_path, journal_path, log_path
+from speechclip.store.gc import collect
+from speechclip.store.layout import (
+    LAST_CHECKPOINT,
+    STORE_FILE,
+    checkpoint_path,
+    journal_path,
+    log_path,
+    spec_path,
+    tag_path,
+)
 from speechclip.store.segments import METADATA, segment_metadata, shape_of
 from speechclip.store.verify import verify
 
@@ -79,9 +88,27 @@ def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore
         compact = b" ".join(whole[name].split())
         store.storage.replace(f"{segment}/{name}", compact)
         assert verify(store).findings == ()
-        store.storage.replace(f"{segment}/{name}", compact.replace(b'"node_type"', b'"note_type"'))
+        store.storage.replace(f"{segment}/{name}", compact.replace(b'"zarr_format"', b'"zarr_formbt"'))
         assert [finding.kind for finding in verify(store).findings] == ["metadata"]
         store.storage.replace(f"{segment}/{name}", whole[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("spec", b'"source":"toy"', b'"source":"tox"'),
+        ("tag", b'"version":2', b'"version":3'),
+        ("collection", b'"since":', b'"since":1'),
+    ],
+)
+def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: str, old: bytes, new: bytes) -> None:
+    store.tags.create("paper", 2)
+    collect(store, grace_seconds=0)
+    path = {"spec": spec_path(TEXT), "tag": tag_path("paper")}.get(kind, next(store.storage.list("collections")))
+    whole = store.storage.read(path)
+    assert old in whole
+    store.storage.replace(path, whole.replace(old, new))
+    assert [(finding.kind, finding.path) for finding in verify(store).findings] == [(kind, path)]
 
 
 def test_a_newer_format_is_refused_not_repaired(store: FeatureStore) -> None:
