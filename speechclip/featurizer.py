@@ -64,6 +64,7 @@ def prepare_work(
     store.add_manifest(manifest)
     store.compact()
     snapshot = store.snapshot()
+    snapshot.check_tags()
     before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)
     plan = open_plan(store, manifest, before, snapshot, sizes)
     requests = {spec.fingerprint: request for request, spec in encoders}

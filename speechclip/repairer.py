@@ -44,17 +44,23 @@ def repair(
     manifests: Sequence[Manifest] = (),
     encoders: Sequence[tuple[EncoderRequest, EncoderSpec]] = (),
     sizes: TaskSizes = TaskSizes(),  # noqa: B008 (frozen)
+    forget: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Repaired:
     """Verify, mend, and encode only what is damaged or gone.
 
-    `manifests` and `encoders` take the place of the store's own copies where these are damaged.
+    `manifests` and `encoders` take the place of the store's own copies where these are damaged. With `forget`, files of
+    the catalog's rows that are lost with their copies are named no more: what only they named is then missing.
     """
     for manifest in manifests:
         store.add_manifest(manifest)
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     mended, remaining = _mend_all(store, on_progress)
+    is_readable = not any(finding.kind in HIDING for finding in remaining)
+    if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
+        forget_unreadable(store)
+        remaining = [finding for finding in remaining if finding.kind not in ("catalog", "copy")]
     problems = [_advice(finding) for finding in remaining if not finding.keys]
     lost = [finding for finding in remaining if finding.keys]
     dropped, lost = _drop_embeddings(store, lost)
@@ -81,9 +87,6 @@ def _mend_all(store: FeatureStore, on_progress: Callable[[int, int], None]) -> t
         # Behind these lay what could not be verified yet.
         if not gone and not any(finding.kind in (*HIDING, "catalog") for finding in now):
             break
-    is_readable = not any(finding.kind in HIDING for finding in remaining)
-    if is_readable and any(finding.kind == "catalog" for finding in remaining):
-        forget_unreadable(store)
     return mended, [*given_up, *remaining]
 
 
@@ -148,7 +151,8 @@ def _advice(finding: Finding) -> str:
     advice = {
         "log": "if no later commit builds on it, what it committed was given up, run that again; else bring the entry "
         "or its copy in the journal back from a backup",
-        "catalog": "its copy is lost too: what only it named is missing now; run `speechclip featurize` again",
+        "catalog": "its copy is lost too; bring one of them back from a backup, or give up what only it names by "
+        "`speechclip repair --forget` and run `speechclip featurize` again",
         "tag": "delete the file and tag the version again",
         "spec": "repair again with the words that made it: --speech, --image or --text",
         "manifest": "repair again with --manifest FILE, or delete it if nobody needs it",

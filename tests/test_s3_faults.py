@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 import s3_servers
@@ -16,7 +17,7 @@ from paired_corpus import IMAGE, SPEECH
 from speechclip import aws as resolution
 from speechclip import patience
 from speechclip.errors import StorageFailed
-from speechclip.records import Asset, Receipt, Task
+from speechclip.records import Asset, Receipt, RejectedAsset, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, feature_store
 from speechclip.store.frames import pack_shard, write_shard
@@ -149,6 +150,20 @@ def test_bad_weather_loses_and_doubles_nothing(
     seeds = range(group, count(100, 1000), GROUPS)
     played = [play(seed, f"s3://{bucket}/{seed}", proxy, monkeypatch) for seed in seeds]
     assert sum(num_faults for num_faults, _ in played) > 3 * len(seeds)
+
+
+def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, bucket: str) -> None:
+    """Delta's client is told 500 so often that it gives up, now at this request of a commit, now at that."""
+    run = Run(f"s3://{bucket}/commits", 0)
+    run.insist(run.store.create)
+    for seed in range(8):
+        no = RejectedAsset(key=key(f"{seed}"), reason="undecodable", detail="no decoder takes it")
+        receipt = msgspec.structs.replace(run._receipt("t", SPEECH.fingerprint, "", ()), rejected=(no,))
+        proxy.schedule(Schedule(("500",), seed=seed, rate=0.4, budget=20, only="_delta_log"))
+        run.insist(functools.partial(run.store.commit, [receipt], "m"))
+        proxy.schedule(Schedule())
+    assert run.failures
+    assert run.store.catalog.open().version() == 8
 
 
 @pytest.mark.slow

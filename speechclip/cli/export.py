@@ -43,5 +43,8 @@ def export_webdataset(
         kind: choose_feature_set(snapshot, kind, wanted[kind]).fingerprint for kind in MODALITIES if kind in stored
     }
     manifest = Manifest.read(settings.need("manifest"))
+    for kind in MODALITIES:
+        if kind not in chosen and manifest.assets(kind):
+            say(f"note: no {kind} feature set is stored in catalog version {snapshot.version}: the tars hold none")
     done = write(snapshot, manifest.select(splits) if splits else manifest, chosen, out)
     say(f"{out}: {done.num_utterances:,} utterances in {len(done.shards)} shards; {done.num_left_out:,} lack a feature")

@@ -135,6 +135,8 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
     """Name a VERSION (default the newest), so that it stays readable for ever; without NAME list the tags."""
     from speechclip.store import FeatureStore
 
+    if delete and name is None:
+        raise click.UsageError("--delete needs the NAME of a tag")
     store = FeatureStore(settings.need("store"))
     if name is None:
         store.snapshot()
@@ -152,7 +154,10 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
         store.tags.delete(name)
         say(f"tag {name} is gone")
         return
-    made = store.tags.create(name, store.snapshot(version).version)
+    snapshot = store.snapshot(version)
+    # A version that can't be read is not worth a name.
+    snapshot.feature_sets()
+    made = store.tags.create(name, snapshot.version)
     if as_json:
         click.echo(msgspec.json.encode(made))
     say(f"tag {made.name} names catalog version {made.version}; use it as --version {made.name}")

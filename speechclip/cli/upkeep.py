@@ -38,6 +38,8 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
     else:
         _show_report(report)
         _show_recomputed(again)
+        if recompute and report.findings:
+            say("nothing was encoded anew: repair first")
     if report.findings:
         raise Damaged(
             f"{store.storage.root}: {len(report.findings)} files are damaged or gone, {_num_keys(report)} assets must "
@@ -52,7 +54,10 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
 @settings_options("store", "manifest", "speech", "image", "text", "layers", "codec", "json")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option("--inline", is_flag=True, help="Encode in this process, without Ray.")
-def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool) -> None:
+@click.option(
+    "--forget", is_flag=True, help="Give up catalog files lost with their copies; then featurize again."
+)
+def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool, forget: bool) -> None:
     """Verify, put right what is damaged, and encode anew only the assets that are lost.
 
     A manifest or an encoder is needed only where the store's own copy of it is damaged.
@@ -80,13 +85,14 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
         manifests=[Manifest.read(settings.manifest)] if settings.manifest else [],
         encoders=[(request, request.build().spec) for request in requests],
         sizes=settings.featurize.tasks,
+        forget=forget,
         on_progress=progress_line("MB", 1e6),
     )
     if as_json:
         click.echo(msgspec.json.encode(done))
     else:
         for finding in done.mended:
-            say(f"mended {finding.path}: {finding.problem}")
+            say(f"mended {finding.path}: {_bare(finding)}")
         say(f"{len(done.mended):,} files mended, {done.encoded:,} assets encoded anew")
     if done.dropped_embeddings:
         say(f"{done.dropped_embeddings:,} damaged embeddings dropped; `speechclip embed` makes them again")
@@ -98,7 +104,7 @@ def _show_report(report: Any) -> None:
     if report.findings:
         shown = table("kind", "file", "what is wrong", "assets to encode", figures=("assets to encode",))
         for finding in report.findings:
-            shown.add_row(finding.kind, printable(finding.path), printable(finding.problem), f"{len(finding.keys):,}")
+            shown.add_row(finding.kind, printable(finding.path), printable(_bare(finding)), f"{len(finding.keys):,}")
         console().print(shown)
     versions = ", ".join(map(str, report.versions))
     if versions:
@@ -111,6 +117,12 @@ def _show_report(report: Any) -> None:
             f"{report.orphans:,} files with {human_bytes(report.orphan_bytes)} are named by no such version: a run is "
             "at work on them, or `speechclip gc` will free them"
         )
+
+
+def _bare(finding: Any) -> str:
+    """What is wrong, without the path that stands beside it and the advice to do what is being done."""
+    problem: str = finding.problem.removeprefix(f"{finding.path}: ")
+    return problem.removesuffix("; run `speechclip repair`")
 
 
 def _show_recomputed(again: list[Any]) -> None:

@@ -201,6 +201,15 @@ class Snapshot:
         self._rows = functools.cache(lambda fingerprint: store.catalog.rows(table, fingerprint))
         self._entries = functools.cache(lambda fingerprint: entries(self._rows(fingerprint)))
 
+    def check_tags(self) -> None:
+        """`Damaged` if a tag names a version above this, the newest: then the log has lost entries and their copies."""
+        for tag in self.store.tags.list():
+            if tag.version > self.version:
+                raise Damaged(
+                    f"{self.store.storage.root}: tag {tag.name} names catalog version {tag.version}, and the newest is "
+                    f"{self.version}: entries of the log are lost; run `speechclip verify`"
+                )
+
     def feature_sets(self) -> list[FeatureSetInfo]:
         """Everything that this snapshot holds."""
         return [self._info(fingerprint) for fingerprint in feature_sets(self._table)]

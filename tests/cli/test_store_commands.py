@@ -8,7 +8,9 @@ from feature_sets import content
 from stores import IMAGE, SPEECH, TEXT, fill, synthetic
 
 from speechclip.cli import main
+from speechclip.errors import Damaged
 from speechclip.store import FeatureStore
+from speechclip.store.layout import journal_path, log_path
 
 
 @pytest.fixture
@@ -114,3 +116,29 @@ def test_a_place_without_a_store_is_named(tmp_path: Path, capsys: pytest.Capture
     assert run(FeatureStore(str(tmp_path / "nothing")), command) == 1
     assert "no feature store here" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+
+
+def test_rows_lost_with_their_copy_are_given_up_only_when_told(
+    store: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, version = content(store.snapshot()), store.snapshot().version
+    for path in list(store.storage.list("")):
+        if f"feature_set={SPEECH}/" in path:
+            Path(store.storage.address(path)).unlink()
+    assert run(store, "repair", "--inline") == 3
+    assert "repair --forget" in capsys.readouterr().err
+    assert store.snapshot().version == version
+    assert run(store, "repair", "--inline", "--forget") == 0
+    assert {info.fingerprint for info in store.snapshot().feature_sets()} == {IMAGE, TEXT}
+    assert fill(store.storage.root).snapshot().version > version
+    assert content(store.snapshot()) == before
+
+
+def test_a_log_shorter_than_its_tags_is_not_built_upon(store: FeatureStore) -> None:
+    newest = store.snapshot().version
+    run(store, "tag", "paper")
+    for path in (log_path(newest), journal_path(newest)):
+        Path(store.storage.address(path)).unlink()
+    with pytest.raises(Damaged, match=rf"tag paper names catalog version {newest}.*entries of the log are lost"):
+        fill(store.storage.root)
+    assert run(store, "tag", "other", newest) == 1
