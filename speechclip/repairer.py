@@ -17,7 +17,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, keys_of
 from speechclip.store.layout import MANIFESTS, digest_in
-from speechclip.store.mend import forget_unreadable, give_up_entry, mend
+from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
 from speechclip.store.verify import verify
 from speechclip.tasks import EncoderRequest
@@ -49,14 +49,15 @@ def repair(
 ) -> Repaired:
     """Verify, mend, and encode only what is damaged or gone.
 
-    `manifests` and `encoders` take the place of the store's own copies where these are damaged. With `forget`, files of
-    the catalog's rows that are lost with their copies are named no more: what only they named is then missing.
+    `manifests` and `encoders` take the place of the store's own copies where these are damaged. With `forget`, what the
+    catalog has lost with its copy is given up, newest entries of the log and files of rows: what only they named is
+    missing then.
     """
     for manifest in manifests:
         store.add_manifest(manifest)
     for request, spec in encoders:
         store.add_spec(spec, request.source)
-    mended, remaining = _mend_all(store, on_progress)
+    mended, remaining = _mend_all(store, forget, on_progress)
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         forget_unreadable(store)
@@ -74,20 +75,22 @@ def repair(
     )
 
 
-def _mend_all(store: FeatureStore, on_progress: Callable[[int, int], None]) -> tuple[list[Finding], list[Finding]]:
+def _mend_all(
+    store: FeatureStore, forget: bool, on_progress: Callable[[int, int], None]
+) -> tuple[list[Finding], list[Finding]]:
     """Verify and mend until what is left hides nothing more; what was mended, and what could not be."""
     mended: list[Finding] = []
-    given_up: list[Finding] = []
     while True:
         report = verify(store, on_progress=on_progress)
-        remaining = mend(store, report.findings)
-        now = [finding for finding in report.findings if finding not in remaining]
-        gone = [finding for finding in remaining if give_up_entry(store, finding)]
-        mended, given_up = mended + now, given_up + gone
+        remaining = list(mend(store, report.findings))
+        given_up = [
+            finding for finding in remaining if (forget or is_foreign(finding)) and give_up_entry(store, finding)
+        ]
+        now = [finding for finding in report.findings if finding not in remaining or finding in given_up]
+        mended += now
         # Behind these lay what could not be verified yet.
-        if not gone and not any(finding.kind in (*HIDING, "catalog") for finding in now):
-            break
-    return mended, [*given_up, *remaining]
+        if not any(finding.kind in (*HIDING, "catalog") for finding in now):
+            return mended, remaining
 
 
 def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int, list[Finding]]:
@@ -149,8 +152,8 @@ def _work(
 def _advice(finding: Finding) -> str:
     """What was wrong with a file that could not be mended, and what to do."""
     advice = {
-        "log": "if no later commit builds on it, what it committed was given up, run that again; else bring the entry "
-        "or its copy in the journal back from a backup",
+        "log": "its copy in the journal is lost too; bring one of them back from a backup, or, if no later commit "
+        "builds on it, give up what it committed by `speechclip repair --forget` and run that again",
         "catalog": "its copy is lost too; bring one of them back from a backup, or give up what only it names by "
         "`speechclip repair --forget` and run `speechclip featurize` again",
         "tag": "delete the file and tag the version again",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
+import botocore.session
 
 KEY_ID, SECRET = "test-key-id", "test-secret"
 
@@ -113,8 +113,10 @@ def write_profile(folder: Path, endpoint: str, name: str = "lab") -> dict[str, s
 
 def client(endpoint: str) -> Any:
     """A plain client of that server, whatever the environment says."""
-    return boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name="us-east-1"
+    nowhere = dict.fromkeys(("config_file", "credentials_file"), (None, None, os.devnull, None))
+    session = botocore.session.Session(session_vars={"profile": (None, None, None, None), **nowhere})
+    return session.create_client(
+        "s3", "us-east-1", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET
     )
 
 

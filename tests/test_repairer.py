@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from feature_sets import VECTORS_SPEC, content
 from injuries import Injury
-from stores import IMAGE, SPEECH, TOY, fill, synthetic
+from stores import IMAGE, SPEECH, TOY, featurize, fill, synthetic
 
 from speechclip.encoders.toy import ToyEncoder
+from speechclip.errors import Damaged
 from speechclip.featurizer import Work, run_inline
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, Task
@@ -19,6 +20,7 @@ from speechclip.repairer import Repaired, repair
 from speechclip.store import FeatureStore
 from speechclip.store.findings import keys_of
 from speechclip.store.gc import collect
+from speechclip.store.layout import journal_path, log_path, part_copy_path, part_path
 from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 from speechclip.store.verify import verify
@@ -260,3 +262,36 @@ def test_a_damaged_spec_needs_the_words_again_and_a_manifest_its_owner(store: Fe
     done = repair(store, manifests=[synthetic()], encoders=[(request, request.build().spec) for request in TOY])
     assert done.problems == ()
     assert verify(store).findings == ()
+
+
+def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(store: FeatureStore) -> None:
+    newest = store.snapshot().version
+    before = content(store.snapshot(newest - 1))
+    Injury("log", log_path(newest), "truncate", 10).inflict(store.storage.root)
+    Injury("journal", journal_path(newest), "flip", 99).inflict(store.storage.root)
+    done = repair(store)
+    assert all("backup" in problem for problem in done.problems)
+    assert "speechclip repair --forget" in " ".join(done.problems)
+    with pytest.raises(Damaged, match="repair"):
+        store.snapshot()
+    assert repair(store, forget=True).problems == ()
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
+    assert store.snapshot().version == newest - 1
+
+
+def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: FeatureStore) -> None:
+    version = store.snapshot().version
+    path = store.catalog.paths(version)[0]
+    before = content(store.snapshot())
+    for place in (part_path(path), part_copy_path(path)):
+        Injury("part", place, "truncate", 10).inflict(store.storage.root)
+    assert "speechclip repair --forget" in repair(store).problems[0]
+    with pytest.raises(Damaged):
+        content(store.snapshot())
+    assert repair(store, forget=True).problems == ()
+    assert verify(store).findings == ()
+    assert content(store.snapshot()).items() < before.items()
+    # The shards are there still, and adopted.
+    assert featurize(store.storage.root).encoded > 0
+    assert content(store.snapshot()) == before

@@ -54,9 +54,7 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
 @settings_options("store", "manifest", "speech", "image", "text", "layers", "codec", "json")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option("--inline", is_flag=True, help="Encode in this process, without Ray.")
-@click.option(
-    "--forget", is_flag=True, help="Give up catalog files lost with their copies; then featurize again."
-)
+@click.option("--forget", is_flag=True, help="Give up catalog files lost with their copies; then featurize again.")
 def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool, forget: bool) -> None:
     """Verify, put right what is damaged, and encode anew only the assets that are lost.
 

@@ -24,6 +24,7 @@ Kind = Literal[
     "keys",  # the chunk of keys beside it
     "metadata",  # a segment's zarr.json
 ]
+FOREIGN = "the entry was written by another tool and changes the catalog"
 # While one of these is open, nobody can say what else should be there.
 HIDING: tuple[Kind, ...] = ("store", "log", "checkpoint", "journal")
 

@@ -8,7 +8,7 @@ from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore, StoreFile
-from speechclip.store.findings import Finding, Kind
+from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.frames import describe_shard
 from speechclip.store.layout import (
     CATALOG,
@@ -65,6 +65,11 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
         return False
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
     return True
+
+
+def is_foreign(finding: Finding) -> bool:
+    """Whether it is an entry of the log that another tool wrote."""
+    return finding.problem == FOREIGN
 
 
 def _is_copied(store: FeatureStore, version: int) -> bool:

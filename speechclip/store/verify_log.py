@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from speechclip.errors import Damaged
 from speechclip.storage import Storage
 from speechclip.store.catalog import Catalog
-from speechclip.store.findings import Finding
+from speechclip.store.findings import FOREIGN, Finding
 from speechclip.store.journal import JournalEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, journal_path, log_path
 
@@ -53,7 +53,7 @@ def _log_problem(storage: Storage, version: int, copy: JournalEntry | None) -> s
     if copy and data != copy.text.encode():
         return "the entry does not match the journal's copy"
     is_foreign = entry.note is None and (entry.added or entry.removed)
-    return "the entry was written by another tool and changes the catalog" if is_foreign else ""
+    return FOREIGN if is_foreign else ""
 
 
 def _verify_sums(storage: Storage, sums: dict[str, str]) -> Iterator[Finding]:
