@@ -69,8 +69,8 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-        assert self._process.returncode == 0
+        errors = self._process.communicate()[1].decode()
+        assert self._process.returncode == 0, f"ended with {self._process.returncode}: {errors}"
 
     def run(self, *jobs: Job) -> list[Ended]:
         """Start these jobs together and wait for the end of all; S3 is reached as this process reaches it."""

@@ -43,7 +43,11 @@ sys.stdin.read()
 def moto() -> Iterator[str]:
     """The endpoint of a moto server: quick to start, and as AWS answers; it checks no signature."""
     with subprocess.Popen(
-        [sys.executable, "-c", MOTO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", MOTO],
+        env=_plain_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as server:
         assert server.stdout is not None
         try:
@@ -74,7 +78,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=256",
         "-s3.cacheCapacityMB=0", "-master.telemetry=false", *options,
     ]  # fmt: skip
-    environment = os.environ | {"GOMEMLIMIT": "400MiB"}
+    environment = _plain_environment() | {"GOMEMLIMIT": "400MiB"}
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -125,6 +129,11 @@ def new_bucket(endpoint: str) -> str:
     name = f"bucket-{os.urandom(6).hex()}"
     client(endpoint).create_bucket(Bucket=name)
     return name
+
+
+def _plain_environment() -> dict[str, str]:
+    """Ours without the AWS settings: a profile that is none of its own confuses even a server."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("AWS_")}
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -1,7 +1,10 @@
+import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from counts import count
 from feature_sets import FRAMES_SPEC, VECTORS_SPEC
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from speechclip.manifest import Manifest
 from speechclip.plan import Coverage, TaskSizes, cover, cut, open_plan
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset
+from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore
 from speechclip.store.layout import plan_path
 
@@ -149,6 +153,19 @@ def test_a_damaged_plan_is_left_where_it_is_and_a_new_one_made(store: FeatureSto
     store.storage.replace(plan_path(first.id), whole)
     healed = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert healed.id == first.id
+
+
+def test_a_plan_whose_tasks_were_changed_is_left(store: FeatureStore) -> None:
+    manifest = manifest_of(10)
+    first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    table = parse_parquet(store.storage.read(plan_path(first.id)))
+    records = [record.replace(b"7.wav", b"8.wav") for record in table["record"].to_pylist()]
+    changed = io.BytesIO()
+    pq.write_table(table.set_column(2, "record", pa.array(records, pa.binary())), changed)
+    store.storage.replace(plan_path(first.id), changed.getvalue())
+    second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert second.id != first.id
+    assert [task.assets for task in second.tasks] == [task.assets for task in first.tasks]
 
 
 def test_no_flipped_bit_changes_a_task(store: FeatureStore) -> None:

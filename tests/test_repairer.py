@@ -17,10 +17,11 @@ from speechclip.featurizer import Work, run_inline
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, Task
 from speechclip.repairer import Repaired, repair
-from speechclip.store import FeatureStore
+from speechclip.store import FeatureStore, catalog
 from speechclip.store.findings import keys_of
+from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.gc import collect
-from speechclip.store.layout import journal_path, log_path, part_copy_path, part_path
+from speechclip.store.layout import checkpoint_path, journal_path, log_path, part_copy_path, part_path
 from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 from speechclip.store.verify import verify
@@ -109,16 +110,19 @@ def content_keys(store: FeatureStore) -> set[tuple[str, str]]:
 def test_other_hardware_replaces_in_the_newest_version_and_tells_of_the_tag(store: FeatureStore) -> None:
     before = content(store.snapshot())
     store.tags.create("paper", store.snapshot().version)
-    kept, dropped = sorted(store.snapshot().stored_keys(SPEECH))[:2]
+    kept, dropped, elsewhere = sorted(store.snapshot().stored_keys(SPEECH))[:3]
     image = sorted(store.snapshot().stored_keys(IMAGE))[0]
-    for name, key in ((SPEECH, kept), (SPEECH, dropped), (IMAGE, image)):
+    for name, key in ((SPEECH, kept), (SPEECH, dropped), (SPEECH, elsewhere), (IMAGE, image)):
         flip(store, name, key)
-    store.drop({SPEECH: [dropped]})
+    store.drop({SPEECH: [dropped, elsewhere]})
+    # The newest version names another, whole feature of it.
+    featurize(store.storage.root, Manifest.from_rows(rows_of_speech(elsewhere)))
     done = repair(store, encode_elsewhere)
-    assert done.encoded == 3
-    assert {name: set(keys) for name, keys in done.left.items()} == {SPEECH: {kept, dropped}, IMAGE: {image}}
+    assert done.encoded == 4
+    damaged = {SPEECH: {kept, dropped, elsewhere}, IMAGE: {image}}
+    assert {name: set(keys) for name, keys in done.left.items()} == damaged
     assert all("delete the tags" in problem for problem in done.problems)
-    assert keys_of(verify(store).findings) == {SPEECH: {kept, dropped}, IMAGE: {image}}
+    assert keys_of(verify(store).findings) == damaged
     after = content(store.snapshot())
     assert set(after) == set(before) - {(SPEECH, dropped)}
     for place, data in after.items():
@@ -127,6 +131,39 @@ def test_other_hardware_replaces_in_the_newest_version_and_tells_of_the_tag(stor
         np.testing.assert_allclose(np.frombuffer(data, "<f4"), np.frombuffer(before[place], "<f4"), rtol=1e-5)
     store.tags.delete("paper")
     assert verify(store).findings == ()
+
+
+def rows_of_speech(key: str) -> list[dict[str, object]]:
+    return [row for row in synthetic().rows() if row["speech_key"] == key]
+
+
+def test_a_commit_does_not_bring_back_what_was_dropped_meanwhile(store: FeatureStore) -> None:
+    key, other = sorted(store.snapshot().stored_keys(SPEECH))[:2]
+    spec, features = store.read_spec(SPEECH).spec, store.snapshot().feature_set(SPEECH)
+    tar = pack_shard(spec, [(name, features[name] * np.float32(2)) for name in (key, other)], {})
+    path, stored = write_shard(store.storage, spec, "repair", tar, [key, other])
+    receipt = Receipt(
+        task="repair", feature_set=SPEECH, shard=path, stored=stored, rejected=(), num_bytes=1, seconds=1.0,
+        num_encoded=2,
+    )  # fmt: skip
+    store.drop({SPEECH: [key]})
+    store.commit([receipt], "", damaged={SPEECH: [key, other]})
+    assert key not in store.snapshot().stored_keys(SPEECH)
+    np.testing.assert_array_equal(store.snapshot().feature_set(SPEECH)[other], features[other] * 2)
+
+
+def test_a_checkpoint_lost_with_the_copy_that_proves_it_is_made_anew(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    version = store.drop({SPEECH: None})
+    assert version is not None
+    before = content(store.snapshot())
+    Injury("checkpoint", checkpoint_path(version), "truncate", 500).inflict(store.storage.root)
+    Injury("journal", journal_path(version), "flip", 300).inflict(store.storage.root)
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
 
 
 def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureStore) -> None:
@@ -162,12 +199,13 @@ def test_a_lost_shard_comes_back_with_a_dropped_neighbour_left_empty(store: Feat
     shard = rows[0]["shard"]
     first, *others = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
     before = content(store.snapshot())
-    store.drop({SPEECH: [first]})
+    version = store.drop({SPEECH: [first]})
     Injury("shard", shard, "delete").inflict(store.storage.root)
     encode = Counting()
     assert repair(store, encode).left == {}
     assert sorted(encode.assets) == sorted(others)
     assert content(store.snapshot()) == {place: data for place, data in before.items() if place != (SPEECH, first)}
+    assert store.snapshot().version == version
     assert verify(store).findings == ()
 
 

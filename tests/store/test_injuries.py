@@ -53,7 +53,9 @@ def test_an_injury_is_detected_and_repaired(kind: str, how: str, seed: int, pati
     num_encoded: list[int] = []
     done = cure(injury, patient, store, num_encoded)
     num_lost = sum(map(len, lost.values()))
-    assert (done.encoded, done.left, done.problems, sum(num_encoded)) == (num_lost, {}, (), num_lost)
+    assert (done.encoded, done.left, done.problems) == (num_lost, {}, ())
+    # The plan of the vain attempt is gone on with, and a chunk of vectors is encoded whole.
+    assert sum(num_encoded) == num_lost or (kind == "vectors" and sum(num_encoded) > num_lost)
     assert verify(store).findings == ()
     assert content(store.snapshot()) == patient.head
     assert content(store.snapshot(TAG)) == patient.tagged
