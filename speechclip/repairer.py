@@ -6,6 +6,7 @@ nothing that could still be read.
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from speechclip.errors import Damaged, SpeechClipError
@@ -101,7 +102,10 @@ def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int,
     of_heads = [finding for finding in lost if store.read_spec(finding.feature_set).spec.is_of_head]
     if not of_heads:
         return 0, list(lost)
-    keys = keys_of(of_heads)
+    # Where only a tag still names the damaged ones, the newest version may hold others in their place.
+    head, keys = store.snapshot(), defaultdict[str, set[str]](set)
+    for finding in of_heads:
+        keys[finding.feature_set] |= named_keys(head, finding)
     store.drop(keys, run=new_run())
     remaining = [finding for finding in lost if finding not in of_heads or _is_tagged(store, finding)]
     return sum(map(len, keys.values())), remaining

@@ -17,6 +17,7 @@ from speechclip.featurizer import Work, run_inline
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, Task
 from speechclip.repairer import Repaired, repair
+from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.findings import keys_of
 from speechclip.store.frames import pack_shard, write_shard
@@ -246,44 +247,52 @@ def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: P
     assert content(store.snapshot()) == before
 
 
+def embedded(
+    store: FeatureStore, spec: EncoderSpec, task: str, assets: tuple[Asset, ...], vectors: np.ndarray
+) -> Receipt:
+    """A segment of these vectors on storage."""
+    segment = segment_name(task, Shape(4, 4))
+    create_segment(store.storage, spec, segment)
+    cut = Task(id=task, feature_set=spec.fingerprint, assets=assets, segment=segment)
+    features = dict(zip((asset.key for asset in assets), vectors, strict=True))
+    path, stored, _ = write_chunk(store.storage, spec, cut, features)
+    return Receipt(
+        task=task, feature_set=spec.fingerprint, shard=path, stored=stored, rejected=(), num_bytes=1, seconds=1.0,
+        num_encoded=len(stored),
+    )  # fmt: skip
+
+
 def test_damaged_embeddings_are_dropped_and_told_where_a_tag_names_them(store: FeatureStore) -> None:
     spec = msgspec.structs.replace(VECTORS_SPEC, family="head")
     store.add_spec(spec, "a head")
-    segment = segment_name("head", Shape(4, 4))
-    create_segment(store.storage, spec, segment)
     assets = tuple(Asset(key=f"{number:064x}", modality="image") for number in range(4))
-    task = Task(id="embed-0", feature_set=spec.fingerprint, assets=assets, segment=segment)
     vectors = np.random.default_rng(0).standard_normal((4, spec.width)).astype("<f2")
-    path, stored, _ = write_chunk(store.storage, spec, task, dict(zip((a.key for a in assets), vectors, strict=True)))
-    store.commit([
-        Receipt(task=task.id, feature_set=spec.fingerprint, shard=path, stored=stored, rejected=(), num_bytes=1,
-                seconds=1.0, num_encoded=4)
-    ], "m")  # fmt: skip
+    receipt = embedded(store, spec, "embed-0", assets, vectors)
+    store.commit([receipt], "m")
     store.tags.create("paper", store.snapshot().version)
-    Injury("vectors", chunk_path(path, "vectors", 0), "flip", 3).inflict(store.storage.root)
+    Injury("vectors", chunk_path(receipt.shard, "vectors", 0), "flip", 3).inflict(store.storage.root)
     done = repair(store)
     assert (done.encoded, done.dropped_embeddings) == (0, 1)
     assert "speechclip embed" in done.problems[0]
     assert store.snapshot().stored_keys(spec.fingerprint) == {asset.key for asset in assets[1:]}
+    # Embedded again, they stay, whatever the tag still names.
+    store.commit([embedded(store, spec, "embed-1", assets[:1], vectors[:1])], "m")
+    done = repair(store)
+    assert (done.dropped_embeddings, len(done.problems)) == (0, 1)
+    assert store.snapshot().stored_keys(spec.fingerprint) == {asset.key for asset in assets}
     store.tags.delete("paper")
     # The rows that stay are whole; only the chunk's own checksum, which Zarr reads, must follow.
     assert repair(store).problems == ()
     assert verify(store).findings == ()
-    assert len(content(store.snapshot())) == 33
+    assert len(content(store.snapshot())) == 34
 
 
 def test_an_encoder_that_is_another_here_is_named(store: FeatureStore) -> None:
     store.add_spec(VECTORS_SPEC, "toy")
     assets = (Asset(key="0" * 64, modality="image"),)
-    segment = segment_name("plan", Shape(1, 1))
-    task = Task(id="t-0", feature_set=VECTORS_SPEC.fingerprint, assets=assets, segment=segment)
-    create_segment(store.storage, VECTORS_SPEC, segment)
-    path, stored, _ = write_chunk(store.storage, VECTORS_SPEC, task, {"0" * 64: np.ones(16, "<f2")})
-    store.commit([
-        Receipt(task=task.id, feature_set=VECTORS_SPEC.fingerprint, shard=path, stored=stored, rejected=(),
-                num_bytes=1, seconds=1.0, num_encoded=1)
-    ], "m")  # fmt: skip
-    Injury("vectors", chunk_path(path, "vectors", 0), "delete").inflict(store.storage.root)
+    receipt = embedded(store, VECTORS_SPEC, "t-0", assets, np.ones((1, 16), "<f2"))
+    store.commit([receipt], "m")
+    Injury("vectors", chunk_path(receipt.shard, "vectors", 0), "delete").inflict(store.storage.root)
     done = repair(store)
     assert done.left == {VECTORS_SPEC.fingerprint: ("0" * 64,)}
     assert "repair where the same weights are" in done.problems[0]
