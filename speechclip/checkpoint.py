@@ -1,7 +1,7 @@
 """A run's folder: write-once checkpoints, and at the end the head and what it was made from.
 
     <run>/checkpoints/step-000500/{head.safetensors,optimizer.safetensors,checkpoint.json}
-    <run>/{head.safetensors,run.json}
+    <run>/{vocabulary.json,head.safetensors,run.json}
 
 A checkpoint counts once its `checkpoint.json` lies there, which names the sha256 of the other two.
 """
@@ -13,14 +13,17 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import Damaged, InvalidInput
-from speechclip.heads import ParallelConfig, ParallelHead
+from speechclip.heads import Head, HeadConfig, TextTower
 from speechclip.recipe import Recipe
-from speechclip.records import Record, to_json
+from speechclip.records import Record, from_json, to_json
+from speechclip.spec import CODEC_DTYPES
 from speechclip.storage import Storage
+from speechclip.vocabulary import Vocabulary
 
 HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
-CHECKPOINT, RUN = "checkpoint.json", "run.json"
+CHECKPOINT, RUN, VOCABULARY = "checkpoint.json", "run.json", "vocabulary.json"
 # What belongs to the loss lies beside the head's weights under this prefix.
 CRITERION = "criterion."
 
@@ -34,19 +37,27 @@ class FeatureSource(Record, frozen=True):
 
 
 class RunIdentity(Record, frozen=True):
-    """Everything that decides a run's result: what must be the same for a run to be continued."""
+    """Everything that decides a run's result: what must be the same for a run to be continued.
+
+    `text` is the encoder whose text tower the head uses or whose vectors it is trained towards; `vocabulary` the digest
+    of the reduced vocabulary of a head with keywords.
+    """
 
     manifest: str
     catalog_version: int
     speech: FeatureSource
     image: FeatureSource
     recipe: Recipe
-    head: ParallelConfig
+    head: HeadConfig
+    text: FeatureSource | None = None
+    vocabulary: str = ""
 
     @property
     def untrained(self) -> list[str]:
         """The fingerprints whose encoder has no trained weights."""
-        return [source.fingerprint for source in (self.speech, self.image) if not source.is_trained]
+        return [
+            source.fingerprint for source in (self.speech, self.image, self.text) if source and not source.is_trained
+        ]
 
 
 class Best(Record, frozen=True):
@@ -87,7 +98,8 @@ class Run:
     """A finished run, ready to embed: the head is in eval mode and on the CPU."""
 
     info: RunInfo
-    head: ParallelHead
+    head: Head
+    vocabulary: Vocabulary | None = None
 
 
 def load_run(uri: str) -> Run:
@@ -97,9 +109,29 @@ def load_run(uri: str) -> Run:
     if info is None:
         raise InvalidInput(f"{uri}: no finished run ({RUN} is missing); run `speechclip train --out {uri}`")
     weights = folder.read_tensors(HEAD, info.head_sha256)
-    head = info.identity.head.build()
+    vocabulary = folder.read_vocabulary(info.identity)
+    head = build_head(info.identity, vocabulary)
     head.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(CRITERION)})
-    return Run(info, head.eval())
+    return Run(info, head.eval(), vocabulary)
+
+
+def build_head(identity: RunIdentity, vocabulary: Vocabulary | None) -> Head:
+    """A new head of the run, on its text tower where it chooses keywords; `InvalidInput` if that is not the run's."""
+    if vocabulary is None:
+        return identity.head.build()
+    assert identity.text is not None
+    text = load_text_weights(identity.text.source)
+    # The codec of stored texts is no matter of the tower.
+    here = {msgspec.structs.replace(text.spec, codec=codec).fingerprint for codec in CODEC_DTYPES}
+    if identity.text.fingerprint not in here:
+        raise InvalidInput(
+            f"{identity.text.source} is {text.spec.fingerprint} here, but the head was trained on "
+            f"{identity.text.fingerprint}; give the weights that it was trained with"
+        )
+    tower = TextTower(
+        text.tensors, num_heads=text.num_heads, is_quick_gelu=text.is_quick_gelu, vocabulary=vocabulary.ids
+    )
+    return identity.head.build(tower)
 
 
 class RunFolder:
@@ -158,6 +190,19 @@ class RunFolder:
             )
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
         return tensors
+
+    def write_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Keep the reduced vocabulary of the run, which its identity names by digest."""
+        self.storage.replace(VOCABULARY, vocabulary.to_bytes())
+
+    def read_vocabulary(self, identity: RunIdentity) -> Vocabulary | None:
+        """The run's reduced vocabulary, None for a head without keywords; `Damaged` if it is not the one it names."""
+        if not identity.vocabulary:
+            return None
+        vocabulary = from_json(self.storage.read(VOCABULARY), Vocabulary)
+        if vocabulary.digest != identity.vocabulary:
+            raise Damaged(f"{self.storage.address(VOCABULARY)}: not the run's vocabulary; train again in a new folder")
+        return vocabulary
 
     def prune(self, keep: set[int]) -> None:
         """Delete all checkpoints but these, each JSON first."""

@@ -57,7 +57,7 @@ def embed(
 def embed_waveform(trained: Run, hidden: np.ndarray) -> np.ndarray:
     """The embedding (width,) of one utterance from its hidden states (layers, frames, width)."""
     with torch.inference_mode():
-        embedding = trained.head(torch.from_numpy(hidden.copy())[None], torch.tensor([hidden.shape[1]]))
+        embedding = trained.head(torch.from_numpy(hidden.copy())[None], torch.tensor([hidden.shape[1]])).embedding
     return np.asarray(embedding[0].numpy())
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from speechclip.batches import Rows, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
 from speechclip.errors import InvalidInput
-from speechclip.heads import ParallelHead
+from speechclip.heads import Head
 from speechclip.loader import read_frames
 from speechclip.manifest import Manifest
 from speechclip.records import Record
@@ -115,7 +115,7 @@ def evaluate(
 
 def validator(
     manifest: Manifest, split: str, frames: Frames, vectors: Vectors
-) -> Callable[[ParallelHead, World], float] | None:
+) -> Callable[[Head, World], float] | None:
     """A function that gives the mean recall at 10 on `split`, by all workers together; None without such rows."""
     if split not in manifest.table["split"].unique().to_pylist():
         return None
@@ -123,7 +123,7 @@ def validator(
     if not len(pool.rows):
         return None
 
-    def mean_recall(head: ParallelHead, world: World) -> float:
+    def mean_recall(head: Head, world: World) -> float:
         to_image, to_speech = score(head, pool, frames, vectors, world)
         return (to_image.recall[10] + to_speech.recall[10]) / 2
 
@@ -144,7 +144,7 @@ def gather_pool(
 
 
 def score(
-    head: ParallelHead, pool: Pool, frames: Frames, vectors: Vectors, world: World | None = None
+    head: Head, pool: Pool, frames: Frames, vectors: Vectors, world: World | None = None
 ) -> tuple[RetrievalReport, RetrievalReport]:
     """Speech to image (each utterance asks), and image to speech (each group that was spoken asks)."""
     speech = _embed_together(head, frames, pool.rows.speech_keys, world or World())
@@ -156,7 +156,7 @@ def score(
     )
 
 
-def embed_speech(head: ParallelHead, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
+def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
     """The embeddings of whole utterances in the order of `keys`, of length one, made on the head's device."""
     device = next(head.parameters()).device
     embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
@@ -164,11 +164,11 @@ def embed_speech(head: ParallelHead, frames: Frames, keys: Sequence[str]) -> Flo
         for places in _cut([frames.num_frames(key) for key in keys]):
             some = [keys[place] for place in places]
             block, lengths = read_frames(frames, some, [(0, frames.num_frames(key)) for key in some])
-            embeddings[places] = head(block.to(device), lengths.to(device)).cpu().numpy()
+            embeddings[places] = head(block.to(device), lengths.to(device)).embedding.cpu().numpy()
     return embeddings
 
 
-def embed_images(head: ParallelHead, vectors: Vectors, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
+def embed_images(head: Head, vectors: Vectors, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
     """The embeddings of images in the order of `keys`, of length one."""
     device = next(head.parameters()).device
     with torch.inference_mode():
@@ -177,7 +177,7 @@ def embed_images(head: ParallelHead, vectors: Vectors, keys: Sequence[str]) -> F
         return embedded
 
 
-def _embed_together(head: ParallelHead, frames: Frames, keys: Sequence[str], world: World) -> np.ndarray:
+def _embed_together(head: Head, frames: Frames, keys: Sequence[str], world: World) -> np.ndarray:
     own = embed_speech(head, frames, keys[world.part(len(keys))])
     with torch.no_grad():
         gathered = world.gather_rows(torch.from_numpy(own).to(next(head.parameters()).device), len(keys))

@@ -9,7 +9,7 @@ from speechclip.errors import InvalidInput
 from speechclip.records import Modality, Record, to_json
 
 Codec = Literal["fp16", "fp32"]
-CODEC_DTYPES: dict[str, str] = {"fp16": "<f2", "fp32": "<f4"}
+CODEC_DTYPES: dict[Codec, str] = {"fp16": "<f2", "fp32": "<f4"}
 
 
 class EncoderSpec(Record, frozen=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechclip.checkpoint import CRITERION, Best, CheckpointInfo, RunFolder, RunIdentity, RunInfo, check_continues
 from speechclip.errors import InvalidInput
-from speechclip.heads import ParallelConfig, ParallelHead
+from speechclip.heads import Head, ParallelConfig
 from speechclip.loader import Batch, Loader
 from speechclip.losses import ContrastiveLoss
 from speechclip.metrics import MetricsLog
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 5.0
 # Checkpoints kept beside the best one.
 NUM_KEPT = 2
-Validate = Callable[[ParallelHead, World], float]
+Validate = Callable[[Head, World], float]
 
 
 class Progress(Record, frozen=True):
@@ -142,7 +142,7 @@ class Trainer:
         rate = self.recipe.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        local = self.head(moved.frames, moved.lengths, moved.seeds)
+        local = self.head(moved.frames, moved.lengths, moved.seeds).embedding
         speech = self.world.gather_rows(local, num_rows)
         loss = self.criterion(speech, self.head.embed_images(moved.images), moved.groups)
         self.optimizer.zero_grad(set_to_none=True)

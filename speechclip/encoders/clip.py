@@ -1,9 +1,11 @@
 """CLIP by open_clip: one vector in the joint space for an image or a text, not normalised."""
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
@@ -42,6 +44,31 @@ def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", devi
         model,
         spec,
         str(source),
+    )
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """The text half of a CLIP by open_clip's names, for a head that feeds it with keywords."""
+
+    tensors: dict[str, torch.Tensor]
+    num_heads: int
+    is_quick_gelu: bool
+    spec: EncoderSpec
+
+
+def load_text_weights(source: str) -> TextWeights:
+    """The text tower of ``clip:…``; `InvalidInput` where it is no CLIP with a tower of CLIP's own make."""
+    parsed = Source.parse(source)
+    if parsed.family != "clip":
+        raise InvalidInput(f"{source} has no text tower of CLIP; keywords need an image encoder of the family clip")
+    encoder = load_clip(parsed, "text")
+    tensors = {name: value for name, value in encoder.model.state_dict().items() if not name.startswith("visual.")}
+    return TextWeights(
+        tensors=tensors,
+        num_heads=encoder.spec.architecture["text_cfg"]["heads"],
+        is_quick_gelu=encoder.spec.architecture["quick_gelu"],
+        spec=encoder.spec,
     )
 
 

@@ -29,7 +29,7 @@ def prepare(spec: EncoderSpec) -> Callable[[Any], Prepared]:
         case "text" if spec.family == "toy":
             return _text_bytes
         case "text":
-            return functools.partial(_clip_tokens, context_length=spec.architecture["text_cfg"]["context_length"])
+            return functools.partial(clip_tokens, context_length=spec.architecture["text_cfg"]["context_length"])
 
 
 def crop_image(picture: Image.Image, *, resize: int, size: int, interpolation: str) -> Prepared:
@@ -89,7 +89,8 @@ def _text_bytes(text: str) -> Prepared:
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
-def _clip_tokens(text: str, *, context_length: int) -> Prepared:
+def clip_tokens(text: str, *, context_length: int = 77) -> Prepared:
+    """CLIP's ids (context_length,): start, the text's, end, then zeros; `EmptyText` where no token is left of it."""
     if not text.strip():
         raise EmptyText(f"nothing but white space: {text!r}; write the caption or leave its cell out")
     tokens = np.asarray(_clip_tokenizer(context_length)([text])[0], dtype=np.int32)

@@ -20,13 +20,13 @@ class VectorEncoder:
     ) -> None:
         self.spec = spec
         self.source = source
-        self._forward, self._model = forward, model
+        self._forward, self.model = forward, model
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
-        assert_frozen(self._model)
+        assert_frozen(self.model)
         assert_exact(self._device)
         vectors: list[np.ndarray[Any, Any]] = []
         for first in range(0, len(inputs), BATCH):

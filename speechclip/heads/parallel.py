@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from speechclip.errors import InvalidInput
 from speechclip.heads.dropout import drop
+from speechclip.heads.output import HeadOutput
+from speechclip.heads.text_tower import TextTower
 from speechclip.heads.weighted_sum import Normalization, WeightedSum
 from speechclip.records import Record
 
@@ -33,8 +35,8 @@ class ParallelConfig(Record, frozen=True, tag="parallel"):
                 "leave embedding_width out or set image_projection"
             )
 
-    def build(self) -> "ParallelHead":
-        """A new head, its weights drawn from torch's generator."""
+    def build(self, tower: TextTower | None = None) -> "ParallelHead":
+        """A new head, its weights drawn from torch's generator; it needs no text tower."""
         return ParallelHead(self)
 
 
@@ -67,14 +69,16 @@ class ParallelHead(nn.Module):
         frames: Float[Tensor, "batch layers frames width"],
         lengths: Int[Tensor, " batch"],
         seeds: Int[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch embedding"]:
+        *,
+        step: int | None = None,
+    ) -> HeadOutput:
         """Embeddings of length one. `seeds` switch dropout on, in train mode alone: one 32-bit number a row.
 
         Frames past a row's length are never looked at, as long as they are finite.
         """
         seeds = seeds if self.training else None
         embedding: Tensor = self.linear_proj(self.attend(self.weighted_sum(frames, lengths), lengths, seeds))
-        return F.normalize(embedding, dim=-1)
+        return HeadOutput(parallel=F.normalize(embedding, dim=-1))
 
     def attend(
         self,

@@ -51,7 +51,7 @@ def test_embeddings_and_loss_agree_with_the_official_modules(name):
     torch.testing.assert_close(track, case["weighted_sum"], atol=1e-5, rtol=0)
     raw = head.linear_proj(head.attend(track, lengths))
     torch.testing.assert_close(raw, case["raw"], atol=1e-5, rtol=0)
-    embedding = head(frames, lengths)
+    embedding = head(frames, lengths).embedding
     torch.testing.assert_close(embedding, case["normed"], atol=1e-5, rtol=0)
     loss = ContrastiveLoss(1 / case["temperature"])(embedding, head.embed_images(case["image_feat"]), case["ids"])
     torch.testing.assert_close(loss, case["loss"], atol=1e-5, rtol=0)
@@ -59,7 +59,7 @@ def test_embeddings_and_loss_agree_with_the_official_modules(name):
 
 def test_gradients_agree_with_the_official_modules():
     head, case = official("parallel_train.pt")
-    embedding = head(case["hidden_states"].transpose(0, 1), case["lens"])
+    embedding = head(case["hidden_states"].transpose(0, 1), case["lens"]).embedding
     ContrastiveLoss(1 / case["temperature"])(embedding, case["image_feat"], case["ids"]).backward()
     expected = {name.replace("ws.weights", "weighted_sum.weights"): value for name, value in case["grads"].items()}
     found = {name: parameter.grad for name, parameter in head.named_parameters()}
@@ -83,7 +83,7 @@ def test_only_the_cls_row_gives_what_the_whole_transformer_layer_gives(normalize
             module.p = 0.0
     encoder.layers[0].self_attn.dropout = 0.0
     whole = head.linear_proj(encoder(sequence, src_key_padding_mask=is_padding)[:, 0])
-    torch.testing.assert_close(head(frames, lengths), F.normalize(whole, dim=-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(head(frames, lengths).embedding, F.normalize(whole, dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -107,34 +107,34 @@ def test_the_published_parameter_counts_hold(layers, width, embedding, is_learna
 def test_an_embedding_depends_neither_on_its_batch_nor_on_what_lies_in_the_padding(normalize):
     head = tiny(normalize=normalize).eval()
     frames, lengths = tiny_frames()
-    together = head(frames, lengths)
+    together = head(frames, lengths).embedding
     assert isinstance(together, Float[Tensor, "5 12"])
     for row, length in enumerate(lengths):
-        alone = head(frames[row : row + 1, :, :length], lengths[row : row + 1])
+        alone = head(frames[row : row + 1, :, :length], lengths[row : row + 1]).embedding
         torch.testing.assert_close(alone[0], together[row], atol=1e-6, rtol=0)
         frames[row, :, length:] = 1e4
-    torch.testing.assert_close(head(frames, lengths), together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(head(frames, lengths).embedding, together, atol=1e-6, rtol=0)
 
 
 def test_dropout_depends_on_the_rows_seed_and_on_nothing_else():
     head = tiny(dropout=0.3).train()
     frames, lengths = tiny_frames()
     seeds = torch.tensor([11, 12, 13, 14, 15])
-    dropped = head(frames, lengths, seeds)
-    assert (dropped - head(frames, lengths)).abs().max() > 0.01
-    assert (dropped - head(frames, lengths, seeds + 1)).abs().max() > 0.01
+    dropped = head(frames, lengths, seeds).embedding
+    assert (dropped - head(frames, lengths).embedding).abs().max() > 0.01
+    assert (dropped - head(frames, lengths, seeds + 1).embedding).abs().max() > 0.01
     part = [2, 4]
-    alone = head(frames[part][:, :, :4], lengths[part], seeds[part])
+    alone = head(frames[part][:, :, :4], lengths[part], seeds[part]).embedding
     torch.testing.assert_close(alone, dropped[part], atol=1e-6, rtol=0)
-    torch.testing.assert_close(head.eval()(frames, lengths, seeds), head(frames, lengths))
+    torch.testing.assert_close(head.eval()(frames, lengths, seeds).embedding, head(frames, lengths).embedding)
 
 
 def test_half_precision_frames_are_mixed_in_full_precision():
     head = tiny()
     frames, lengths = tiny_frames()
     halves = frames.half()
-    torch.testing.assert_close(head(halves, lengths), head(halves.float(), lengths), atol=0, rtol=0)
-    assert head(halves, lengths).dtype == torch.float32
+    torch.testing.assert_close(head(halves, lengths).embedding, head(halves.float(), lengths).embedding, atol=0, rtol=0)
+    assert head(halves, lengths).embedding.dtype == torch.float32
 
 
 def test_image_vectors_are_normalised_after_the_projection():
