@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | None = None) -> FeatureSetInfo:
-    """The frames of speech, or the vectors of images, that are stored.
+    """The frames of speech, or the vectors of images or texts, that are stored.
 
     `wanted` is a fingerprint, the start of one, or the source it was made from. None or several that fit are
     `InvalidInput` that lists what there is.
@@ -39,6 +39,14 @@ def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | Non
     )
 
 
+def open_vectors(snapshot: Snapshot, fingerprint: str) -> Vectors:
+    """The vectors of that fingerprint; `InvalidInput` where it holds frames."""
+    vectors = snapshot.feature_set(fingerprint)
+    if not isinstance(vectors, Vectors):
+        raise InvalidInput(f"{fingerprint} holds frames, wanted are vectors; exchange or rename it")
+    return vectors
+
+
 def open_pair(snapshot: Snapshot, speech: str, image: str) -> tuple[Frames, Vectors]:
     """The frames and the image vectors of these fingerprints; `InvalidInput` where one is of the other kind."""
     frames, vectors = snapshot.feature_set(speech), snapshot.feature_set(image)
@@ -49,10 +57,10 @@ def open_pair(snapshot: Snapshot, speech: str, image: str) -> tuple[Frames, Vect
 
 @dataclass(frozen=True)
 class Rows:
-    """The utterances of one split whose speech and image are both stored, in the order of the manifest.
+    """The utterances of one split whose features are all stored, in the order of the manifest.
 
-    `groups` are numbers that hold within this manifest: equal where two rows show the same thing. `num_missing` counts
-    the split's rows that lack a stored feature.
+    `text_keys` are there where texts were asked for. `groups` are numbers that hold within this manifest: equal where
+    two rows show the same thing. `num_missing` counts the split's rows that lack a stored feature.
     """
 
     utterances: Sequence[str]
@@ -60,22 +68,33 @@ class Rows:
     image_keys: Sequence[str]
     groups: Int[np.ndarray, " rows"]
     num_missing: int
+    text_keys: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.utterances)
 
 
-def stored_rows(manifest: Manifest, split: str, frames: Frames, vectors: Vectors) -> Rows:
-    """The rows of `split` that can be trained on or scored; an unknown split is `InvalidInput`."""
+def stored_rows(manifest: Manifest, split: str, frames: Frames, vectors: Vectors, texts: Vectors | None = None) -> Rows:
+    """The rows of `split` that can be trained on or scored; an unknown split is `InvalidInput`.
+
+    Speech and image must be stored, and the text too where `texts` are given.
+    """
     codes = group_codes(manifest)
-    kept: list[tuple[str, str, str, int]] = []
+    kept: list[tuple[str, str, str, int, str]] = []
     rows = manifest.select([split]).rows()
     for row in rows:
-        speech, image = row["speech_key"], row["image_key"]
-        if speech in frames and image in vectors:
-            kept.append((row["utterance"], speech, image, codes[row["group"]]))
-    utterances, speech_keys, image_keys, groups = zip(*kept, strict=True) if kept else ((), (), (), ())
-    return Rows(utterances, speech_keys, image_keys, np.array(groups, np.int64), len(rows) - len(kept))
+        speech, image, text = row["speech_key"], row["image_key"], row["text_key"]
+        if speech in frames and image in vectors and (texts is None or text in texts):
+            kept.append((row["utterance"], speech, image, codes[row["group"]], text))
+    utterances, speech_keys, image_keys, groups, text_keys = zip(*kept, strict=True) if kept else ((),) * 5
+    return Rows(
+        utterances,
+        speech_keys,
+        image_keys,
+        np.array(groups, np.int64),
+        len(rows) - len(kept),
+        () if texts is None else text_keys,
+    )
 
 
 def group_codes(manifest: Manifest) -> dict[str, int]:
@@ -83,11 +102,13 @@ def group_codes(manifest: Manifest) -> dict[str, int]:
     return {group: code for code, group in enumerate(manifest.table["group"].unique().to_pylist())}
 
 
-def load_vectors(rows: Rows, vectors: Vectors) -> tuple[Float[np.ndarray, "images width"], Int[np.ndarray, " rows"]]:
-    """Each image of these rows once, in fp32, and where a row finds its own."""
-    keys = list(dict.fromkeys(rows.image_keys))
+def load_vectors(
+    row_keys: Sequence[str], vectors: Vectors
+) -> tuple[Float[np.ndarray, "vectors width"], Int[np.ndarray, " rows"]]:
+    """Each vector that these rows name once, in fp32, and where a row finds its own."""
+    keys = list(dict.fromkeys(row_keys))
     places = {key: place for place, key in enumerate(keys)}
-    return vectors.read(keys).astype(np.float32), np.array([places[key] for key in rows.image_keys], np.int64)
+    return vectors.read(keys).astype(np.float32), np.array([places[key] for key in row_keys], np.int64)
 
 
 @dataclass(frozen=True)
@@ -119,29 +140,29 @@ class Order:
         return min(self.batch_size, len(self.rows))
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """How many batches one pass over the rows gives."""
         return len(self.rows) // self.rows_per_batch
 
-    def batch(self, step: int) -> Int[np.ndarray, " batch"]:
-        """The rows of the global batch of `step`, from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+    def batch(self, number: int) -> Int[np.ndarray, " batch"]:
+        """The rows of the global batch of that number, from 0."""
+        epoch, place = divmod(number, self.batches_per_epoch)
         return _permutation(len(self.rows), self.seed, epoch)[place * self.rows_per_batch :][: self.rows_per_batch]
 
-    def extend_digest(self, digest: str, step: int) -> str:
-        """The digest of the order up to and with `step`, from the one before it ("" at the start)."""
-        return hashlib.sha256(digest.encode() + self._digests[self.batch(step)].tobytes()).hexdigest()
+    def extend_digest(self, digest: str, number: int) -> str:
+        """The digest of the order up to and with this batch, from the one before it ("" at the start)."""
+        return hashlib.sha256(digest.encode() + self._digests[self.batch(number)].tobytes()).hexdigest()
 
-    def digest(self, num_steps: int) -> str:
-        """The running digest after `num_steps` batches: equal only for the same utterances in the same order."""
+    def digest(self, num_batches: int) -> str:
+        """The running digest after so many batches: equal only for the same utterances in the same order."""
         digest = ""
-        for step in range(num_steps):
-            digest = self.extend_digest(digest, step)
+        for number in range(num_batches):
+            digest = self.extend_digest(digest, number)
         return digest
 
-    def draws(self, step: int, rows: Int[np.ndarray, " batch"], purpose: str) -> Int[np.ndarray, " batch"]:
-        """One random 32-bit number for each row at this step, for one purpose: on any worker the same."""
-        salt = int.from_bytes(hashlib.sha256(f"{self.seed}/{step}/{purpose}".encode()).digest()[:8], "little")
+    def draws(self, number: int, rows: Int[np.ndarray, " batch"], purpose: str) -> Int[np.ndarray, " batch"]:
+        """One random 32-bit number for each row of this batch, for one purpose: on any worker the same."""
+        salt = int.from_bytes(hashlib.sha256(f"{self.seed}/{number}/{purpose}".encode()).digest()[:8], "little")
         return (_mix(self._digests[rows] ^ np.uint64(salt)) >> np.uint64(32)).astype(np.int64)
 
 

@@ -13,12 +13,13 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.heads import Head, HeadConfig, TextTower
 from speechclip.recipe import Recipe
 from speechclip.records import Record, from_json, to_json
-from speechclip.spec import CODEC_DTYPES
+from speechclip.spec import CODEC_DTYPES, EncoderSpec
 from speechclip.storage import Storage
 from speechclip.vocabulary import Vocabulary
 
@@ -132,6 +133,18 @@ def build_head(identity: RunIdentity, vocabulary: Vocabulary | None) -> Head:
         text.tensors, num_heads=text.num_heads, is_quick_gelu=text.is_quick_gelu, vocabulary=vocabulary.ids
     )
     return identity.head.build(tower)
+
+
+def find_tower(source: str, image: EncoderSpec) -> EncoderSpec:
+    """The spec of the text tower beside stored image vectors; `InvalidInput` where `source` now gives another CLIP."""
+    text = load_text_weights(source).spec
+    found = load_encoder(source, "image", codec=image.codec).spec
+    if found.weights != image.weights:
+        raise InvalidInput(
+            f"{source} is {found.fingerprint} here, the stored images are {image.fingerprint}: keywords need the text "
+            "tower of the same CLIP; give the weights that the store was made with"
+        )
+    return text
 
 
 class RunFolder:

@@ -4,8 +4,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,16 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one worker needs for one step: frames of its own rows, images and groups of all rows of the global batch."""
+    """What one worker needs of one global batch: frames of its own rows, targets and groups of all rows.
 
-    step: int
+    `targets` are the vectors of each kind that the recipe trains towards: image, text. `number` counts from 0.
+    """
+
+    number: int
     frames: Shaped[Tensor, "rows layers frames width"]
     lengths: Int[Tensor, " rows"]
     seeds: Int[Tensor, " rows"]
-    images: Float[Tensor, "batch image_width"]
+    targets: dict[str, Float[Tensor, "batch target_width"]]
     groups: Int[Tensor, " batch"]
     num_bytes: int
     read_seconds: float
@@ -39,13 +43,20 @@ class Batch:
         """The same batch on a device."""
         if device.type == "cpu":
             return self
-        names = ("frames", "lengths", "seeds", "images", "groups")
-        moved = {name: getattr(self, name).pin_memory().to(device, non_blocking=True) for name in names}
-        return Batch(step=self.step, num_bytes=self.num_bytes, read_seconds=self.read_seconds, **moved)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        tensors: dict[str, Any] = {name: move(getattr(self, name)) for name in ("frames", "lengths", "seeds", "groups")}
+        targets = {name: move(vectors) for name, vectors in self.targets.items()}
+        return replace(self, targets=targets, **tensors)
 
 
 class Loader:
-    """The batches of one worker, in the order of steps. `read_threads` read utterances at once; it changes no value."""
+    """The batches of one worker, in their order. `read_threads` read utterances at once; it changes no value.
+
+    `texts` are needed where the recipe gives texts a weight, and the order's rows must then have them.
+    """
 
     def __init__(
         self,
@@ -53,23 +64,26 @@ class Loader:
         frames: Frames,
         vectors: Vectors,
         *,
+        texts: Vectors | None = None,
         recipe: Recipe,
         world: World | None = None,
         read_threads: int = 1,
     ) -> None:
         self.order, self.frames, self.recipe, self.world = order, frames, recipe, world or World()
         self.read_threads = read_threads
-        self._images, self._image_rows = load_vectors(order.rows, vectors)
+        self._targets = {"image": load_vectors(order.rows.image_keys, vectors)} if recipe.image_weight else {}
+        if recipe.text_weight:
+            assert texts is not None
+            self._targets["text"] = load_vectors(order.rows.text_keys, texts)
 
-    def batches(self, first_step: int, end_step: int) -> Iterator[Batch]:
-        """The batches of steps [first_step, end_step), read ahead in a thread; an error arrives with its batch."""
-        steps = iter(range(first_step, end_step))
+    def batches(self, first: int, end: int) -> Iterator[Batch]:
+        """The batches [first, end), read ahead in a thread; an error arrives with its batch."""
         with ThreadPoolExecutor(1, "reads-batches") as ahead, ThreadPoolExecutor(self.read_threads, "reads") as readers:
             read = partial(self._read, readers=readers if self.read_threads > 1 else None)
             waiting: deque[Future[Batch]] = deque()
             try:
-                for step in steps:
-                    waiting.append(ahead.submit(read, step))
+                for number in range(first, end):
+                    waiting.append(ahead.submit(read, number))
                     if len(waiting) > NUM_AHEAD:
                         yield waiting.popleft().result()
                 while waiting:
@@ -78,21 +92,21 @@ class Loader:
                 for left in waiting:
                     left.cancel()
 
-    def _read(self, step: int, readers: ThreadPoolExecutor | None) -> Batch:
+    def _read(self, number: int, readers: ThreadPoolExecutor | None) -> Batch:
         started = time.perf_counter()
-        rows = self.order.batch(step)
+        rows = self.order.batch(number)
         own = rows[self.world.part(len(rows))]
         keys = [self.order.rows.speech_keys[row] for row in own]
-        draws = self.order.draws(step, own, "crop")
+        draws = self.order.draws(number, own, "crop")
         spans = [self._span(key, int(draw)) for key, draw in zip(keys, draws, strict=True)]
         frames, lengths = read_frames(self.frames, keys, spans, readers)
         layers, width = len(self.frames.spec.layers), self.frames.spec.width
         return Batch(
-            step=step,
+            number=number,
             frames=frames,
             lengths=lengths,
-            seeds=torch.from_numpy(self.order.draws(step, own, "dropout")),
-            images=torch.from_numpy(self._images[self._image_rows[rows]]),
+            seeds=torch.from_numpy(self.order.draws(number, own, "dropout")),
+            targets={name: torch.from_numpy(some[places[rows]]) for name, (some, places) in self._targets.items()},
             groups=torch.from_numpy(self.order.rows.groups[rows]),
             num_bytes=int(lengths.sum()) * layers * width * self.frames.spec.dtype.itemsize,
             read_seconds=time.perf_counter() - started,

@@ -12,23 +12,56 @@ from speechclip.errors import InvalidInput
 from speechclip.records import Record, explain
 
 
+# The least value of whole numbers and weights.
+LEAST = {
+    "batch_size": 2, "accumulation": 1, "max_steps": 1, "max_frames": 1, "validate_every": 1, "checkpoint_every": 1,
+    "num_heads": 1, "num_keywords": 1, "feed_forward_factor": 1, "warmup_steps": 0, "seed": 0, "parallel_weight": 0,
+    "cascaded_weight": 0, "length_weight": 0, "image_weight": 0, "text_weight": 0,
+}  # fmt: skip
+ABOVE_ZERO = ("temperature", "quantizer_temperature", "learning_rate", "clip_norm")
+HeadKind = Literal["parallel", "cascaded", "hybrid", "cascaded-plus", "hybrid-plus"]
+
+
 class Recipe(Record, frozen=True):
     """How a head is trained; the defaults are those of the official Base model.
 
-    `embedding_width` left out is the image's. `max_frames` bounds an utterance where `crop` is `slice`: a longer one
-    gives so many frames from a random place; `full` never crops. `validate_every` and `checkpoint_every` count steps.
+    `encoders` says for which published pair of encoders the recipe is meant. `num_heads` left out is 8 for a parallel
+    head and 1 for one with keywords; `embedding_width` left out is the image's. `norm_scope` is whose rows the keyword
+    BatchNorm's statistics cover: one worker's (as officially) or all workers' (independent of their number).
+    `parallel_weight` and `cascaded_weight` weigh the branches' losses, `image_weight` and `text_weight` their targets:
+    CLIP's vector of the image and of the transcript. `accumulation` batches make one step, each its own negatives.
+    `precision` is that of the head's forward pass on a GPU; on a CPU it is fp32. `max_frames` bounds an utterance where
+    `crop` is `slice`: a longer one gives so many frames from a random place; `full` never crops. `validate_every` and
+    `checkpoint_every` count steps.
     """
 
     name: str
-    head: Literal["parallel"] = "parallel"
+    head: HeadKind = "parallel"
+    encoders: Literal["base", "large"] | None = None
     normalize_states: Literal["none", "s3prl", "method1", "method2"] = "none"
-    num_heads: int = 8
+    num_heads: int | None = None
+    block: Literal["attention", "transformer"] = "attention"
     feed_forward_factor: int = 4
     dropout: float = 0.1
     image_projection: bool = False
     embedding_width: int | None = None
+    num_keywords: int = 8
+    keyword_projection: tuple[int, ...] = ()
+    keyword_norm: Literal["each", "each-apart", "same"] = "each"
+    norm_start: Literal["literal", "corrected"] = "literal"
+    norm_scope: Literal["local", "synchronised"] = "local"
+    quantizer_temperature: float = 0.1
+    is_quantizer_learnable: bool = False
+    parallel_weight: float = 1.0
+    cascaded_weight: float = 1.0
+    length_weight: float = 0.25
+    image_weight: float = 1.0
+    text_weight: float = 0.0
+    is_same_image_masked: bool = True
     temperature: float = 0.07
     is_temperature_learnable: bool = False
+    accumulation: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: int = 256
     max_steps: int = 50_000
     warmup_steps: int = 5_000
@@ -45,15 +78,44 @@ class Recipe(Record, frozen=True):
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 2, "seed": 0, "warmup_steps": 0}
-        counts = ("max_steps", "max_frames", "validate_every", "checkpoint_every", "num_heads", "feed_forward_factor")
-        for name in (*least, *counts):
-            if getattr(self, name) < least.get(name, 1):
-                raise InvalidInput(f"recipe {self.name}: {name} is {getattr(self, name)}, below {least.get(name, 1)}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidInput(f"recipe {self.name}: {name} is {value}, below {least}")
+        for name in ABOVE_ZERO:
+            if getattr(self, name) <= 0:
+                raise InvalidInput(f"recipe {self.name}: {name} is {getattr(self, name)}, it must be above 0")
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"recipe {self.name}: dropout is {self.dropout}, expected 0 up to (not including) 1")
-        if self.temperature <= 0 or self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise InvalidInput(f"recipe {self.name}: temperature, learning_rate and clip_norm must be above 0")
+        if not self.image_weight + self.text_weight:
+            raise InvalidInput(f"recipe {self.name}: image_weight and text_weight are both 0; give one a weight")
+        if not sum(self.branch_weights.values()):
+            raise InvalidInput(f"recipe {self.name}: no branch has a weight; set parallel_weight or cascaded_weight")
+        if self.has_keywords and self.image_projection:
+            raise InvalidInput(
+                f"recipe {self.name}: a {self.head} head lies in CLIP's own space, so image_projection must be false"
+            )
+
+    @property
+    def has_keywords(self) -> bool:
+        """Whether the head chooses words of CLIP's vocabulary, and so needs CLIP's text tower."""
+        return self.head != "parallel"
+
+    @property
+    def branch_weights(self) -> dict[str, float]:
+        """The weight of each branch that the head has."""
+        weights = {}
+        if not self.head.startswith("cascaded"):
+            weights["parallel"] = self.parallel_weight
+        if self.has_keywords:
+            weights["cascaded"] = self.cascaded_weight
+        return weights
+
+    @property
+    def target_weights(self) -> dict[str, float]:
+        """The weight of each target that the head is trained towards: image, text."""
+        weights = {"image": self.image_weight, "text": self.text_weight}
+        return {name: weight for name, weight in weights.items() if weight}
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update after `step` updates: a linear rise, then linear to `final_factor` at the end."""
@@ -80,6 +142,12 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
         raise InvalidInput(f"recipe {name_or_path}: {explain(error)}; mend that key") from None
 
 
+def recipe_names() -> list[str]:
+    """The recipes of the package, in order."""
+    folder = resources.files("speechclip") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
 def _read(name_or_path: str) -> dict[str, Any]:
     """The mapping in the file; its `name` is the file's unless it says otherwise."""
     if name_or_path.endswith((".yaml", ".yml")):
@@ -87,9 +155,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     else:
         file = resources.files("speechclip") / "recipes" / f"{name_or_path}.yaml"
     if not file.is_file():
-        folder = resources.files("speechclip") / "recipes"
-        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-        raise InvalidInput(f"no recipe {name_or_path!r}: name a .yaml file or one of {', '.join(known)}")
+        raise InvalidInput(f"no recipe {name_or_path!r}: name a .yaml file or one of {', '.join(recipe_names())}")
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -1,23 +1,33 @@
 """Training a head from the store, on one worker or many, with the same result. Free of Ray."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint import CRITERION, Best, CheckpointInfo, RunFolder, RunIdentity, RunInfo, check_continues
+from speechclip.blueprint import build_criterion
+from speechclip.checkpoint import (
+    CRITERION,
+    Best,
+    CheckpointInfo,
+    RunFolder,
+    RunIdentity,
+    RunInfo,
+    build_head,
+    check_continues,
+)
 from speechclip.errors import InvalidInput
-from speechclip.heads import Head, ParallelConfig
+from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.loader import Batch, Loader
-from speechclip.losses import ContrastiveLoss
 from speechclip.metrics import MetricsLog
-from speechclip.recipe import Recipe
+from speechclip.precision import Precision
 from speechclip.records import Record
-from speechclip.spec import EncoderSpec
+from speechclip.vocabulary import Vocabulary
 from speechclip.world import World
 
 logger = logging.getLogger(__name__)
@@ -43,21 +53,6 @@ class Progress(Record, frozen=True):
     recall: float | None = None
 
 
-def configure_head(recipe: Recipe, speech: EncoderSpec, image: EncoderSpec) -> ParallelConfig:
-    """The head that a recipe asks for, at the sizes of these features."""
-    return ParallelConfig(
-        num_layers=len(speech.layers),
-        width=speech.width,
-        image_width=image.width,
-        embedding_width=recipe.embedding_width or image.width,
-        feed_forward_width=recipe.feed_forward_factor * speech.width,
-        num_heads=recipe.num_heads,
-        dropout=recipe.dropout,
-        normalize=recipe.normalize_states,
-        image_projection=recipe.image_projection,
-    )
-
-
 @dataclass
 class _Pace:
     """Time since the last progress line."""
@@ -80,6 +75,7 @@ class Trainer:
         identity: RunIdentity,
         loader: Loader,
         folder: RunFolder,
+        vocabulary: Vocabulary | None = None,
         validate: Validate | None = None,
         device: torch.device | str = "cpu",
         on_progress: Callable[[Progress], None] | None = None,
@@ -89,13 +85,17 @@ class Trainer:
         self.validate, self.on_progress = validate, on_progress or (lambda progress: None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            self.head = identity.head.build()
-        self.criterion = ContrastiveLoss(self.recipe.temperature, is_learnable=self.recipe.is_temperature_learnable)
+            self.head = build_head(identity, vocabulary)
+        if isinstance(self.head, KeywordHead) and self.recipe.norm_scope == "synchronised":
+            self.head.work_together(self.world)
+        self.criterion = build_criterion(self.recipe)
         self.head.to(self.device).train()
         self.criterion.to(self.device)
+        # The official L2 decay, not AdamW's.
         self.optimizer = torch.optim.Adam(
             self._parameters().values(), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
+        self.precision = Precision(self.recipe.precision, self.device)
         self.step, self.order_digest = 0, ""
         self.best: Best | None = None
 
@@ -105,9 +105,9 @@ class Trainer:
         with ExitStack() as stack:
             log = stack.enter_context(MetricsLog(self.folder.storage, self.step)) if self.world.rank == 0 else None
             pace = _Pace(time.perf_counter())
-            for batch, wait_seconds in self._batches():
+            for batches, wait_seconds in self._batches():
                 started = time.perf_counter()
-                values = self.take_step(batch)
+                values = self.take_step(batches)
                 values |= {"wait_seconds": wait_seconds, "compute_seconds": time.perf_counter() - started}
                 recall = self._validate_if_due()
                 pace.num_steps, pace.wait_seconds = pace.num_steps + 1, pace.wait_seconds + wait_seconds
@@ -124,7 +124,7 @@ class Trainer:
         if step == 0:
             return
         found = self.folder.checkpoint(step)
-        if found.order_digest != self.loader.order.digest(step):
+        if found.order_digest != self.loader.order.digest(step * self.recipe.accumulation):
             raise InvalidInput(
                 f"{self.folder.uri}: step {step} was reached by other batches than manifest, snapshot and seed "
                 "now give; train into a new folder"
@@ -134,48 +134,75 @@ class Trainer:
         self.step, self.order_digest, self.best = step, found.order_digest, found.best
         logger.info("%s: goes on after step %d", self.folder.uri, step)
 
-    def take_step(self, batch: Batch) -> dict[str, float]:
-        """One update by the global batch; the figures of the step, bytes and seconds those of this worker."""
-        assert batch.step == self.step
-        num_rows = self.loader.order.rows_per_batch
-        moved = batch.to(self.device)
+    def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One update by the recipe's number of global batches; bytes and seconds in the figures are this worker's."""
         rate = self.recipe.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        local = self.head(moved.frames, moved.lengths, moved.seeds).embedding
-        speech = self.world.gather_rows(local, num_rows)
-        loss = self.criterion(speech, self.head.embed_images(moved.images), moved.groups)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses = [self._backward(batch) for batch in batches]
         parameters = list(self._parameters().values())
         self.world.average([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
-        self.optimizer.step()
-        self.order_digest = self.loader.order.extend_digest(self.order_digest, self.step)
+        norm = self.precision.step(self.optimizer, parameters, self.recipe.clip_norm)
+        for batch in batches:
+            self.order_digest = self.loader.order.extend_digest(self.order_digest, batch.number)
         self.step += 1
-        return {
-            "loss": loss.item(),
+        means = {name: sum(parts[name] for parts in losses) / len(losses) for name in losses[0]}
+        return means | {
             "learning_rate": rate,
-            "gradient_norm": norm.item(),
-            "num_bytes": float(batch.num_bytes),
-            "read_seconds": batch.read_seconds,
+            "gradient_norm": norm,
+            "num_bytes": float(sum(batch.num_bytes for batch in batches)),
+            "read_seconds": sum(batch.read_seconds for batch in batches),
         }
 
-    def weights(self) -> dict[str, Tensor]:
-        """All trained numbers by name, on the CPU; those of the loss start with `criterion.`."""
-        return {name: parameter.detach().cpu() for name, parameter in self._parameters().items()}
+    def _backward(self, batch: Batch) -> dict[str, float]:
+        """Add the gradients of one global batch; its loss, and the parts of it where there are several."""
+        moved = batch.to(self.device)
+        with self.precision.autocast():
+            output = self.head(moved.frames, moved.lengths, moved.seeds, step=self.step)
+        parts = self._losses(output, moved)
+        loss = sum(parts.values(), start=torch.zeros((), device=self.device))
+        torch.autograd.backward(self.precision.scale(loss / self.recipe.accumulation))
+        values = {f"{name}_loss": part.item() for name, part in parts.items()} if len(parts) > 1 else {}
+        return values | {"loss": loss.item()}
 
-    def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Each batch that is left, and how long this worker waited for it."""
-        batches = self.loader.batches(self.step, self.recipe.max_steps)
+    def _losses(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
+        """The weighted loss of each branch towards each target over the whole global batch, and that of the lengths."""
+        num_rows = self.loader.order.rows_per_batch
+        parts: dict[str, Tensor] = {}
+        for branch, branch_weight in self.recipe.branch_weights.items():
+            if not branch_weight:
+                continue
+            speech = self.world.gather_rows(getattr(output, branch), num_rows)
+            for target, target_weight in self.recipe.target_weights.items():
+                loss = self.criterion(speech, self.head.embed_images(batch.targets[target]), batch.groups)
+                parts[f"{branch}_{target}"] = branch_weight * target_weight * loss
+        if output.length_errors is not None:
+            errors = self.world.gather_rows(output.length_errors[:, None], num_rows)
+            parts["length"] = self.recipe.length_weight * errors.mean()
+        return parts
+
+    def weights(self) -> dict[str, Tensor]:
+        """All trained numbers and running statistics by name, on the CPU; those of the loss start with `criterion.`."""
+        return {name: value.detach().cpu() for name, value in self._state().items()}
+
+    def _batches(self) -> Iterator[tuple[list[Batch], float]]:
+        """The batches of each step that is left, and how long this worker waited for them."""
+        each = self.recipe.accumulation
+        batches = self.loader.batches(self.step * each, self.recipe.max_steps * each)
         asked = time.perf_counter()
-        for batch in batches:
-            yield batch, time.perf_counter() - asked
+        while taken := list(itertools.islice(batches, each)):
+            yield taken, time.perf_counter() - asked
             asked = time.perf_counter()
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.head.named_parameters()) | {
             f"{CRITERION}{name}": parameter for name, parameter in self.criterion.named_parameters()
+        }
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.head.state_dict() | {
+            f"{CRITERION}{name}": value for name, value in self.criterion.state_dict().items()
         }
 
     def _is_due(self, every: int) -> bool:
@@ -185,6 +212,8 @@ class Trainer:
         if self.validate is None or not self._is_due(self.recipe.validate_every):
             return None
         self.head.eval()
+        # Statistics of local rows differ by worker; the ones that are kept are worker 0's.
+        self.world.copy_first([value for name, value in self._state().items() if name not in self._parameters()])
         recall = self.validate(self.head, self.world)
         self.head.train()
         # A tie goes to the later step: on small dev splits recall at 10 saturates while the head still improves.
@@ -209,16 +238,17 @@ class Trainer:
             f"{name}.{kind}": value.detach().cpu()
             for name, parameter in self._parameters().items()
             for kind, value in state[parameter].items()
-        }
+        } | self.precision.state()
 
     def _load(self, head: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self._parameters().items():
-                parameter.copy_(head[name])
+            for name, value in self._state().items():
+                value.copy_(head[name])
         state: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self._parameters()):
             state[index] = {kind: optimizer[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.precision.load(optimizer)
 
     def _tell(self, pace: _Pace, loss: float, recall: float | None) -> _Pace:
         """Report if it is time to, or if there is a recall to report; the pace from here on."""

@@ -26,6 +26,9 @@ class Vocabulary(Record, frozen=True, dict=True):
                 f"a vocabulary of {len(self.ids)} ids: each must occur once, and {PADDING}, {START} and {END} be there"
             )
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     @cached_property
     def digest(self) -> str:
         """The sha256 of the ids in their order."""

@@ -39,6 +39,28 @@ class World:
         gathered: Tensor = _GatherRows.apply(rows, count, self)  # type: ignore[no-untyped-call]
         return gathered
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all workers; its gradient at each worker's own `values` is the sum of all workers' gradients."""
+        if self.size == 1:
+            return values
+        summed: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]
+        return summed
+
+    def largest(self, value: int) -> int:
+        """The largest of all workers' values."""
+        if self.size == 1:
+            return value
+        # On the device that the group's backend takes.
+        said = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(said, op=dist.ReduceOp.MAX)
+        return int(said.item())
+
+    def copy_first(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by worker 0's, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over the workers, in place."""
         if self.size == 1 or not tensors:
@@ -75,3 +97,17 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         # Times the size, because the parameters' gradients are averaged over the workers afterwards.
         return gradients[0][ctx.part] * ctx.world.size, None, None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed

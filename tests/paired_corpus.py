@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from speechclip.batches import Order, open_pair, stored_rows
+from speechclip.blueprint import configure_head
 from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity
 from speechclip.loader import Loader
 from speechclip.manifest import Manifest
@@ -17,7 +18,7 @@ from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.segments import Shape, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
-from speechclip.trainer import Trainer, configure_head
+from speechclip.trainer import Trainer
 from speechclip.world import World
 
 SPEECH = EncoderSpec(

@@ -21,9 +21,9 @@ def rows(count: int, prefix: str = "u") -> Rows:
 def test_an_epoch_takes_no_row_twice_and_leaves_out_less_than_a_batch(count, batch_size, seed):
     order = Order(rows(count), batch_size, seed)
     for epoch in range(2):
-        first = epoch * order.steps_per_epoch
-        taken = np.concatenate([order.batch(step) for step in range(first, first + order.steps_per_epoch)])
-        assert len(set(taken)) == len(taken) == order.steps_per_epoch * order.rows_per_batch
+        first = epoch * order.batches_per_epoch
+        taken = np.concatenate([order.batch(step) for step in range(first, first + order.batches_per_epoch)])
+        assert len(set(taken)) == len(taken) == order.batches_per_epoch * order.rows_per_batch
         assert count - len(taken) < order.rows_per_batch
 
 
@@ -33,7 +33,7 @@ def test_each_batch_is_a_function_of_seed_and_step_alone():
     again = Order(rows(50), 8, seed=3)
     assert later == [again.batch(step).tolist() for step in reversed(range(20))]
     assert order.batch(0).tolist() != Order(rows(50), 8, seed=4).batch(0).tolist()
-    assert order.batch(0).tolist() != order.batch(order.steps_per_epoch).tolist()
+    assert order.batch(0).tolist() != order.batch(order.batches_per_epoch).tolist()
     # Frozen: a run that goes on years later must see the same batches.
     assert order.batch(7).tolist() == FROZEN_BATCH
 
@@ -82,7 +82,7 @@ def test_rows_without_a_stored_feature_are_counted_and_left_out(tmp_path: Path):
     found = stored_rows(corpus.manifest, "train", frames, vectors)
     assert (len(found), found.num_missing) == (33, 3)
     assert not {"u0-1", "u3-0", "u3-1"} & set(found.utterances)
-    images, places = load_vectors(found, vectors)
+    images, places = load_vectors(found.image_keys, vectors)
     assert len(images) == 17
     np.testing.assert_array_equal(images[places[0]], vectors[key("i0")])
     assert found.groups[1] == found.groups[2]

@@ -21,7 +21,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_a_batch_holds_the_stored_frames_of_its_rows_padded_by_zeros(corpus: Corpus):
     loader = corpus.loader(RECIPE, read_threads=2)
     for batch in loader.batches(0, 3):
-        for place, row in enumerate(loader.order.batch(batch.step)):
+        for place, row in enumerate(loader.order.batch(batch.number)):
             whole = loader.frames[loader.order.rows.speech_keys[row]]
             length = int(batch.lengths[place])
             assert length == min(8, whole.shape[1])
@@ -45,7 +45,7 @@ def test_the_workers_parts_make_up_the_batch_of_one_worker(corpus: Corpus):
         assert torch.equal(torch.cat([piece.lengths for piece in pieces]), together.lengths)
         assert torch.equal(torch.cat([piece.seeds for piece in pieces]), together.seeds)
         for piece in pieces:
-            assert torch.equal(piece.images, together.images)
+            assert torch.equal(piece.targets["image"], together.targets["image"])
             assert torch.equal(piece.groups, together.groups)
         for place, row in enumerate(torch.cat([piece.frames.flatten(1).float().sum(1) for piece in pieces])):
             assert row == pytest.approx(together.frames[place].float().sum().item(), abs=1e-2)
@@ -75,5 +75,5 @@ def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
 
 def test_leaving_early_stops_the_reading(corpus: Corpus):
     batches = corpus.loader(RECIPE).batches(0, 10_000_000)
-    assert next(batches).step == 0
+    assert next(batches).number == 0
     batches.close()  # type: ignore[attr-defined]

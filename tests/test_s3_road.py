@@ -12,6 +12,7 @@ import pytest
 import s3_servers
 
 from speechclip.batches import Order, open_pair, stored_rows
+from speechclip.blueprint import configure_head
 from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity
 from speechclip.cli import main
 from speechclip.corpora.synthetic import make_synthetic
@@ -20,7 +21,7 @@ from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
-from speechclip.trainer import Trainer, configure_head
+from speechclip.trainer import Trainer
 
 TOY = ("--speech", "toy", "--image", "toy", "--text", "toy")
 SMALL = {

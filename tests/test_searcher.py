@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechclip.batches import Order, open_pair, stored_rows
+from speechclip.blueprint import configure_head
 from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
@@ -24,7 +25,7 @@ from speechclip.records import MODALITIES, Modality
 from speechclip.searcher import Searcher
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
-from speechclip.trainer import Trainer, configure_head
+from speechclip.trainer import Trainer
 
 SIZES = TaskSizes(chunk_rows=4)
 

@@ -62,7 +62,8 @@ def test_it_learns_and_keeps_the_head_that_was_best_on_dev(corpus: Corpus, tmp_p
     recalls = {line["step"]: line["dev_recall_at_10"] for line in lines if "dev_recall_at_10" in line}
     assert info.best is not None
     assert info.best.recall == max(recalls.values()) == recalls[info.head_step]
-    assert [progress.step for progress in seen] == [30, 60, 90, 120]
+    # On a slow machine there are lines between these.
+    assert [progress.step for progress in seen if progress.recall is not None] == [30, 60, 90, 120]
     assert seen[-1].eta_seconds == 0
     assert all(line["num_bytes"] > 0 and line["wait_seconds"] >= 0 for line in lines)
     assert list((tmp_path / "run" / EVENTS).iterdir())

@@ -19,6 +19,7 @@ class LazyGroup(click.Group):
         "plan": "speechclip.cli.featurize",
         "featurize": "speechclip.cli.featurize",
         "rejected": "speechclip.cli.featurize",
+        "recipes": "speechclip.cli.recipes",
         "train": "speechclip.cli.train",
         "evaluate": "speechclip.cli.train",
         "embed": "speechclip.cli.query",

@@ -23,6 +23,7 @@ from speechclip.config import Settings, whole_path
     "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
 )
 @click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
+@click.option("--text", "text_set", metavar="SET", help="Likewise for texts, where the recipe trains towards them.")
 @click.option(
     "--version",
     metavar="N|TAG",
@@ -34,6 +35,7 @@ def train(
     num_cpus: int | None,
     speech_set: str | None,
     image_set: str | None,
+    text_set: str | None,
     version: str | None,
 ) -> None:
     """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
@@ -50,6 +52,7 @@ def train(
         recipe=recipe,
         speech=speech_set or settings.speech,
         image=image_set or settings.image,
+        text=text_set or settings.text,
         catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,

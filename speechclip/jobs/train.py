@@ -16,8 +16,9 @@ import ray.train
 import ray.train.torch
 import torch
 
-from speechclip.batches import Order, choose_feature_set, open_pair, stored_rows
-from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues
+from speechclip.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
+from speechclip.blueprint import configure_head
+from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues, find_tower
 from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
 from speechclip.evaluation import validator
 from speechclip.jobs.board import Board
@@ -27,7 +28,8 @@ from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
 from speechclip.records import Record, to_json
 from speechclip.store import FeatureSetInfo, FeatureStore
-from speechclip.trainer import Progress, Trainer, configure_head
+from speechclip.trainer import Progress, Trainer
+from speechclip.vocabulary import Vocabulary, count_tokens
 from speechclip.world import World
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,8 @@ PRIVATE_SETTINGS = {
 
 
 class TrainRequest(Record, frozen=True):
-    """A run to train. `speech` and `image` name feature sets where the store has several; without `catalog_version` the
-    run's own is taken, or the newest. What follows changes only speed.
+    """A run to train. `speech`, `image` and `text` name feature sets where the store has several; without
+    `catalog_version` the run's own is taken, or the newest. What follows changes only speed.
     """
 
     manifest: str
@@ -62,6 +64,7 @@ class TrainRequest(Record, frozen=True):
     workers: int = 1
     num_cpus: int | None = None
     read_threads: int = 2
+    text: str | None = None
 
 
 class _Assignment(Record, frozen=True):
@@ -77,12 +80,14 @@ def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None 
     `InvalidInput` where the folder holds another run or the cluster is too small, `WorkLeft` where workers fail.
     """
     folder = RunFolder(request.out)
-    identity = identify(request, folder)
+    identity, vocabulary = identify(request, folder)
     finished = folder.finished()
     if finished is not None and finished.identity == identity:
         logger.info("%s: finished already, nothing to train", request.out)
         return finished
     check_continues(folder, identity)
+    if vocabulary is not None:
+        folder.write_vocabulary(vocabulary)
     connect(request.num_cpus)
     scaling, tell = _scale(request), on_progress or _log
     with (
@@ -108,29 +113,45 @@ def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None 
     return finished
 
 
-def identify(request: TrainRequest, folder: RunFolder) -> RunIdentity:
-    """What the run is made from; `InvalidInput` where the folder holds a finished run of something else."""
+def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Vocabulary | None]:
+    """What the run is made from, and the words of a head with keywords.
+
+    `InvalidInput` where the folder holds a finished run of something else, or the recipe's head can't stand on these
+    features.
+    """
     finished, last = folder.finished(), folder.last_checkpoint()
     known = finished or last
     version = request.catalog_version
     if version is None and known is not None:
         version = known.identity.catalog_version
-    store, manifest = FeatureStore(request.store), Manifest.read(request.manifest)
+    store, manifest, recipe = FeatureStore(request.store), Manifest.read(request.manifest), request.recipe
     snapshot = store.snapshot(version)
     store.add_manifest(manifest)
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
+    # Image, text and keywords must lie in one space: that of the image's CLIP.
+    text = choose_feature_set(snapshot, "text", request.text or image.source) if recipe.text_weight else None
+    source = _source(text) if text else None
+    vocabulary, tower = None, None
+    if recipe.has_keywords:
+        tower = find_tower(image.source, image.spec)
+        vocabulary = count_tokens(caption for caption in manifest.table["text"].to_pylist() if caption)
+        source = source or FeatureSource(
+            fingerprint=tower.fingerprint, source=image.source, is_trained=tower.is_trained
+        )
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
         speech=_source(speech),
         image=_source(image),
-        recipe=request.recipe,
-        head=configure_head(request.recipe, speech.spec, image.spec),
+        recipe=recipe,
+        head=configure_head(recipe, speech.spec, image.spec, tower, vocabulary),
+        text=source,
+        vocabulary=vocabulary.digest if vocabulary else "",
     )
     if finished is not None and finished.identity != identity:
         raise InvalidInput(f"{request.out}: holds a finished run of another manifest, snapshot, feature set or recipe")
-    return identity
+    return identity, vocabulary
 
 
 def _source(info: FeatureSetInfo) -> FeatureSource:
@@ -147,12 +168,17 @@ def _work(config: dict[str, Any]) -> None:
     manifest = store.read_manifest(identity.manifest)
     snapshot = store.snapshot(identity.catalog_version)
     frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
-    order = Order(stored_rows(manifest, recipe.train_split, frames, vectors), recipe.batch_size, recipe.seed)
+    texts = open_vectors(snapshot, identity.text.fingerprint) if identity.text and recipe.text_weight else None
+    order = Order(stored_rows(manifest, recipe.train_split, frames, vectors, texts), recipe.batch_size, recipe.seed)
+    folder = RunFolder(request.out)
     world = World.current()
     trainer = Trainer(
         identity=identity,
-        loader=Loader(order, frames, vectors, recipe=recipe, world=world, read_threads=request.read_threads),
-        folder=RunFolder(request.out),
+        loader=Loader(
+            order, frames, vectors, texts=texts, recipe=recipe, world=world, read_threads=request.read_threads
+        ),
+        folder=folder,
+        vocabulary=folder.read_vocabulary(identity),
         validate=validator(manifest, recipe.dev_split, frames, vectors),
         device=ray.train.torch.get_device(),
         on_progress=lambda progress: config["lines"].put.remote(to_json(progress)),

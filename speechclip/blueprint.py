@@ -1,0 +1,120 @@
+"""From a recipe and the sizes of the encoders to the head that is to be trained."""
+
+import torch
+
+from speechclip.errors import InvalidInput
+from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig, TextTower
+from speechclip.losses import ContrastiveLoss
+from speechclip.recipe import Recipe
+from speechclip.records import Modality
+from speechclip.spec import EncoderSpec
+from speechclip.vocabulary import Vocabulary
+
+# Layers and width of HuBERT, and width of CLIP's joint space and tokens, of the two published pairs (SPEC 2.8).
+PUBLISHED_SIZES = {"base": (13, 768, 512), "large": (25, 1024, 768)}
+
+
+def configure_head(
+    recipe: Recipe,
+    speech: EncoderSpec,
+    image: EncoderSpec,
+    text: EncoderSpec | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> HeadConfig:
+    """The head that a recipe asks for, at the sizes of these encoders; one with keywords needs all of them."""
+    if not recipe.has_keywords:
+        return ParallelConfig(
+            num_layers=len(speech.layers),
+            width=speech.width,
+            image_width=image.width,
+            embedding_width=recipe.embedding_width or image.width,
+            feed_forward_width=recipe.feed_forward_factor * speech.width,
+            num_heads=recipe.num_heads or 8,
+            dropout=recipe.dropout,
+            normalize=recipe.normalize_states,
+            image_projection=recipe.image_projection,
+        )
+    assert text is not None
+    assert vocabulary is not None
+    return _configure_keywords(
+        recipe, len(speech.layers), speech.width, image.width, text.architecture["text_cfg"]["width"], len(vocabulary)
+    )
+
+
+def _configure_keywords(
+    recipe: Recipe, num_layers: int, width: int, image_width: int, keyword_width: int, vocabulary_size: int
+) -> KeywordConfig:
+    if recipe.embedding_width not in (None, image_width):
+        raise InvalidInput(
+            f"recipe {recipe.name}: embedding_width is {recipe.embedding_width}, but a {recipe.head} head lies in "
+            f"CLIP's space of width {image_width}; leave it out"
+        )
+    is_plus = recipe.head.endswith("-plus")
+    return KeywordConfig(
+        num_layers=num_layers,
+        width=width,
+        image_width=image_width,
+        keyword_width=keyword_width,
+        vocabulary_size=vocabulary_size,
+        has_parallel=recipe.head.startswith("hybrid"),
+        segmentation="cif" if is_plus else "fixed",
+        num_keywords=recipe.num_keywords,
+        num_heads=recipe.num_heads or 1,
+        block=recipe.block,
+        feed_forward_width=recipe.feed_forward_factor * width if recipe.block == "transformer" else 0,
+        projection=recipe.keyword_projection,
+        dropout=recipe.dropout,
+        normalize=recipe.normalize_states,
+        batch_norm="same" if is_plus else recipe.keyword_norm,
+        norm_start=recipe.norm_start,
+        quantizer_temperature=recipe.quantizer_temperature,
+        is_quantizer_learnable=recipe.is_quantizer_learnable,
+    )
+
+
+def build_criterion(recipe: Recipe) -> ContrastiveLoss:
+    """The recipe's loss; with a learnable temperature it has a parameter of its own."""
+    return ContrastiveLoss(
+        recipe.temperature,
+        is_learnable=recipe.is_temperature_learnable,
+        is_same_group_masked=recipe.is_same_image_masked,
+    )
+
+
+def count_trainable(recipe: Recipe) -> int | None:
+    """How many numbers a published recipe trains, the temperature included; None for one without published encoders.
+
+    The size of the vocabulary does not matter: its embeddings are frozen.
+    """
+    if recipe.encoders is None:
+        return None
+    num_layers, width, joint = PUBLISHED_SIZES[recipe.encoders]
+    with torch.device("meta"):
+        head: torch.nn.Module
+        if recipe.has_keywords:
+            head = _configure_keywords(recipe, num_layers, width, joint, joint, 4).build(_bare_tower(joint))
+        else:
+            speech, image = _stand_in("speech", width, num_layers), _stand_in("image", joint, 0)
+            head = configure_head(recipe, speech, image).build()
+        modules = (head, build_criterion(recipe))
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _stand_in(modality: Modality, width: int, num_layers: int) -> EncoderSpec:
+    return EncoderSpec(
+        name="published", family="", modality=modality, weights="", is_trained=True, width=width,
+        layers=tuple(range(num_layers)),
+    )  # fmt: skip
+
+
+def _bare_tower(width: int) -> TextTower:
+    """A text tower of four words and no layer."""
+    shapes = {
+        "token_embedding.weight": (4, width),
+        "positional_embedding": (77, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "text_projection": (width, width),
+    }
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    return TextTower(weights, num_heads=1, is_quick_gelu=True, vocabulary=range(4), padding=0, start=1, end=2)

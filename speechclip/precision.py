@@ -1,0 +1,58 @@
+"""Mixed precision of a training step: half the bits on a GPU where the recipe says so, fp32 on a CPU."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SCALE, _STREAK = "precision.scale", "precision.streak"
+
+
+class Precision:
+    """The forward pass under autocast; for fp16 the loss is scaled up, and a step that overflows is left out.
+
+    Every worker sees the same averaged gradients, so all of them leave out the same steps.
+    """
+
+    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
+        is_mixed = name in _DTYPES and device.type == "cuda"
+        if name in _DTYPES and not is_mixed:
+            logger.info("recipe asks for %s, %s computes in fp32", name, device.type)
+        self._device, self._dtype = device, _DTYPES[name] if is_mixed else None
+        self._scaler = GradScaler(device.type, enabled=self._dtype is torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss from which gradients are taken."""
+        scaled: Tensor = self._scaler.scale(loss)
+        return scaled
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:
+        """Clip the gradients to the norm `most` and update; the norm before."""
+        self._scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return norm.item()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the moments; nothing unless the loss is scaled."""
+        if not self._scaler.is_enabled():
+            return {}
+        kept = self._scaler.state_dict()
+        return {_SCALE: torch.tensor(kept["scale"]), _STREAK: torch.tensor(kept["_growth_tracker"])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        if self._scaler.is_enabled() and _SCALE in state:
+            kept = {"scale": state[_SCALE].item(), "_growth_tracker": int(state[_STREAK].item())}
+            self._scaler.load_state_dict(self._scaler.state_dict() | kept)
