@@ -1,6 +1,7 @@
 """A recipe: every choice of a training run that can change its result, and nothing else (SPEECHCLIP_SPEC 2.7)."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,6 @@ import yaml
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Record, explain
-
 
 # The least value of whole numbers and weights.
 LEAST = {
@@ -155,7 +155,11 @@ def _read(name_or_path: str) -> dict[str, Any]:
     else:
         file = resources.files("speechclip") / "recipes" / f"{name_or_path}.yaml"
     if not file.is_file():
-        raise InvalidInput(f"no recipe {name_or_path!r}: name a .yaml file or one of {', '.join(recipe_names())}")
+        near = get_close_matches(name_or_path, recipe_names(), cutoff=0) if name_or_path else []
+        raise InvalidInput(
+            f"no recipe {name_or_path!r}: name a .yaml file or a recipe that `speechclip recipes` lists, such as "
+            f"{', '.join(near) or 'demo-parallel'}"
+        )
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -60,6 +60,7 @@ def count_tokens(captions: Iterable[str]) -> Vocabulary:
     for caption in captions:
         with suppress(EmptyText):
             np.add.at(counts, clip_tokens(caption), 1)
-    counts[[PADDING, START, END]] += 1
+    for token in (PADDING, START, END):
+        counts[token] = max(counts[token], 1)
     order = np.lexsort((np.arange(len(counts)), -counts))
     return Vocabulary(ids=tuple(int(token) for token in order[: np.count_nonzero(counts)]))

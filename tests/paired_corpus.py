@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from speechclip.batches import Order, open_pair, stored_rows
+from speechclip.batches import Order, open_pair, open_vectors, stored_rows
 from speechclip.blueprint import configure_head
 from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity
+from speechclip.content import text_key
+from speechclip.encoders import load_encoder
 from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
@@ -19,6 +21,7 @@ from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.segments import Shape, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 from speechclip.trainer import Trainer
+from speechclip.vocabulary import Vocabulary, count_tokens
 from speechclip.world import World
 
 SPEECH = EncoderSpec(
@@ -34,49 +37,87 @@ def key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# A real CLIP's image and text towers, whose vectors here are made up.
+CLIP = "clip:untrained-tiny"
+WORDS = ("red", "green", "blue", "small", "large", "round", "old", "wooden")
+
+
 @dataclass(frozen=True)
 class Corpus:
     manifest: Manifest
     store_uri: str
+    image: EncoderSpec = IMAGE
+    text: EncoderSpec | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return count_tokens(self.manifest.table["text"].to_pylist())
 
     def identity(self, recipe: Recipe) -> RunIdentity:
+        source = "toy" if self.text is None else CLIP
+        is_used = recipe.has_keywords or recipe.text_weight
+        vocabulary = self.vocabulary if recipe.has_keywords else None
         return RunIdentity(
             manifest=self.manifest.digest,
             catalog_version=FeatureStore(self.store_uri).snapshot().version,
             speech=FeatureSource(fingerprint=SPEECH.fingerprint, source="toy", is_trained=False),
-            image=FeatureSource(fingerprint=IMAGE.fingerprint, source="toy", is_trained=True),
+            image=_source(self.image, source),
             recipe=recipe,
-            head=configure_head(recipe, SPEECH, IMAGE),
+            head=configure_head(recipe, SPEECH, self.image, self.text, vocabulary),
+            text=_source(self.text, source) if self.text and is_used else None,
+            vocabulary=vocabulary.digest if vocabulary else "",
         )
 
     def features(self) -> tuple[Frames, Vectors]:
-        return open_pair(FeatureStore(self.store_uri).snapshot(), SPEECH.fingerprint, IMAGE.fingerprint)
+        return open_pair(FeatureStore(self.store_uri).snapshot(), SPEECH.fingerprint, self.image.fingerprint)
+
+    def texts(self) -> Vectors | None:
+        if self.text is None:
+            return None
+        return open_vectors(FeatureStore(self.store_uri).snapshot(), self.text.fingerprint)
 
     def loader(self, recipe: Recipe, world: World | None = None, **options: Any) -> Loader:
         frames, vectors = self.features()
-        order = Order(stored_rows(self.manifest, "train", frames, vectors), recipe.batch_size, recipe.seed)
-        return Loader(order, frames, vectors, recipe=recipe, world=world, **options)
+        texts = self.texts() if recipe.text_weight else None
+        order = Order(stored_rows(self.manifest, "train", frames, vectors, texts), recipe.batch_size, recipe.seed)
+        return Loader(order, frames, vectors, texts=texts, recipe=recipe, world=world, **options)
 
     def trainer(self, recipe: Recipe, run_uri: str, world: World | None = None, **options: Any) -> Trainer:
+        folder = RunFolder(run_uri)
+        vocabulary = self.vocabulary if recipe.has_keywords else None
+        if vocabulary is not None and (world is None or world.rank == 0):
+            folder.write_vocabulary(vocabulary)
         return Trainer(
             identity=self.identity(recipe),
             loader=self.loader(recipe, world),
-            folder=RunFolder(run_uri),
+            folder=folder,
+            vocabulary=vocabulary,
             **options,
         )
 
 
 def write_corpus(
-    store_uri: str, *, num_images: int = 24, captions: int = 2, unstored: tuple[str, ...] = (), max_frames: int = 20
+    store_uri: str,
+    *,
+    num_images: int = 24,
+    captions: int = 2,
+    unstored: tuple[str, ...] = (),
+    max_frames: int = 20,
+    with_clip: bool = False,
 ) -> Corpus:
-    """`captions` utterances an image, `u<image>-<caption>`; the last quarter of images is `dev`, the rest `train`."""
+    """`captions` utterances an image, `u<image>-<caption>`; the last quarter of images is `dev`, the rest `train`.
+
+    `with_clip` gives images and texts the specs of a real CLIP, so that heads with keywords can be trained.
+    """
+    image_spec, text_spec = _clip_specs() if with_clip else (IMAGE, None)
     generator = np.random.default_rng(5)
-    mixing = generator.standard_normal((12, 16))
+    mixing = generator.standard_normal((image_spec.width, 16)) * np.sqrt(12 / image_spec.width)
     rows: list[dict[str, Any]] = []
     frames: list[tuple[str, np.ndarray]] = []
     vectors: dict[str, np.ndarray] = {}
+    texts: dict[str, np.ndarray] = {}
     for image in range(num_images):
-        meaning = generator.standard_normal(12)
+        meaning = generator.standard_normal(image_spec.width)
         vectors[key(f"i{image}")] = meaning.astype("<f4")
         for caption in range(captions):
             name = f"u{image}-{caption}"
@@ -86,29 +127,53 @@ def write_corpus(
                 {
                     "utterance": name, "split": "dev" if image >= 0.75 * num_images else "train", "group": f"g{image}",
                     "speech_key": key(name), "image_key": key(f"i{image}"), "num_samples": 1, "sample_rate": 16_000,
+                    "text_key": text_key(caption_of(image, caption)), "text": caption_of(image, caption),
                 }
             )  # fmt: skip
+            texts[rows[-1]["text_key"]] = (meaning + generator.standard_normal(image_spec.width) / 2).astype("<f4")
     missing = {key(name) for name in unstored}
-    _store(FeatureStore(store_uri), [entry for entry in frames if entry[0] not in missing], vectors, missing)
-    return Corpus(Manifest.from_rows(rows), store_uri)
+    store = FeatureStore(store_uri)
+    _store_frames(store, [entry for entry in frames if entry[0] not in missing])
+    _store_vectors(store, image_spec, CLIP if with_clip else "toy", vectors, missing)
+    if text_spec is not None:
+        _store_vectors(store, text_spec, CLIP, texts, missing)
+    return Corpus(Manifest.from_rows(rows), store_uri, image_spec, text_spec)
 
 
-def _store(
-    store: FeatureStore, frames: list[tuple[str, np.ndarray]], vectors: dict[str, np.ndarray], missing: set[str]
-) -> None:
+def caption_of(image: int, caption: int) -> str:
+    """Words that tell images apart, in an order of the caption's own."""
+    words = [WORDS[image % len(WORDS)], WORDS[(image // len(WORDS) + 3) % len(WORDS)]]
+    return f"a {' '.join(words if caption % 2 else words[::-1])} thing {caption}"
+
+
+def _clip_specs() -> tuple[EncoderSpec, EncoderSpec]:
+    image, text = (load_encoder(CLIP, modality, codec="fp32").spec for modality in ("image", "text"))
+    return image, text
+
+
+def _source(spec: EncoderSpec, source: str) -> FeatureSource:
+    return FeatureSource(fingerprint=spec.fingerprint, source=source, is_trained=spec.is_trained)
+
+
+def _store_frames(store: FeatureStore, frames: list[tuple[str, np.ndarray]]) -> None:
     store.create()
-    for spec in (SPEECH, IMAGE):
-        store.add_spec(spec, "toy")
+    store.add_spec(SPEECH, "toy")
     keys = [name for name, _ in frames]
     path, stored = write_shard(store.storage, SPEECH, "speech", pack_shard(SPEECH, frames, {}), keys)
     store.commit([_receipt("speech", SPEECH, path, stored)], "m")
+
+
+def _store_vectors(
+    store: FeatureStore, spec: EncoderSpec, source: str, vectors: dict[str, np.ndarray], missing: set[str]
+) -> None:
+    store.add_spec(spec, source)
     segment = segment_name("p", Shape(len(vectors), len(vectors)))
-    create_segment(store.storage, IMAGE, segment)
-    assets = tuple(Asset(key=name, modality="image") for name in vectors)
-    task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, segment=segment)
+    create_segment(store.storage, spec, segment)
+    assets = tuple(Asset(key=name, modality=spec.modality) for name in vectors)
+    task = Task(id=spec.modality, feature_set=spec.fingerprint, assets=assets, segment=segment)
     kept = {name: vector for name, vector in vectors.items() if name not in missing}
-    path, stored, _ = write_chunk(store.storage, IMAGE, task, kept)
-    store.commit([_receipt("image", IMAGE, path, stored)], "m")
+    path, stored, _ = write_chunk(store.storage, spec, task, kept)
+    store.commit([_receipt(spec.modality, spec, path, stored)], "m")
 
 
 def _receipt(task: str, spec: EncoderSpec, path: str, stored: tuple[Any, ...]) -> Receipt:

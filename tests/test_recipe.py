@@ -49,7 +49,13 @@ def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
         ({"batch_size": 1}, "batch_size is 1, below 2"),
         ({"max_steps": 0}, "max_steps is 0, below 1"),
         ({"dropout": 1.0}, r"dropout is 1\.0"),
-        ({"temperature": 0}, "temperature"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"num_heads": 0}, "num_heads is 0, below 1"),
+        ({"image_weight": 0}, "image_weight and text_weight are both 0"),
+        ({"parallel_weight": 0}, "no branch has a weight"),
+        ({"head": "cascaded"}, "image_projection must be false"),
+        ({"head": "cascade"}, "head"),
+        ({"precision": "fp8"}, "precision"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_key(overrides, message):
@@ -58,11 +64,23 @@ def test_what_does_not_fit_is_refused_by_the_key(overrides, message):
 
 
 def test_a_missing_or_broken_recipe_is_refused(tmp_path: Path):
-    with pytest.raises(InvalidInput, match="base-parallel-flickr8k, demo-parallel"):
-        load_recipe("base")
+    with pytest.raises(InvalidInput, match="such as base-parallel-flickr8k"):
+        load_recipe("base-paralel-flickr")
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(InvalidInput, match="a mapping"):
         load_recipe(str(tmp_path / "list.yaml"))
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(InvalidInput, match="can't be read"):
         load_recipe(str(tmp_path / "broken.yaml"))
+
+
+def test_a_branch_that_a_head_lacks_has_no_weight():
+    weights = {name: load_recipe(f"large-{name}-flickr8k").branch_weights for name in ("parallel", "cascaded-plus")}
+    assert weights == {"parallel": {"parallel": 1.0}, "cascaded-plus": {"cascaded": 1.0}}
+    assert load_recipe("large-hybrid-plus-flickr8k").branch_weights == {"parallel": 0.5, "cascaded": 1.5}
+
+
+def test_only_targets_with_a_weight_are_trained_towards():
+    assert load_recipe("base-parallel-flickr8k").target_weights == {"image": 1.0}
+    supervised = load_recipe("base-parallel-flickr8k", {"image_weight": 0, "text_weight": 1})
+    assert supervised.target_weights == {"text": 1.0}

@@ -18,7 +18,9 @@ def recipes(as_json: bool) -> None:
     if as_json:
         settings = {name: msgspec.to_builtins(recipe) for name, recipe in found.items()}
         click.echo(
-            msgspec.json.encode({name: kept | {"trainable_parameters": counts[name]} for name, kept in settings.items()})
+            msgspec.json.encode(
+                {name: kept | {"trainable_parameters": counts[name]} for name, kept in settings.items()}
+            )
         )
         return
     shown = table("recipe", "head", "encoders", "trainable", "batch", "steps", figures=["trainable", "batch", "steps"])
