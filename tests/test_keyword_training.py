@@ -1,0 +1,177 @@
+"""Training of heads with keywords, towards images and texts: the same road as a parallel head's, on a real CLIP."""
+
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from paired_corpus import Corpus, write_corpus
+
+from speechclip.checkpoint import RunFolder, build_head, load_run
+from speechclip.errors import Damaged, InvalidInput
+from speechclip.evaluation import embed_speech, validator
+from speechclip.metrics import read_metrics
+from speechclip.recipe import Recipe
+from speechclip.storage import Storage
+from speechclip.world import World
+
+RECIPE = Recipe(
+    name="keywords", head="hybrid", batch_size=9, max_steps=20, warmup_steps=2, learning_rate=1e-3, num_keywords=3,
+    normalize_states="s3prl", is_temperature_learnable=True, crop="slice", max_frames=15, validate_every=5,
+    checkpoint_every=5, norm_scope="synchronised", seed=1,
+)  # fmt: skip
+# BatchNorm takes these away again: their gradient is rounding alone, which Adam scales up to full steps.
+WITHOUT_GRADIENT = ("linear_proj.bias", "attentionBlock_Norm.bias")
+HEADS = ("cascaded", "hybrid", "cascaded-plus", "hybrid-plus")
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(str(tmp_path_factory.mktemp("keyword-training") / "store"), with_clip=True)
+
+
+def changed(**options: Any) -> Recipe:
+    return msgspec.structs.replace(RECIPE, **options)
+
+
+def losses(run: str) -> list[float]:
+    return [line["loss"] for line in read_metrics(Storage(run))]
+
+
+def interrupt_at(count: int) -> Any:
+    calls = 0
+
+    def validate(head: torch.nn.Module, world: World) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise Interrupted
+        return 0.5
+
+    return validate
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_with_keywords_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, head: str):
+    recipe = changed(head=head)
+    straight, cut = str(tmp_path / "straight"), str(tmp_path / "cut")
+    whole = corpus.trainer(recipe, straight, validate=interrupt_at(0)).fit()
+    with pytest.raises(Interrupted):
+        corpus.trainer(recipe, cut, validate=interrupt_at(3)).fit()
+    assert RunFolder(cut).steps()[-1] == 10
+    assert corpus.trainer(recipe, cut, validate=interrupt_at(0)).fit() == whole
+    assert losses(cut) == losses(straight)
+    assert len(losses(cut)) == 20
+    checkpoints = [RunFolder(run).checkpoint(20) for run in (straight, cut)]
+    assert checkpoints[0] == checkpoints[1]
+    # The text tower is CLIP's: a checkpoint holds none of it, but the running statistics of its keywords.
+    names = RunFolder(cut).read_checkpoint(checkpoints[1])[0].keys()
+    assert any(name.endswith("running_mean") for name in names)
+    assert not any("token_embedding" in name or name.startswith("tower") for name in names)
+
+
+def work(rank: int, corpus: Corpus, recipe: Recipe, run: str, meeting: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(seconds=100)
+    )
+    try:
+        validate = validator(corpus.manifest, "dev", *corpus.features())
+        corpus.trainer(recipe, run, World.current(), validate=validate).fit()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def train_by_two(corpus: Corpus, recipe: Recipe, run: str, meeting: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=work, args=(1, corpus, recipe, run, str(meeting)))
+    other.start()
+    work(0, corpus, recipe, run, str(meeting))
+    other.join(60)
+    assert other.exitcode == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_workers_with_common_statistics_do_what_one_does(corpus: Corpus, tmp_path: Path, head: str):
+    recipe = changed(head=head, text_weight=0.5, accumulation=2)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    alone = corpus.trainer(recipe, one, validate=validator(corpus.manifest, "dev", *corpus.features())).fit()
+    train_by_two(corpus, recipe, two, tmp_path / "meeting")
+    together = RunFolder(two).finished()
+    assert together is not None
+    assert together.order_digest == alone.order_digest
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    weights = [RunFolder(run).read_checkpoint(RunFolder(run).checkpoint(20))[0] for run in (one, two)]
+    for name, tensor in weights[0].items():
+        if name.endswith(WITHOUT_GRADIENT):
+            continue
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_statistics_of_each_workers_own_rows_are_another_choice_which_shows(corpus: Corpus, tmp_path: Path):
+    recipe = changed(head="cascaded", norm_scope="local", max_steps=5)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    corpus.trainer(recipe, one).fit()
+    train_by_two(corpus, recipe, two, tmp_path / "meeting")
+    assert losses(two) != pytest.approx(losses(one), abs=1e-4)
+
+
+def test_a_finished_run_with_keywords_embeds_as_it_did_when_it_was_trained(corpus: Corpus, tmp_path: Path):
+    run = str(tmp_path / "run")
+    trainer = corpus.trainer(changed(max_steps=5), run)
+    trainer.fit()
+    loaded = load_run(run)
+    frames, _ = corpus.features()
+    keys = list(frames)[:7]
+    torch.testing.assert_close(
+        embed_speech(loaded.head, frames, keys), embed_speech(trainer.head.eval(), frames, keys), atol=0, rtol=0
+    )
+    assert loaded.vocabulary == corpus.vocabulary
+    RunFolder(run).write_vocabulary(type(corpus.vocabulary)(ids=corpus.vocabulary.ids[::-1]))
+    with pytest.raises(Damaged, match="not the run's vocabulary"):
+        load_run(run)
+
+
+def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):
+    identity = corpus.identity(RECIPE)
+    assert identity.text is not None
+    other = msgspec.structs.replace(identity.text, fingerprint="clip-other-text-0123456789ab")
+    identity = msgspec.structs.replace(identity, text=other)
+    with pytest.raises(InvalidInput, match=r"the head was trained on clip-other-text"):
+        build_head(identity, corpus.vocabulary)
+
+
+@pytest.mark.parametrize("image_weight", [0.0, 0.25])
+def test_training_towards_texts_alone_or_beside_images(corpus: Corpus, tmp_path: Path, image_weight: float):
+    recipe = changed(head="parallel", image_weight=image_weight, text_weight=1.0, max_steps=60)
+    run = str(tmp_path / "run")
+    corpus.trainer(recipe, run).fit()
+    lines = read_metrics(Storage(run))
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    if image_weight:
+        for line in lines:
+            assert line["loss"] == pytest.approx(line["parallel_image_loss"] + line["parallel_text_loss"])
+
+
+def test_without_the_same_image_mask_other_captions_of_the_image_are_negatives(corpus: Corpus, tmp_path: Path):
+    first = []
+    for is_masked in (True, False):
+        recipe = changed(head="parallel", text_weight=1.0, image_weight=0.0, max_steps=1, batch_size=36)
+        recipe = msgspec.structs.replace(recipe, is_same_image_masked=is_masked)
+        corpus.trainer(recipe, str(tmp_path / f"{is_masked}")).fit()
+        first += losses(str(tmp_path / f"{is_masked}"))
+    assert first[1] > first[0] + 1e-3
+
+
+def test_accumulated_batches_keep_their_own_negatives(corpus: Corpus, tmp_path: Path):
+    recipe = changed(head="parallel", dropout=0.0, max_steps=1, accumulation=3)
+    trainer = corpus.trainer(recipe, str(tmp_path / "run"))
+    batches = list(trainer.loader.batches(0, 3))
+    expected = [sum(trainer._losses(trainer.head(b.frames, b.lengths, b.seeds), b).values()).item() for b in batches]
+    assert trainer.take_step(batches)["loss"] == pytest.approx(sum(expected) / 3)
+    assert trainer.order_digest == trainer.loader.order.digest(3)
