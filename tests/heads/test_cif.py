@@ -46,8 +46,7 @@ def plainly(
     target = max(1, round(len(frames) / cif.frames_per_keyword))
     error = (alpha.sum() - target).abs()
     if is_training and is_rescaled:
-        # A hair more, so that rounding does not keep the last one from firing.
-        alpha = alpha * (target + 1e-9) / alpha.sum()
+        alpha = alpha * (target + 1e-5) / alpha.sum()
     fired, level, kept = [], torch.zeros((), dtype=torch.float64), torch.zeros(WIDTH)
     for weight, frame in zip(alpha, frames, strict=True):
         left = weight
@@ -129,7 +128,8 @@ def test_the_fullest_row_of_all_workers_sets_the_number_of_slots_in_training():
     more = cif(values, lengths, None, is_rescaled=True, together=Fuller(11)).slots
     assert (alone.shape[1], more.shape[1]) == (8, 11)
     torch.testing.assert_close(more[:, :8], alone, atol=0, rtol=0)
-    assert more[:, 8:].abs().max() < 1e-6
+    # What is scaled adds up to a hair more than the target.
+    assert more[:, 8:].abs().max() < 1e-4
     assert cif.eval()(values, lengths, None, is_rescaled=True, together=Fuller(99)).slots.shape[1] < 30
 
 
