@@ -127,6 +127,7 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     store, manifest, recipe = FeatureStore(request.store), Manifest.read(request.manifest), request.recipe
     snapshot = store.snapshot(version)
     store.add_manifest(manifest)
+    _check_targets(request, manifest)
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
     # Image, text and keywords must lie in one space: that of the image's CLIP.
@@ -152,6 +153,24 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     if finished is not None and finished.identity != identity:
         raise InvalidInput(f"{request.out}: holds a finished run of another manifest, snapshot, feature set or recipe")
     return identity, vocabulary
+
+
+def _check_targets(request: TrainRequest, manifest: Manifest) -> None:
+    """Refuse a manifest whose training rows lack what the recipe trains towards, or the captions of its vocabulary."""
+    recipe = request.recipe
+    table = manifest.select([recipe.train_split]).table
+    needed = (
+        {"image": "image_key", "text": "text_key"}
+        if recipe.text_weight or recipe.has_keywords
+        else {"image": "image_key"}
+    )
+    for name, column in needed.items():
+        if table[column].null_count == len(table):
+            raise InvalidInput(
+                f"{request.manifest}: none of the {len(table):,} utterances of split {recipe.train_split!r} has "
+                f"{'an image' if name == 'image' else 'a text'}, and recipe {recipe.name} ({recipe.head}) needs them; "
+                f"ingest the corpus with its {name}s, or choose another recipe"
+            )
 
 
 def _source(info: FeatureSetInfo) -> FeatureSource:

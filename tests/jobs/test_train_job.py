@@ -11,6 +11,7 @@ from speechclip.checkpoint import RunFolder, load_run
 from speechclip.errors import InvalidInput
 from speechclip.evaluation import validator
 from speechclip.jobs.train import TrainRequest, train
+from speechclip.manifest import Manifest
 from speechclip.metrics import read_metrics
 from speechclip.recipe import Recipe
 from speechclip.storage import Storage
@@ -97,3 +98,46 @@ def test_more_workers_than_the_cluster_holds_end_with_a_sentence(corpus: Corpus,
         train(request(corpus, tmp_path, workers=0))
     with pytest.raises(InvalidInput, match="0 image feature sets fit for 'clip'"):
         train(request(corpus, tmp_path, image="clip"))
+
+
+@pytest.fixture(scope="module")
+def clip_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return write_corpus(str(tmp_path_factory.mktemp("train-job-clip") / "store"), with_clip=True)
+
+
+KEYWORDS = Recipe(
+    name="keywords", head="hybrid", batch_size=9, max_steps=4, warmup_steps=2, learning_rate=1e-3, num_keywords=3,
+    text_weight=0.5, norm_scope="synchronised", validate_every=2, checkpoint_every=2,
+)  # fmt: skip
+
+
+def test_a_head_with_keywords_trains_on_ray_and_is_loaded_with_its_words(clip_corpus: Corpus, tmp_path: Path):
+    asked = request(clip_corpus, tmp_path, recipe=KEYWORDS, workers=2)
+    info = train(asked)
+    assert info.identity == clip_corpus.identity(KEYWORDS)
+    trained = load_run(asked.out)
+    assert trained.vocabulary == clip_corpus.vocabulary
+    alone = str(tmp_path / "alone")
+    clip_corpus.trainer(KEYWORDS, alone).fit()
+    losses = [[line["loss"] for line in read_metrics(Storage(run))] for run in (asked.out, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_manifest_without_images_or_captions_is_refused_before_anything_starts(clip_corpus: Corpus, tmp_path: Path):
+    for column, what in (("image_key", "an image"), ("text_key", "a text")):
+        rows = [row | {column: None} for row in clip_corpus.manifest.rows()]
+        asked = request(Corpus(Manifest.from_rows(rows), clip_corpus.store_uri), tmp_path, recipe=KEYWORDS)
+        with pytest.raises(
+            InvalidInput, match=f"none of the 36 utterances of split 'train' has {what}, and recipe key"
+        ):
+            train(asked)
+
+
+def test_keywords_need_the_clip_that_made_the_images(corpus: Corpus, tmp_path: Path):
+    rows = [row | {"text": "a dog", "text_key": "0" * 64} for row in corpus.manifest.rows()]
+    asked = request(Corpus(Manifest.from_rows(rows), corpus.store_uri), tmp_path, recipe=KEYWORDS)
+    with pytest.raises(InvalidInput, match="0 text feature sets fit for 'toy'"):
+        train(asked)
+    no_texts = msgspec.structs.replace(KEYWORDS, text_weight=0.0)
+    with pytest.raises(InvalidInput, match="toy has no text tower of CLIP"):
+        train(msgspec.structs.replace(asked, recipe=no_texts))
