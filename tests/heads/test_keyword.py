@@ -89,6 +89,44 @@ def test_usage_of_the_vocabulary_agrees_with_the_official_figures(name):
     assert found.ent_per_t == pytest.approx(expected["ent_per_t"].tolist(), abs=1e-5)
 
 
+# Hybrid heads and those of SpeechCLIP+, recorded from the official branches on one track of frames, dropout off.
+RECORDED = [
+    f"{kind}, {mode}"
+    for kind in ("hybrid, transformer", "hybrid, two layers", "cascaded plus", "hybrid plus")
+    for mode in ("step 0", "step 9999", "eval")
+    if "plus" in kind or mode != "step 9999"
+]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_hybrid_heads_and_integrate_and_fire_agree_with_the_official_branches(name):
+    case = torch.load(GOLDEN / "speechclip_plus.pt", weights_only=True)[name]
+    made = TextTower(case["text_weights"], num_heads=2, is_quick_gelu=True, vocabulary=range(30), start=2, end=3)
+    head = msgspec.convert(case["config"] | {"type": "keyword"}, KeywordConfig).build(made)
+    head.load_state_dict(case["state"] | {"weighted_sum.weights": torch.zeros(1)})
+    output = head.train(case["is_training"])(case["frames"][:, None], case["lens"], step=case["step"])
+    assert torch.equal(output.keywords.counts, case["counts"])
+    assert torch.equal(output.keywords.tokens, case["tokens"])
+    torch.testing.assert_close(output.cascaded, case["cascaded"], atol=1e-5, rtol=0)
+    total = (output.cascaded * case["directions"]).sum()
+    if case["parallel"] is not None:
+        torch.testing.assert_close(output.parallel, case["parallel"], atol=1e-5, rtol=0)
+        total = total + (output.parallel * case["directions"]).sum()
+    for name, value in case["state_after"].items():
+        torch.testing.assert_close(head.get_buffer(name), value, atol=1e-6, rtol=0)
+    if output.length_errors is not None:
+        targets = (case["lens"] / 20).round()
+        torch.testing.assert_close(output.length_errors, (case["quantity_out"] - targets).abs(), atol=1e-5, rtol=0)
+        total = total + 0.25 * output.length_errors.mean()
+    if not case["is_training"]:
+        return
+    total.backward()
+    largest = max(gradient.norm() for gradient in case["grads"].values())
+    for name, gradient in case["grads"].items():
+        error = (head.get_parameter(name).grad - gradient).norm()
+        assert error < 1e-4 * gradient.norm() + 1e-5 * largest, f"{name}: {error}"
+
+
 # A head of each kind; CIF's have weights near a half, so 9 frames at 2 a keyword are 3 to 5 keywords.
 KINDS: dict[str, dict[str, object]] = {
     "cascaded": {},
