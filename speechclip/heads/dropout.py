@@ -6,7 +6,7 @@ from speechclip.errors import InvalidInput
 
 # Odd factors that spread rows, places and sites over 32 bits before mixing.
 _SITE = 0x9E3779B1
-_AXES = (0x27D4EB2F, 0x165667B1)
+_AXES = (0x27D4EB2F, 0x165667B1, 0xC2B2AE3D)
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -20,6 +20,7 @@ def drop(values: Tensor, *, probability: float, seeds: Tensor | None, site: int)
         return values
     if not 0 < probability < 1:
         raise InvalidInput(f"dropout is {probability}, expected 0 up to (not including) 1")
+    assert values.dim() <= len(_AXES) + 1
     bits = (seeds + site * _SITE) & _LOW_32
     bits = _mix(bits).view(-1, *[1] * (values.dim() - 1))
     for axis, factor in zip(range(1, values.dim()), _AXES, strict=False):

@@ -2,19 +2,27 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from speechclip.errors import InvalidInput
-from speechclip.heads.output import HeadOutput
+from speechclip.heads.attention import AttentionBlock, TransformerBlock
+from speechclip.heads.batch_norm import KeywordBatchNorm, KeywordNorm, NormStart
+from speechclip.heads.cif import Fired, IntegrateAndFire
+from speechclip.heads.output import HeadOutput, Keywords
+from speechclip.heads.projection import build_projection
+from speechclip.heads.quantizer import Quantizer
 from speechclip.heads.text_tower import TextTower
-from speechclip.heads.weighted_sum import Normalization
+from speechclip.heads.together import Alone, Together
+from speechclip.heads.weighted_sum import Normalization, WeightedSum
 from speechclip.records import Record
 
 Segmentation = Literal["fixed", "cif"]
 Block = Literal["attention", "transformer"]
-KeywordNorm = Literal["each", "each-apart", "same"]
-NormStart = Literal["literal", "corrected"]
+# Sites of dropout after those of the attention block.
+_FIRING, _KEYWORDS, _PARALLEL = 4, 6, 16
 
 
 class KeywordConfig(Record, frozen=True, tag="keyword"):
@@ -24,8 +32,9 @@ class KeywordConfig(Record, frozen=True, tag="keyword"):
     `projection` holds the hidden widths between attention and keywords: none for one Linear, (1024,) for the released
     Large checkpoints' two. `batch_norm` is `each` keyword's own statistics in one BatchNorm over (width x keywords)
     (officially `eachKw`, parallel), `each-apart` the same in one module a keyword, `same` one for all keywords; CIF
-    always has `same`. `norm_start` `literal` repeats the official initialisation, scrambled against the layout; `corrected`
-    gives each feature its own. `frames_per_keyword`, `max_keywords` and `rescale_steps` are CIF's.
+    always has `same`. `norm_start` `literal` repeats the official initialisation, scrambled against the layout;
+    `corrected` gives each feature its own. `frames_per_keyword`, `max_keywords` and `rescale_steps` are CIF's.
+    `parallel_projection` is what `projection` is, for the parallel embedding.
     """
 
     num_layers: int
@@ -49,10 +58,15 @@ class KeywordConfig(Record, frozen=True, tag="keyword"):
     max_keywords: int = 75
     frames_per_keyword: int = 20
     rescale_steps: int = 5_000
+    parallel_projection: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise InvalidInput(f"{self.num_heads} attention heads do not divide the width {self.width}; change either")
+        if self.block == "transformer" and (self.segmentation == "cif" or not self.feed_forward_width):
+            raise InvalidInput(
+                "a transformer block needs feed_forward_width and fixed keywords; set these, or block to 'attention'"
+            )
 
     @property
     def embedding_width(self) -> int:
@@ -61,15 +75,62 @@ class KeywordConfig(Record, frozen=True, tag="keyword"):
 
     def build(self, tower: TextTower | None = None) -> "KeywordHead":
         """A new head, its weights drawn from torch's generator, on a text tower of these sizes."""
-        raise NotImplementedError
+        assert tower is not None
+        found = (*tower.embeddings.shape, tower.joint_width)
+        expected = (self.vocabulary_size, self.keyword_width, self.image_width)
+        if found != expected:
+            raise InvalidInput(
+                f"the text tower has {found[0]} tokens of width {found[1]} and gives width {found[2]}, the head is for "
+                f"{expected[0]}, {expected[1]} and {expected[2]}; use the CLIP and vocabulary that it was made for"
+            )
+        most = self.max_keywords if self.segmentation == "cif" else self.num_keywords
+        if most > tower.most_keywords:
+            raise InvalidInput(f"{most} keywords, but the text tower takes {tower.most_keywords}; ask for fewer")
+        return KeywordHead(self, tower)
 
 
 class KeywordHead(nn.Module):
-    """Frames to keywords to an embedding."""
+    """Frames to keywords to an embedding. Parameters carry the official names.
+
+    `cls` are the keywords' CLS rows (of a hybrid head `parallel_cls` and `cascaded_cls`), with CIF the parallel one.
+    The text tower belongs to the head but to none of its weights.
+    """
 
     def __init__(self, config: KeywordConfig, tower: TextTower) -> None:
         super().__init__()
         self.config, self.tower = config, tower
+        self.together: Together = Alone()
+        width, rate = config.width, config.dropout
+        self.weighted_sum = WeightedSum(config.num_layers, config.normalize)
+        for name, count in self._cls_rows().items():
+            self.register_parameter(name, nn.Parameter(torch.randn(1, count, width)))
+        self.self_att: AttentionBlock | TransformerBlock = (
+            AttentionBlock(width, config.num_heads, rate)
+            if config.block == "attention"
+            else TransformerBlock(width, config.num_heads, config.feed_forward_width, rate)
+        )
+        if config.segmentation == "cif":
+            self.downsampling = IntegrateAndFire(
+                width, frames_per_keyword=config.frames_per_keyword, max_keywords=config.max_keywords
+            )
+        self.linear_proj = build_projection((width, *config.projection, config.keyword_width), rate)
+        if config.has_parallel:
+            self.parallel_proj = build_projection((width, *config.parallel_projection, config.image_width), rate)
+        embeddings = tower.embeddings
+        self.bn_layer = KeywordBatchNorm(
+            "same" if config.segmentation == "cif" else config.batch_norm,
+            config.num_keywords,
+            embeddings.std(0),
+            embeddings.mean(0),
+            config.norm_start,
+        )
+        self.vector_quantizer = Quantizer(
+            embeddings, tower.barred, config.quantizer_temperature, is_learnable=config.is_quantizer_learnable
+        )
+
+    def work_together(self, together: Together) -> None:
+        """From now on take the statistics of a batch over these workers, in train mode."""
+        self.together = together
 
     def forward(
         self,
@@ -79,9 +140,74 @@ class KeywordHead(nn.Module):
         *,
         step: int | None = None,
     ) -> HeadOutput:
-        """Both branches' embeddings and the keywords; `seeds` and `step` (from 0) matter in train mode alone."""
-        raise NotImplementedError
+        """Both branches' embeddings and the keywords; `seeds` and `step` (from 0) matter in train mode alone.
+
+        Without a step CIF takes its weights as in the first ones, scaled to the target number.
+        """
+        seeds = seeds if self.training else None
+        track = self.weighted_sum(frames, lengths)
+        if self.config.segmentation == "fixed":
+            return self._fixed(track, lengths, seeds)
+        return self._fired(track, lengths, seeds, is_rescaled=step is None or step < self.config.rescale_steps)
 
     def embed_images(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "images embedding"]:
         """CLIP's vectors brought to length one, in fp32."""
-        raise NotImplementedError
+        return F.normalize(vectors.float(), dim=-1)
+
+    def _cls_rows(self) -> dict[str, int]:
+        """The names of the CLS rows and how many there are, in their order."""
+        has_parallel = self.config.has_parallel
+        if self.config.segmentation == "cif":
+            return {"cls": 1} if has_parallel else {}
+        keywords = self.config.num_keywords
+        return {"parallel_cls": 1, "cascaded_cls": keywords} if has_parallel else {"cls": keywords}
+
+    def _cls(self) -> Float[Tensor, "queries width"]:
+        return torch.cat([self.get_parameter(name)[0] for name in self._cls_rows()])
+
+    def _fixed(self, track: Tensor, lengths: Tensor, seeds: Tensor | None) -> HeadOutput:
+        """As many keywords as there are CLS rows for."""
+        rows = self.self_att(self._cls(), track, lengths, seeds)
+        keywords = self.config.num_keywords
+        return self._read(rows[:, :-keywords], rows[:, -keywords:], torch.full_like(lengths, keywords), seeds)
+
+    def _fired(self, track: Tensor, lengths: Tensor, seeds: Tensor | None, *, is_rescaled: bool) -> HeadOutput:
+        """As many keywords as the frames' weights add up to."""
+        assert isinstance(self.self_att, AttentionBlock)
+        count = int(self.config.has_parallel)
+        if count:
+            track = torch.cat([self._cls().expand(len(track), -1, -1), track], dim=1)
+        rows = self.self_att.whole(track, lengths + count, seeds)
+        fired: Fired = self.downsampling(
+            rows[:, count:],
+            lengths,
+            seeds,
+            is_rescaled=is_rescaled,
+            together=self.together,
+            first_site=_FIRING,
+        )
+        return self._read(rows[:, :count], fired.slots, fired.counts, seeds, fired.length_errors)
+
+    def _read(
+        self,
+        parallel: Float[Tensor, "batch branches width"],
+        slots: Float[Tensor, "batch slots width"],
+        counts: Int[Tensor, " batch"],
+        seeds: Tensor | None,
+        length_errors: Tensor | None = None,
+    ) -> HeadOutput:
+        """Keywords and embeddings of the attended rows."""
+        queries = self.bn_layer(self.linear_proj(slots, seeds, _KEYWORDS), self.together)
+        tokens, chosen = self.vector_quantizer(queries, self.tower.embeddings)
+        is_empty = torch.arange(slots.shape[1], device=slots.device) >= counts[:, None]
+        keywords = Keywords(
+            tokens=tokens.masked_fill(is_empty, 0),
+            queries=queries.masked_fill(is_empty[:, :, None], 0),
+            chosen=chosen.masked_fill(is_empty[:, :, None], 0),
+            counts=counts,
+        )
+        cascaded = F.normalize(self.tower(keywords.chosen, counts), dim=-1)
+        embedding = None
+        if self.config.has_parallel:
+            embedding = F.normalize(self.parallel_proj(parallel[:, 0], seeds, _PARALLEL), dim=-1)
+        return HeadOutput(parallel=embedding, cascaded=cascaded, keywords=keywords, length_errors=length_errors)
