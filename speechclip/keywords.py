@@ -13,6 +13,7 @@ from torch import Tensor
 from speechclip.encoders.prepare import clip_tokens
 from speechclip.errors import EmptyText
 from speechclip.heads import Keywords
+from speechclip.heads.quantizer import Quantizer, Usage, UsageFigures
 from speechclip.records import Record
 from speechclip.retrieval import Trials, bootstrap_interval
 from speechclip.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
@@ -32,7 +33,7 @@ class HitRate(Record, frozen=True):
     `neighbours`: the five tokens nearest to the chosen `token`'s embedding, as the official code has it, or to the
     `query` from which it was chosen. `gold`: `literal` counts start, end and padding among the caption's words, as
     officially; `plain` does not. `average` is over all keywords (with eight in every row the mean of the slots),
-    `interval` its 95 % bootstrap interval, `elsewhere` the same keywords against another utterance's caption.
+    `interval` its 95 % bootstrap interval, `elsewhere` the same keywords against the captions of other images.
     """
 
     neighbours: Neighbours
@@ -63,14 +64,14 @@ class KeywordReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Readings:
-    """All keywords of some utterances, one entry each, by rising row and slot; all but the first two are places."""
+    """All keywords of some utterances, one entry each, by rising row and slot; tokens are places."""
 
     rows: Int[np.ndarray, " keywords"]
     slots: Int[np.ndarray, " keywords"]
     tokens: Int[np.ndarray, " keywords"]
     near_token: Int[np.ndarray, "keywords neighbours"]
     near_query: Int[np.ndarray, "keywords neighbours"]
-    mean_softmax: Float[np.ndarray, " vocabulary"]
+    usage: UsageFigures
 
 
 class KeywordReader:
@@ -78,13 +79,12 @@ class KeywordReader:
 
     def __init__(
         self,
+        quantizer: Quantizer,
         embeddings: Float[Tensor, "vocabulary width"],
-        barred: Int[Tensor, " barred"],
         scoring: Scoring = "cosine",
     ) -> None:
-        self.embeddings, self.barred = embeddings, barred
-        self.space = TokenSpace(embeddings, scoring)
-        self._softmax = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
+        self.embeddings, self.space = embeddings, TokenSpace(embeddings, scoring)
+        self._usage = Usage(quantizer)
         self._found: list[np.ndarray] = []
 
     def add(self, rows: Sequence[int], keywords: Keywords) -> None:
@@ -92,7 +92,8 @@ class KeywordReader:
         is_filled = torch.arange(keywords.tokens.shape[1], device=keywords.counts.device) < keywords.counts[:, None]
         places, slots = is_filled.nonzero(as_tuple=True)
         queries = keywords.queries[is_filled].float()
-        near = torch.cat([self._read(some) for some in torch.split(queries, self._rows_at_once)])
+        self._usage.add(keywords)
+        near = self._near(queries)
         numbers = torch.tensor(rows, device=places.device)[places]
         columns = torch.stack([numbers, slots, keywords.tokens[is_filled]], dim=1)
         self._found.append(torch.cat([columns, near], dim=1).cpu().numpy())
@@ -103,29 +104,19 @@ class KeywordReader:
         found = found[np.lexsort((found[:, 1], found[:, 0]))]
         distinct, which = np.unique(found[:, 2], return_inverse=True)
         tokens = self.embeddings[torch.from_numpy(distinct).to(self.embeddings.device)]
-        near = [self._near(some) for some in torch.split(tokens, self._rows_at_once)]
         return Readings(
             rows=found[:, 0],
             slots=found[:, 1],
             tokens=found[:, 2],
-            near_token=torch.cat(near).cpu().numpy()[which],
+            near_token=self._near(tokens).cpu().numpy()[which],
             near_query=found[:, 3:],
-            mean_softmax=(self._softmax / len(found)).cpu().numpy(),
+            usage=self._usage.figures(),
         )
 
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, _BLOCK_SCORES // len(self.embeddings))
-
-    def _read(self, queries: Tensor) -> Tensor:
-        cosines = self.space.cosines(queries)
-        allowed = cosines.index_fill(1, self.barred, float("-inf"))
-        self._softmax += allowed.softmax(1).double().sum(0)
-        return self._near(queries, cosines if self.space.scoring == "cosine" else None)
-
-    def _near(self, vectors: Tensor, scores: Tensor | None = None) -> Tensor:
-        scores = self.space.scores(vectors) if scores is None else scores
-        return first_places(scores, min(NUM_NEIGHBOURS, scores.shape[1]))
+    def _near(self, vectors: Float[Tensor, "vectors width"]) -> Int[Tensor, "vectors neighbours"]:
+        size = len(self.embeddings)
+        blocks = torch.split(vectors, max(1, _BLOCK_SCORES // size))
+        return torch.cat([first_places(self.space.scores(some), min(NUM_NEIGHBOURS, size)) for some in blocks])
 
 
 @dataclass(frozen=True)
@@ -163,24 +154,17 @@ def read_keywords(
     golds = [gold_tokens(caption) for caption in captions]
     is_captioned = np.array([gold is not None for gold in golds])
     used = is_captioned[readings.rows]
-    chosen = np.bincount(readings.tokens, minlength=len(vocabulary.ids)) / len(readings.tokens)
     return KeywordReport(
         num_utterances=len(captions),
         num_captioned=int(is_captioned.sum()),
         num_per_slot=tuple(np.bincount(readings.slots[used]).tolist()),
         vocabulary_size=len(vocabulary.ids),
-        num_distinct=int(np.count_nonzero(chosen)),
-        code_perplexity=perplexity(chosen),
-        prob_perplexity=perplexity(readings.mean_softmax),
+        num_distinct=len(np.unique(readings.tokens)),
+        code_perplexity=readings.usage.code_perplexity,
+        prob_perplexity=readings.usage.prob_perplexity,
         scoring=scoring,
         hit_rates=tuple(_rates(readings, vocabulary, golds, groups, used)) if used.any() else (),
     )
-
-
-def perplexity(shares: Float[np.ndarray, " vocabulary"]) -> float:
-    """The exponential of the entropy of shares that sum to one: as many equally likely tokens would be as unsure."""
-    some = shares[shares > 0]
-    return float(np.exp(-np.sum(some * np.log(some))))
 
 
 def _rates(
@@ -193,10 +177,10 @@ def _rates(
     """The four variants."""
     rows, slots = readings.rows[used], readings.slots[used]
     asked = np.unique(rows)
-    # Another's caption: the next one's in a fixed random order, so that nobody keeps the own.
-    order = np.random.default_rng(7122).permutation(asked)
+    # In the order of groups, as far on as the largest is long: another image's caption, unless one holds over half.
+    order = asked[np.argsort(groups[asked], kind="stable")]
     others = np.zeros(len(golds), np.int64)
-    others[order] = np.roll(order, -1)
+    others[order] = np.roll(order, -int(np.unique(groups[asked], return_counts=True)[1].max()))
     ids = np.array(vocabulary.ids)
     near: dict[Neighbours, np.ndarray] = {"token": readings.near_token, "query": readings.near_query}
     kinds: tuple[GoldKind, ...] = ("literal", "plain")
