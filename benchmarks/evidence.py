@@ -148,7 +148,7 @@ def judge(road: Road, experiment: Experiment) -> dict[str, Any]:
     run = road.run_folder(experiment.data)
     asked = ("--split", experiment.split, "--candidates", "all", "--json")
     found = road.speechclip("evaluate", "--run", run, *road.base(experiment.data), *asked)
-    trained, scores = load_run(run), found["speech_to_image"]
+    trained, scores = load_run(run), found["retrieval"]["parallel"]["from_speech"]
     k = str(experiment.k)
     target, is_met = experiment.verdict(scores["recall"][k], scores["chance"][k])
     shares = trained.head.weighted_sum.weights.softmax(0).tolist()

@@ -1,70 +1,31 @@
-"""How well a run retrieves: recall both ways on a split, beside chance (SPEECHCLIP_SPEC 3.1)."""
+"""What a run reaches on a split: all metrics from one pass over its frames (SPEECHCLIP_SPEC 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.table import Table
 
 from speechclip.batches import Rows, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
+from speechclip.comparison import caveats_of
 from speechclip.errors import InvalidInput
-from speechclip.heads import Head
+from speechclip.heads import Head, HeadOutput, KeywordHead
+from speechclip.keywords import KeywordReader, KeywordReport, read_keywords
 from speechclip.loader import read_frames
 from speechclip.manifest import Manifest
-from speechclip.records import Record
-from speechclip.retrieval import CUTOFFS, RetrievalReport, retrieve
+from speechclip.published import published_rows
+from speechclip.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
+from speechclip.retrieval import TwoWays, retrieve_both
 from speechclip.store import Frames, Snapshot, Vectors
+from speechclip.token_space import Scoring
 from speechclip.world import World
 
-Candidates = Literal["split", "all"]
 # Bounds what is held at once: 13 states of width 768 in fp16 make 20 kB a frame.
 FRAMES_PER_BATCH = 16_000
-
-
-class EvaluationReport(Record, frozen=True):
-    """Recall of one run on one split. `untrained` names the features whose encoder has no trained weights.
-
-    `num_missing` utterances of the split lack a stored feature and were left out. `mean_recall` is the mean of the two
-    directions.
-    """
-
-    manifest: str
-    catalog_version: int
-    speech: str
-    image: str
-    recipe: str
-    head_step: int
-    split: str
-    candidates: Candidates
-    num_utterances: int
-    num_missing: int
-    speech_to_image: RetrievalReport
-    image_to_speech: RetrievalReport
-    mean_recall: dict[int, float]
-    untrained: tuple[str, ...]
-
-    def to_table(self) -> Table:
-        """The figures for a terminal: recall in percent, its interval, and chance."""
-        title = f"{self.split}: {self.num_utterances} utterances ({self.num_missing} missing), recipe {self.recipe}"
-        table = Table(title=title, caption=self._caption(), caption_justify="left")
-        heads = ("direction", "queries", "candidates", *(f"R@{k} % [95 %], chance" for k in CUTOFFS), "median rank")
-        for name in heads:
-            table.add_column(name, justify="left" if name == "direction" else "right")
-        table.add_row("speech to image", *_cells(self.speech_to_image))
-        table.add_row("image to speech", *_cells(self.image_to_speech))
-        return table
-
-    def _caption(self) -> str | None:
-        if not self.untrained:
-            return None
-        return (
-            f"UNTRAINED encoders with random weights: {', '.join(self.untrained)}. "
-            "These figures show that the road works, and nothing about SpeechCLIP."
-        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +37,19 @@ class Pool:
     image_groups: Int[np.ndarray, " images"]
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What one pass over the frames of some utterances gave; both in the order of their keys."""
+
+    embeddings: dict[Branch, np.ndarray]
+    reader: KeywordReader | None
+
+    @property
+    def main(self) -> Branch:
+        """The branch whose embedding stands for an utterance."""
+        return next(iter(self.embeddings))
+
+
 def evaluate(
     run: Run,
     manifest: Manifest,
@@ -83,9 +57,10 @@ def evaluate(
     split: str,
     *,
     candidates: Candidates = "split",
+    scoring: Scoring = "cosine",
     device: torch.device | str = "cpu",
 ) -> EvaluationReport:
-    """Recall of `run` on the whole utterances of `split`, among the images of the split or of the manifest."""
+    """All that `run` reaches on the whole utterances of `split`, among the images and captions of it or of all."""
     identity = run.info.identity
     frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
     pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
@@ -94,8 +69,12 @@ def evaluate(
             f"split {split!r}: none of its {pool.rows.num_missing} utterances has speech and image stored in catalog "
             f"version {snapshot.version}; run `speechclip featurize`"
         )
-    to_image, to_speech = score(run.head.to(device), pool, frames, vectors)
-    return EvaluationReport(
+    head = run.head.to(device)
+    heard = hear(head, frames, pool.rows.speech_keys, scoring=scoring)
+    images = embed_images(head, vectors, pool.image_keys)
+    rows = (manifest.select([split]) if candidates == "split" else manifest).rows()
+    text, notes = _score_texts(run, heard, pool, group_codes(manifest), rows, snapshot)
+    report = EvaluationReport(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
         speech=identity.speech.fingerprint,
@@ -106,11 +85,17 @@ def evaluate(
         candidates=candidates,
         num_utterances=len(pool.rows),
         num_missing=pool.rows.num_missing,
-        speech_to_image=to_image,
-        image_to_speech=to_speech,
-        mean_recall={k: (to_image.recall[k] + to_speech.recall[k]) / 2 for k in CUTOFFS},
+        retrieval={
+            branch: retrieve_both(speech, images, pool.rows.groups, pool.image_groups)
+            for branch, speech in heard.embeddings.items()
+        },
         untrained=tuple(identity.untrained),
+        text=text,
+        keywords=_score_keywords(run, heard, pool, rows, scoring),
+        published=published_rows(identity.recipe.name),
+        notes=notes,
     )
+    return msgspec.structs.replace(report, caveats=caveats_of(report, identity))
 
 
 def validator(
@@ -124,8 +109,7 @@ def validator(
         return None
 
     def mean_recall(head: Head, world: World) -> float:
-        to_image, to_speech = score(head, pool, frames, vectors, world)
-        return (to_image.recall[10] + to_speech.recall[10]) / 2
+        return score(head, pool, frames, vectors, world).mean_recall[10]
 
     return mean_recall
 
@@ -143,28 +127,36 @@ def gather_pool(
     return Pool(rows, list(images.values()), np.array(list(images), np.int64))
 
 
-def score(
-    head: Head, pool: Pool, frames: Frames, vectors: Vectors, world: World | None = None
-) -> tuple[RetrievalReport, RetrievalReport]:
-    """Speech to image (each utterance asks), and image to speech (each group that was spoken asks)."""
+def score(head: Head, pool: Pool, frames: Frames, vectors: Vectors, world: World | None = None) -> TwoWays:
+    """Retrieval by the embeddings that stand for the utterances, made by all workers together."""
     speech = _embed_together(head, frames, pool.rows.speech_keys, world or World())
-    images = embed_images(head, vectors, pool.image_keys)
-    is_spoken = np.isin(pool.image_groups, pool.rows.groups)
-    return (
-        retrieve(speech, images, pool.rows.groups, pool.image_groups),
-        retrieve(images[is_spoken], speech, pool.image_groups[is_spoken], pool.rows.groups),
+    return retrieve_both(speech, embed_images(head, vectors, pool.image_keys), pool.rows.groups, pool.image_groups)
+
+
+def hear(head: Head, frames: Frames, keys: Sequence[str], *, scoring: Scoring = "cosine") -> Heard:
+    """The embeddings of each branch, and the keywords where the head chooses some, from one reading of the frames."""
+    reader = (
+        KeywordReader(head.vector_quantizer, head.tower.embeddings, scoring) if isinstance(head, KeywordHead) else None
     )
+    found: dict[Branch, np.ndarray] = {}
+    with torch.inference_mode():
+        for places, output in _outputs(head, frames, keys):
+            for branch in BRANCHES:
+                embedding = getattr(output, branch)
+                if embedding is not None:
+                    made = found.setdefault(branch, np.empty((len(keys), embedding.shape[1]), np.float32))
+                    made[places] = embedding.cpu().numpy()
+            if reader is not None and output.keywords is not None:
+                reader.add(places, output.keywords)
+    return Heard(found, reader)
 
 
 def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
     """The embeddings of whole utterances in the order of `keys`, of length one, made on the head's device."""
-    device = next(head.parameters()).device
     embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
     with torch.inference_mode():
-        for places in _cut([frames.num_frames(key) for key in keys]):
-            some = [keys[place] for place in places]
-            block, lengths = read_frames(frames, some, [(0, frames.num_frames(key)) for key in some])
-            embeddings[places] = head(block.to(device), lengths.to(device)).embedding.cpu().numpy()
+        for places, output in _outputs(head, frames, keys):
+            embeddings[places] = output.embedding.cpu().numpy()
     return embeddings
 
 
@@ -175,6 +167,66 @@ def embed_images(head: Head, vectors: Vectors, keys: Sequence[str]) -> Float[np.
         stored = torch.from_numpy(vectors.read(keys).astype(np.float32)).to(device)
         embedded: Float[np.ndarray, "keys embedding"] = head.embed_images(stored).cpu().numpy()
         return embedded
+
+
+def find_texts(run: Run, snapshot: Snapshot) -> str | None:
+    """The fingerprint of the stored texts of the run's CLIP, None without any."""
+    identity = run.info.identity
+    source = identity.text or identity.image
+    fitting = [
+        info.fingerprint
+        for info in snapshot.feature_sets()
+        if info.spec.modality == "text" and info.source == source.source
+    ]
+    return source.fingerprint if source.fingerprint in fitting else next(iter(fitting), None)
+
+
+def _score_texts(
+    run: Run, heard: Heard, pool: Pool, codes: dict[str, int], rows: list[dict[str, Any]], snapshot: Snapshot
+) -> tuple[TextReport | None, tuple[str, ...]]:
+    """Speech against the captions of `rows`, or a note that says how to get there."""
+    source = (run.info.identity.text or run.info.identity.image).source
+    fingerprint = find_texts(run, snapshot)
+    vectors = None if fingerprint is None else snapshot.feature_set(fingerprint)
+    captions = [row for row in rows if isinstance(vectors, Vectors) and row["text_key"] in vectors]
+    groups = np.array([codes[row["group"]] for row in captions], np.int64)
+    asks = np.isin(pool.rows.groups, groups)
+    if not asks.any():
+        how = (
+            f"run `speechclip featurize --text {source}`"
+            if any(row["text_key"] for row in rows)
+            else "the manifest has none"
+        )
+        return None, (f"no speech-text figures: no captions of these utterances are stored as {source}; {how}",)
+    assert isinstance(vectors, Vectors)
+    assert fingerprint is not None
+    keys = list(dict.fromkeys(row["text_key"] for row in captions))
+    places = {key: place for place, key in enumerate(keys)}
+    # Projected as images are: where a head moves CLIP's space, its texts move along.
+    texts = embed_images(run.head, vectors, keys)[[places[row["text_key"]] for row in captions]]
+    both = retrieve_both(heard.embeddings[heard.main][asks], texts, pool.rows.groups[asks], groups)
+    report = TextReport(feature_set=fingerprint, branch=heard.main, num_missing=int((~asks).sum()), retrieval=both)
+    return report, ()
+
+
+def _score_keywords(
+    run: Run, heard: Heard, pool: Pool, rows: list[dict[str, Any]], scoring: Scoring
+) -> KeywordReport | None:
+    if heard.reader is None:
+        return None
+    assert run.vocabulary is not None
+    captions = {row["utterance"]: row["text"] for row in rows}
+    own = [captions[utterance] for utterance in pool.rows.utterances]
+    return read_keywords(heard.reader.readings(), run.vocabulary, own, pool.rows.groups, scoring=scoring)
+
+
+def _outputs(head: Head, frames: Frames, keys: Sequence[str]) -> Iterator[tuple[list[int], HeadOutput]]:
+    """What the head gives for batches of whole utterances, with the places of theirs among `keys`."""
+    device = next(head.parameters()).device
+    for places in _cut([frames.num_frames(key) for key in keys]):
+        some = [keys[place] for place in places]
+        block, lengths = read_frames(frames, some, [(0, frames.num_frames(key)) for key in some])
+        yield places, head(block.to(device), lengths.to(device))
 
 
 def _embed_together(head: Head, frames: Frames, keys: Sequence[str], world: World) -> np.ndarray:
@@ -193,12 +245,3 @@ def _cut(lengths: Sequence[int]) -> list[list[int]]:
             batches.append([])
         batches[-1].append(place)
     return batches
-
-
-def _cells(report: RetrievalReport) -> list[str]:
-    recalls = []
-    for k in CUTOFFS:
-        low, high = (100 * bound for bound in report.interval[k])
-        recalls.append(f"{100 * report.recall[k]:.1f} [{low:.1f}, {high:.1f}], {100 * report.chance[k]:.2f}")
-    ranks = f"{report.median_rank:.0f}, {report.chance_median_rank:.0f}"
-    return [str(report.num_queries), str(report.num_candidates), *recalls, ranks]

@@ -1,21 +1,24 @@
 """Recall both ways, with its chance level and its interval beside it (SPEECHCLIP_SPEC 3.1)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Record
 
 CUTOFFS = (1, 5, 10)
 _BLOCK_SCORES = 16_000_000
+_DRAWS_AT_ONCE = 1_000
 
 
 class RetrievalReport(Record, frozen=True):
     """One direction. Shares are from 0 to 1; `chance_…` is what a random order of the candidates is expected to give.
 
-    `interval` is the 95 % bootstrap interval of each recall, queries drawn anew and taken as independent.
+    `interval` is the 95 % bootstrap interval of each recall: groups are drawn anew, each with all of its queries,
+    because the captions of one image are right or wrong together.
     """
 
     num_queries: int
@@ -29,6 +32,47 @@ class RetrievalReport(Record, frozen=True):
     chance_median_rank: float
 
 
+class TwoWays(Record, frozen=True):
+    """Speech against images, or against texts, in both directions.
+
+    `mean_recall` is the mean of the two; for its interval a drawn group brings its queries of both directions.
+    """
+
+    from_speech: RetrievalReport
+    to_speech: RetrievalReport
+    mean_recall: dict[int, float]
+    mean_interval: dict[int, tuple[float, float]]
+
+
+class Trials(NamedTuple):
+    """Rows for a bootstrap: each one's hits, how often it tried, and the group that it is drawn with."""
+
+    hits: Shaped[np.ndarray, " rows"]
+    tries: Int[np.ndarray, " rows"]
+    groups: Int[np.ndarray, " rows"]
+
+
+def retrieve_both(
+    speech: Float[np.ndarray, "utterances width"],
+    others: Float[np.ndarray, "others width"],
+    speech_groups: Int[np.ndarray, " utterances"],
+    other_groups: Int[np.ndarray, " others"],
+) -> TwoWays:
+    """Each utterance asks for the others of its group, and each of the others that was spoken asks for its speech."""
+    is_spoken = np.isin(other_groups, speech_groups)
+    asking = other_groups[is_spoken]
+    from_ranks, from_speech = _answer(speech, others, speech_groups, other_groups)
+    to_ranks, to_speech = _answer(others[is_spoken], speech, asking, speech_groups)
+    return TwoWays(
+        from_speech=from_speech,
+        to_speech=to_speech,
+        mean_recall={k: (from_speech.recall[k] + to_speech.recall[k]) / 2 for k in CUTOFFS},
+        mean_interval={
+            k: bootstrap_interval(_trials(k, from_ranks, speech_groups), _trials(k, to_ranks, asking)) for k in CUTOFFS
+        },
+    )
+
+
 def retrieve(
     queries: Float[np.ndarray, "queries width"],
     candidates: Float[np.ndarray, "candidates width"],
@@ -39,6 +83,13 @@ def retrieve(
 
     Both sides of length one. A query without an answer among the candidates is `InvalidInput`.
     """
+    return _answer(queries, candidates, query_groups, candidate_groups)[1]
+
+
+def _answer(
+    queries: np.ndarray, candidates: np.ndarray, query_groups: np.ndarray, candidate_groups: np.ndarray
+) -> tuple[Int[np.ndarray, " queries"], RetrievalReport]:
+    """The ranks of the answers, and their report."""
     groups, counts = np.unique(candidate_groups, return_counts=True)
     is_answered = np.isin(query_groups, groups)
     if not len(query_groups) or not is_answered.all():
@@ -47,7 +98,7 @@ def retrieve(
             f"{len(candidates)} candidates; leave those out"
         )
     ranks = rank_answers(queries, candidates, query_groups, candidate_groups)
-    return summarize(ranks, counts[np.searchsorted(groups, query_groups)], len(candidates))
+    return ranks, summarize(ranks, counts[np.searchsorted(groups, query_groups)], len(candidates), query_groups)
 
 
 def rank_answers(
@@ -85,15 +136,16 @@ def summarize(
     ranks: Int[np.ndarray, " queries"],
     num_answers: Int[np.ndarray, " queries"],
     num_candidates: int,
+    groups: Int[np.ndarray, " queries"],
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> RetrievalReport:
-    """The report of these ranks; `num_answers` says how many candidates answer each query."""
+    """The report of these ranks; `num_answers` says how many candidates answer each query, `groups` whose they are."""
     return RetrievalReport(
         num_queries=len(ranks),
         num_candidates=num_candidates,
         recall={k: recall_at(k, ranks) for k in cutoffs},
         chance={k: chance_at(k, num_answers, num_candidates) for k in cutoffs},
-        interval={k: bootstrap_interval(recall_at(k, ranks), len(ranks)) for k in cutoffs},
+        interval={k: bootstrap_interval(_trials(k, ranks, groups)) for k in cutoffs},
         mean_rank=float(ranks.mean()),
         chance_mean_rank=float(np.mean((num_candidates + 1) / (num_answers + 1))),
         median_rank=float(np.median(ranks)),
@@ -101,11 +153,31 @@ def summarize(
     )
 
 
-def bootstrap_interval(share: float, num_queries: int, *, num_draws: int = 10_000) -> tuple[float, float]:
-    """The 95 % interval of a share of `num_queries` queries: resampling hits and misses is a binomial draw."""
-    draws = np.random.default_rng(7122).binomial(num_queries, share, num_draws) / num_queries
-    low, high = np.quantile(draws, [0.025, 0.975])
+def bootstrap_interval(*sides: Trials, num_draws: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of a share of hits among tries, or of the mean of several, from redrawn groups.
+
+    All sides must have the same groups. Groups with the same hits and tries are alike: to draw how many of each kind
+    there are is the same as to draw groups, and a kind is a column where there were thousands of groups.
+    """
+    groups = np.unique(np.concatenate([side.groups for side in sides]))
+    tallies = np.zeros((len(groups), len(sides), 2))
+    for number, side in enumerate(sides):
+        places = np.searchsorted(groups, side.groups)
+        tallies[:, number, 0] = np.bincount(places, side.hits, len(groups))
+        tallies[:, number, 1] = np.bincount(places, side.tries, len(groups))
+    kinds, counts = np.unique(tallies.reshape(len(groups), -1), axis=0, return_counts=True)
+    generator = np.random.default_rng(7122)
+    shares = []
+    for some in np.diff(np.arange(0, num_draws + _DRAWS_AT_ONCE, _DRAWS_AT_ONCE).clip(max=num_draws)):
+        drawn = generator.multinomial(len(groups), counts / len(groups), some) @ kinds
+        hits, tries = np.moveaxis(drawn.reshape(some, len(sides), 2), 2, 0)
+        shares.append((hits / tries).mean(axis=1))
+    low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
     return float(low), float(high)
+
+
+def _trials(k: int, ranks: np.ndarray, groups: np.ndarray) -> Trials:
+    return Trials(ranks <= k, np.ones(len(ranks), np.int64), groups)
 
 
 def _miss(k: int, num_answers: int, num_candidates: int) -> float:

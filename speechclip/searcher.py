@@ -9,12 +9,12 @@ from speechclip.checkpoint import Run
 from speechclip.embedder import embed_waveform, embedding_spec
 from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_images
+from speechclip.evaluation import embed_images, find_texts
 from speechclip.index import ExactIndex
 from speechclip.media import decode_audio, decode_image
 from speechclip.records import Modality
 from speechclip.storage import read_uri
-from speechclip.store import FeatureStore, Snapshot, Vectors
+from speechclip.store import FeatureStore, Frames, Snapshot, Vectors
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,24 @@ class Searcher:
 
     def embed_audio(self, uri: str) -> np.ndarray:
         """A recording at a path or address, encoded and embedded as the stored ones are."""
+        return embed_waveform(self.trained, self.encode_audio(uri))
+
+    def encode_audio(self, uri: str) -> np.ndarray:
+        """The hidden states (layers, frames, width) of a recording at a path or address, as they would be stored."""
         encoder = self._encoder(self.identity.speech.source, "speech", self.identity.speech.fingerprint)
-        return embed_waveform(self.trained, self._encode(encoder, decode_audio(read_uri(uri), name=uri)))
+        return self._encode(encoder, decode_audio(read_uri(uri), name=uri))
+
+    def stored_frames(self, utterance: str) -> np.ndarray:
+        """The stored hidden states of an utterance of any kept manifest; `InvalidInput` without any."""
+        row = self._rows_of({utterance}, "utterance").get(utterance)
+        frames = self.snapshot.feature_set(self.identity.speech.fingerprint)
+        assert isinstance(frames, Frames)
+        if row is None or row["speech_key"] not in frames:
+            raise InvalidInput(
+                f"utterance {utterance!r}: {'no manifest names it' if row is None else 'its speech is not stored'} in "
+                f"catalog version {self.snapshot.version}; run `speechclip featurize`, or give the recording by --audio"
+            )
+        return np.asarray(frames[row["speech_key"]])
 
     def search(self, query: np.ndarray, among: Modality, k: int) -> list[Answer]:
         """The `k` stored assets of that kind nearest to an embedding, best first."""
@@ -88,10 +104,10 @@ class Searcher:
 
     def _text_fingerprint(self) -> str:
         """The stored texts of the encoder that made the run's images."""
+        found = find_texts(self.trained, self.snapshot)
+        if found is not None:
+            return found
         source = self.identity.image.source
-        for info in self.snapshot.feature_sets():
-            if info.spec.modality == "text" and info.source == source:
-                return info.fingerprint
         raise InvalidInput(f"no texts of {source} are stored; run `speechclip featurize --text {source}`")
 
     def _text_encoder(self) -> Encoder:

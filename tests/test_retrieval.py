@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechclip.errors import InvalidInput
-from speechclip.retrieval import bootstrap_interval, chance_at, rank_answers, retrieve, summarize
+from speechclip.retrieval import Trials, bootstrap_interval, chance_at, rank_answers, retrieve, retrieve_both, summarize
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "retrieval.pt"
 
@@ -72,18 +72,61 @@ def test_random_embeddings_reach_what_chance_says():
 
 
 def test_chance_figures_of_one_answer_each_are_the_middle():
-    report = summarize(np.array([1, 2, 3]), np.array([1, 1, 1]), 625)
+    report = summarize(np.array([1, 2, 3]), np.array([1, 1, 1]), 625, np.arange(3))
     assert (report.chance_mean_rank, report.chance_median_rank) == (313, 313)
     assert report.chance[1] == pytest.approx(1 / 625)
     assert (report.mean_rank, report.median_rank, report.recall[1]) == (2, 2, pytest.approx(1 / 3))
 
 
+def trials(hits: np.ndarray, groups: np.ndarray) -> Trials:
+    return Trials(hits, np.ones(len(hits), np.int64), groups)
+
+
 def test_the_interval_holds_the_share_and_narrows_with_more_queries():
-    low, high = bootstrap_interval(0.3, 100)
+    low, high = bootstrap_interval(trials(np.arange(100) < 30, np.arange(100)))
     assert (low, high) == (pytest.approx(0.21, abs=0.02), pytest.approx(0.39, abs=0.02))
-    narrow = bootstrap_interval(0.3, 10_000)
+    narrow = bootstrap_interval(trials(np.arange(10_000) < 3_000, np.arange(10_000)))
     assert low < narrow[0] < 0.3 < narrow[1] < high
-    assert bootstrap_interval(0.0, 50) == (0.0, 0.0)
+    assert bootstrap_interval(trials(np.zeros(50), np.arange(50))) == (0.0, 0.0)
+
+
+def test_captions_that_are_right_together_widen_the_interval():
+    # 100 images of five captions, all five right or all wrong: worth 100 answers, not 500.
+    groups = np.repeat(np.arange(100), 5)
+    together = bootstrap_interval(trials(groups < 30, groups))
+    assert together == bootstrap_interval(trials(np.arange(100) < 30, np.arange(100)))
+    apart = bootstrap_interval(trials(np.arange(500) % 10 < 3, np.arange(500)))
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+
+
+def test_the_interval_is_that_of_groups_drawn_one_by_one():
+    generator = np.random.default_rng(0)
+    groups = generator.permutation(np.repeat(np.arange(40), np.arange(40) % 4 + 1)) * 7
+    hits = generator.random(len(groups)) < 0.2 + 0.5 * (groups % 2)
+    own = np.unique(groups)
+    others = trials(generator.random(len(own)) < 0.5, own)
+    rows = {group: np.flatnonzero(groups == group) for group in own}
+    draws, means = [], []
+    for _ in range(4_000):
+        some = generator.choice(own, len(own))
+        share = np.mean(np.concatenate([hits[rows[group]] for group in some]))
+        draws.append(share)
+        means.append((share + np.mean(others.hits[np.searchsorted(own, some)])) / 2)
+    assert bootstrap_interval(trials(hits, groups)) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
+    both = bootstrap_interval(trials(hits, groups), others)
+    assert both == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+
+
+def test_both_directions_are_two_questions_to_the_same_scores():
+    speech, images = unit(40), unit(12, seed=1)
+    # Ten images are spoken, four times each; the last two only compete.
+    groups, image_groups = np.arange(40) % 10, np.arange(12)
+    both = retrieve_both(speech, images, groups, image_groups)
+    assert both.from_speech == retrieve(speech, images, groups, image_groups)
+    assert both.to_speech == retrieve(images[:10], speech, image_groups[:10], groups)
+    for k in (1, 5, 10):
+        assert both.mean_recall[k] == (both.from_speech.recall[k] + both.to_speech.recall[k]) / 2
+        assert both.mean_interval[k][0] <= both.mean_recall[k] <= both.mean_interval[k][1]
 
 
 def test_a_query_without_an_answer_is_refused():

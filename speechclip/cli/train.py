@@ -1,11 +1,10 @@
-"""train and evaluate: from stored features to a head, and its recall."""
+"""train: from stored features to a head."""
 
 from typing import Any
 
 import click
-import msgspec
 
-from speechclip.cli.options import console, human_seconds, note_untrained, say, settings_options
+from speechclip.cli.options import human_seconds, note_untrained, say, settings_options
 from speechclip.config import Settings, whole_path
 
 
@@ -61,33 +60,6 @@ def train(
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
     say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
     note_untrained(info.identity.untrained, "this head shows the road, not SpeechCLIP's quality")
-
-
-@click.command()
-@settings_options("run", "manifest", "store", "json", "version")
-@click.option("--split", metavar="NAME", help="The split to evaluate; default test.")
-@click.option(
-    "--candidates",
-    type=click.Choice(["split", "all"]),
-    default="split",
-    show_default=True,
-    help="Whose images may answer.",
-)
-def evaluate(settings: Settings, as_json: bool, version: str | None, candidates: Any) -> None:
-    """Recall of a head in both directions beside chance: a table, or JSON."""
-    from speechclip.checkpoint import load_run
-    from speechclip.evaluation import evaluate as evaluate_run
-    from speechclip.manifest import Manifest
-    from speechclip.store import FeatureStore
-
-    trained = load_run(settings.need("run"))
-    snapshot = FeatureStore(settings.need("store")).snapshot(version)
-    manifest = Manifest.read(settings.need("manifest"))
-    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates)
-    if as_json:
-        click.echo(msgspec.json.encode(report))
-    else:
-        console().print(report.to_table())
 
 
 def _follow(progress: Any) -> None:

@@ -1,0 +1,91 @@
+"""evaluate and keywords: what a trained head reaches on a split, and which words it hears in one utterance."""
+
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import console, note_untrained, say, settings_options, table
+from speechclip.config import Settings, whole_path
+
+scoring_option = click.option(
+    "--keyword-scoring",
+    "scoring",
+    type=click.Choice(["cosine", "pseudo-inverse"]),
+    default="cosine",
+    show_default=True,
+    help="How the tokens near a keyword are ranked.",
+)
+
+
+@click.command()
+@settings_options("run", "manifest", "store", "json", "version")
+@click.option("--split", metavar="NAME", help="The split to evaluate; default test.")
+@click.option(
+    "--candidates",
+    type=click.Choice(["split", "all"]),
+    default="split",
+    show_default=True,
+    help="Whose images and captions may answer.",
+)
+@click.option("--out", metavar="DIR", help="Also write report.json and report.txt there (path or s3://).")
+@scoring_option
+def evaluate(
+    settings: Settings, as_json: bool, version: str | None, candidates: Any, out: str | None, scoring: Any
+) -> None:
+    """Recall of a head beside chance and the published figures, and its keywords: tables, or JSON."""
+    from speechclip.checkpoint import load_run
+    from speechclip.evaluation import evaluate as evaluate_run
+    from speechclip.manifest import Manifest
+    from speechclip.report import write_report
+    from speechclip.store import FeatureStore
+
+    trained = load_run(settings.need("run"))
+    snapshot = FeatureStore(settings.need("store")).snapshot(version)
+    manifest = Manifest.read(settings.need("manifest"))
+    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates, scoring=scoring)
+    if out is not None:
+        write_report(whole_path(out), report)
+        say(f"{out}: report.json and report.txt")
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+        return
+    page = console()
+    for shown in report.to_tables():
+        page.print(shown)
+    for line in report.closing_lines():
+        page.print(line)
+
+
+@click.command()
+@settings_options("run", "store", "json", "version")
+@click.option("--utterance", metavar="ID", help="A stored utterance, by the manifest's id.")
+@click.option("--audio", metavar="FILE", help="A recording (path or address).")
+@scoring_option
+def keywords(
+    settings: Settings, as_json: bool, version: str | None, utterance: str | None, audio: str | None, scoring: Any
+) -> None:
+    """List the words that a head hears in one utterance, each with the tokens nearest to it."""
+    if (utterance is None) == (audio is None):
+        raise click.UsageError("name one of --utterance and --audio")
+    from speechclip.checkpoint import load_run
+    from speechclip.discovery import discover
+    from speechclip.searcher import Searcher
+    from speechclip.store import FeatureStore
+
+    trained = load_run(settings.need("run"))
+    searcher = Searcher(FeatureStore(settings.need("store")), trained, version)
+    hidden = searcher.encode_audio(str(audio)) if utterance is None else searcher.stored_frames(utterance)
+    found = discover(trained, hidden, scoring)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    shown = table("slot", "token", "cosine", "nearest to the token", "nearest to the query", figures=["slot", "cosine"])
+    for keyword in found:
+        near = [
+            ", ".join(f"{other.token} {other.score:.2f}" for other in others)
+            for others in (keyword.near_chosen, keyword.near_query)
+        ]
+        shown.add_row(str(keyword.slot), keyword.chosen.token, f"{keyword.chosen.score:.3f}", *near)
+    console().print(shown)
+    note_untrained(searcher.identity.untrained, "these words show the road, not SpeechCLIP's quality")

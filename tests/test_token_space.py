@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+
+from speechclip.token_space import TokenSpace, first_places
+
+
+def falling(scores: torch.Tensor, count: int) -> list[list[int]]:
+    return [
+        sorted(range(len(row)), key=lambda place: (-row[place], place))[:count] for row in scores.tolist()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_levels", [2, 3, 100])
+def test_the_first_places_fall_and_equal_scores_take_the_lower_place(num_levels: int) -> None:
+    # Few levels: almost every row has equals within its five and across their end.
+    scores = torch.from_numpy(np.random.default_rng(0).integers(0, num_levels, (200, 13)).astype(np.float32))
+    assert first_places(scores, 5).tolist() == falling(scores, 5)
+    assert first_places(scores, 13).tolist() == falling(scores, 13)
+    assert first_places(scores[:0], 5).shape == (0, 5)
+
+
+def test_equal_tokens_tie_wherever_they_stand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randn(1, 512, generator=generator)
+    space = TokenSpace(token.repeat(41, 1))
+    queries = torch.randn(33, 512, generator=generator)
+    assert first_places(space.scores(queries), 5).tolist() == [[0, 1, 2, 3, 4]] * 33
+
+
+def test_cosines_know_no_length_and_a_token_is_nearest_to_itself() -> None:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(30, 8, generator=generator) * torch.arange(1, 31)[:, None]
+    space = TokenSpace(tokens)
+    cosines = space.cosines(tokens * 3)
+    for row in range(30):
+        for column in range(30):
+            a, b = tokens[row].double(), tokens[column].double()
+            assert cosines[row, column].item() == pytest.approx((a @ b / (a.norm() * b.norm())).item(), abs=1e-6)
+    assert first_places(space.scores(tokens), 1)[:, 0].tolist() == list(range(30))
+    assert not space.cosines(torch.zeros(1, 8)).isnan().any()
+
+
+def test_the_pseudo_inverse_gives_the_coefficients_on_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(5, 16, generator=generator)
+    # Fewer tokens than dimensions: a mixture of them has but one set of coefficients.
+    shares = torch.randn(7, 5, generator=generator)
+    found = TokenSpace(tokens, "pseudo-inverse").scores(shares @ tokens)
+    torch.testing.assert_close(found, shares, atol=1e-5, rtol=0)
