@@ -54,7 +54,13 @@ def cascaded_state(
 
 
 def plus_state(
-    sizes: dict[str, int], *, is_hybrid: bool, has_cif: bool, hidden: int = 0, is_transformer: bool = False
+    sizes: dict[str, int],
+    *,
+    is_hybrid: bool,
+    has_cif: bool,
+    hidden: int = 0,
+    parallel_hidden: int = 0,
+    is_transformer: bool = False,
 ) -> OrderedDict[str, Tensor]:
     """The branch of a SpeechCLIP+ model: hybrid, and Cascaded+ and Hybrid+ with CIF."""
     draw, width, joint = _Draw(), sizes["width"], sizes["joint"]
@@ -64,7 +70,7 @@ def plus_state(
         state = _block(draw, width)
     state |= _keywords(draw, sizes, hidden)
     if is_hybrid:
-        state |= _linear("cascaded_branch.parallel_proj", draw, width, joint)
+        state |= _projection("cascaded_branch.parallel_proj", draw, width, parallel_hidden, joint)
         names = {"cls": 1} if has_cif else {"parallel_cls": 1, "cascaded_cls": 8}
         state |= {f"cascaded_branch.{name}": draw(1, count, width) for name, count in names.items()}
     if has_cif:
@@ -170,14 +176,16 @@ def official_classes() -> Iterator[tuple[Any, Any]]:
 
 def _keywords(draw: _Draw, sizes: dict[str, int], hidden: int) -> OrderedDict[str, Tensor]:
     """Projection and quantiser."""
-    prefix = "cascaded_branch.linear_proj"
-    if hidden:
-        state = _linear(f"{prefix}.sequential.0", draw, sizes["width"], hidden)
-        state |= _linear(f"{prefix}.sequential.3", draw, hidden, sizes["joint"])
-    else:
-        state = _linear(prefix, draw, sizes["width"], sizes["joint"])
+    state = _projection("cascaded_branch.linear_proj", draw, sizes["width"], hidden, sizes["joint"])
     state["cascaded_branch.vector_quantizer.curr_temp"] = torch.tensor([0.1])
     return state
+
+
+def _projection(prefix: str, draw: _Draw, width: int, hidden: int, out: int) -> OrderedDict[str, Tensor]:
+    """One Linear, or two with the names that the official class gives them."""
+    if not hidden:
+        return _linear(prefix, draw, width, out)
+    return _linear(f"{prefix}.sequential.0", draw, width, hidden) | _linear(f"{prefix}.sequential.3", draw, hidden, out)
 
 
 def _block(draw: _Draw, width: int) -> OrderedDict[str, Tensor]:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from paired_corpus import SPEECH, Corpus, write_corpus
 
-from speechclip.checkpoint import RunFolder, load_run
+from speechclip.checkpoint import RunFolder, RunInfo, load_run
 from speechclip.errors import InvalidInput
 from speechclip.evaluation import validator
 from speechclip.jobs.train import TrainRequest, train
@@ -97,3 +97,14 @@ def test_more_workers_than_the_cluster_holds_end_with_a_sentence(corpus: Corpus,
         train(request(corpus, tmp_path, workers=0))
     with pytest.raises(InvalidInput, match="0 image feature sets fit for 'clip'"):
         train(request(corpus, tmp_path, image="clip"))
+
+
+def test_an_imported_head_is_not_trained_on(corpus: Corpus, tmp_path: Path):
+    identity = msgspec.structs.replace(corpus.identity(RECIPE), manifest="", catalog_version=-1, imported="0" * 64)
+    info = RunInfo(
+        identity=identity, num_rows=0, num_missing=0, batch_size=9, num_steps=1, order_digest="", head_step=1, best=None,
+        head_sha256="",
+    )  # fmt: skip
+    RunFolder(str(tmp_path / "run")).finish(info, {})
+    with pytest.raises(InvalidInput, match="holds a head imported from a checkpoint"):
+        train(request(corpus, tmp_path))
