@@ -13,6 +13,8 @@ from speechclip.heads.together import Together
 DROPOUT = 0.5
 # A tail of at least this weight becomes a keyword of its own, outside training.
 TAIL = 0.5
+# Scaled weights add up to this much more than the target, officially so that rounding can't keep the last from firing.
+MARGIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class IntegrateAndFire(nn.Module):
         targets = (lengths / self.frames_per_keyword).round().clamp(min=1)
         errors = (totals - targets).abs().float()
         if self.training and is_rescaled:
-            alpha = alpha * (targets / totals)[:, None]
+            alpha = alpha * ((targets + MARGIN) / totals)[:, None]
             counts = targets.long().clamp(max=self.max_keywords)
         else:
             counts = totals.detach().floor().long().clamp(1, self.max_keywords)

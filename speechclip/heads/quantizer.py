@@ -40,20 +40,26 @@ class Quantizer(nn.Module):
 
     def cosines(self, queries: Float[Tensor, "*slots width"]) -> Float[Tensor, "*slots vocabulary"]:
         """The cosine of each query to every token, minus infinity for those that no keyword may take."""
-        scores = F.normalize(queries, dim=-1, eps=1e-8) @ self.directions.T
-        return scores.index_fill(-1, self.barred, float("-inf"))
+        return self._bar(self._compare(queries))
 
     def forward(
         self, queries: Float[Tensor, "batch slots width"], embeddings: Float[Tensor, "vocabulary width"]
     ) -> tuple[Int[Tensor, "batch slots"], Float[Tensor, "batch slots width"]]:
         """Each query's token and that token's embedding; only in train mode does a gradient reach the queries."""
-        cosines = self.cosines(queries)
-        tokens = cosines.argmax(-1)
+        scores = self._compare(queries)
+        tokens = self._bar(scores).argmax(-1)
         if not self.training:
             return tokens, embeddings[tokens]
-        shares = (cosines / self.curr_temp).softmax(-1)
+        # Barred after the division: minus infinity would make a learnable temperature's gradient NaN, as officially.
+        shares = self._bar(scores / self.curr_temp).softmax(-1)
         chosen: Tensor = _Choice.apply(shares, tokens, embeddings)  # type: ignore[no-untyped-call]
         return tokens, chosen
+
+    def _compare(self, queries: Tensor) -> Tensor:
+        return F.normalize(queries, dim=-1, eps=1e-8) @ self.directions.T
+
+    def _bar(self, scores: Tensor) -> Tensor:
+        return scores.index_fill(-1, self.barred, float("-inf"))
 
 
 class _Choice(torch.autograd.Function):
@@ -112,7 +118,7 @@ class Usage:
         return UsageFigures(
             code_perplexity=_perplexity(self._chosen / count),
             prob_perplexity=_perplexity(self._shares / count),
-            ent_per_t=tuple((self._entropies / self._rows).tolist()),
+            ent_per_t=tuple((self._entropies / self._rows)[self._rows > 0].tolist()),
         )
 
     def _widen(self, num_slots: int) -> None:
