@@ -136,9 +136,7 @@ class LightningFile:
 
     def _storage(self, found: object) -> _Storage:
         match found:
-            case ("storage", Name(module="torch", qualname=kind), str(key), str(), int(count)) if (
-                kind in _DTYPES and 0 <= count < 1 << 48
-            ):
+            case ("storage", Name(module="torch", qualname=kind), str(key), str(), int(count)) if kind in _DTYPES:
                 return _Storage(entry=f"data/{key}", dtype=kind, count=count)
         raise InvalidInput(f"{self.path}: its pickle names a storage of a kind that no official checkpoint has")
 

@@ -102,8 +102,8 @@ def test_more_workers_than_the_cluster_holds_end_with_a_sentence(corpus: Corpus,
 def test_an_imported_head_is_not_trained_on(corpus: Corpus, tmp_path: Path):
     identity = msgspec.structs.replace(corpus.identity(RECIPE), manifest="", catalog_version=-1, imported="0" * 64)
     info = RunInfo(
-        identity=identity, num_rows=0, num_missing=0, batch_size=9, num_steps=1, order_digest="", head_step=1, best=None,
-        head_sha256="",
+        identity=identity, num_rows=0, num_missing=0, batch_size=9, num_steps=1, order_digest="", head_step=1,
+        best=None, head_sha256="",
     )  # fmt: skip
     RunFolder(str(tmp_path / "run")).finish(info, {})
     with pytest.raises(InvalidInput, match="holds a head imported from a checkpoint"):
