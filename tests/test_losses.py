@@ -48,3 +48,11 @@ def test_a_learnable_temperature_starts_at_the_same_loss_and_gets_a_gradient():
     loss.backward()
     assert learnable.temperature.item() == pytest.approx(math.log(1 / 0.07))
     assert learnable.temperature.grad.abs() > 0
+
+
+def test_without_the_mask_every_other_row_is_a_negative():
+    speech, image = pairs(5)
+    groups = torch.tensor([1, 2, 1, 3, 2])
+    unmasked = ContrastiveLoss(is_same_group_masked=False)(speech, image, groups)
+    torch.testing.assert_close(unmasked, ContrastiveLoss()(speech, image, torch.arange(5)), atol=0, rtol=0)
+    assert unmasked > ContrastiveLoss()(speech, image, groups)
