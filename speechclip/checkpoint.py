@@ -41,7 +41,8 @@ class RunIdentity(Record, frozen=True):
     """Everything that decides a run's result: what must be the same for a run to be continued.
 
     `text` is the encoder whose text tower the head uses or whose vectors it is trained towards; `vocabulary` the digest
-    of the reduced vocabulary of a head with keywords.
+    of the reduced vocabulary of a head with keywords. A head that was trained elsewhere has `imported`, the sha256 of
+    the file that it came from, an empty manifest and the catalog version -1.
     """
 
     manifest: str
@@ -52,6 +53,7 @@ class RunIdentity(Record, frozen=True):
     head: HeadConfig
     text: FeatureSource | None = None
     vocabulary: str = ""
+    imported: str = ""
 
     @property
     def untrained(self) -> list[str]:

@@ -26,6 +26,7 @@ class LazyGroup(click.Group):
         "embed": "speechclip.cli.query",
         "query": "speechclip.cli.query",
         "export": "speechclip.cli.export",
+        "import-checkpoint": "speechclip.cli.importing",
         "history": "speechclip.cli.store",
         "tag": "speechclip.cli.store",
         "verify": "speechclip.cli.upkeep",
@@ -44,7 +45,7 @@ class LazyGroup(click.Group):
 
         if name not in self.commands_by_module:
             return None
-        command: click.Command = getattr(importlib.import_module(self.commands_by_module[name]), name)
+        command: click.Command = getattr(importlib.import_module(self.commands_by_module[name]), name.replace("-", "_"))
         return command
 
 

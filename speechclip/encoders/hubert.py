@@ -85,6 +85,11 @@ class HubertEncoder:
                 features[member] = feature
         return [features[position] for position in range(len(inputs))]
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's numbers by transformers' names."""
+        found: dict[str, Tensor] = self._model.state_dict()
+        return found
+
     def _groups(self, num_frames: Sequence[int]) -> Iterator[list[int]]:
         """Positions by ascending length, cut where padding to the longest would pass the bound."""
         group: list[int] = []

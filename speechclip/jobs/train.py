@@ -121,6 +121,8 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     """
     finished, last = folder.finished(), folder.last_checkpoint()
     known = finished or last
+    if finished is not None and finished.identity.imported:
+        raise InvalidInput(f"{request.out}: holds a head imported from a checkpoint; train into a new folder")
     version = request.catalog_version
     if version is None and known is not None:
         version = known.identity.catalog_version

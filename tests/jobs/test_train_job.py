@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from paired_corpus import SPEECH, Corpus, write_corpus
 
-from speechclip.checkpoint import RunFolder, load_run
+from speechclip.checkpoint import RunFolder, RunInfo, load_run
 from speechclip.errors import InvalidInput
 from speechclip.evaluation import validator
 from speechclip.jobs.train import TrainRequest, train
@@ -141,3 +141,14 @@ def test_keywords_need_the_clip_that_made_the_images(corpus: Corpus, tmp_path: P
     no_texts = msgspec.structs.replace(KEYWORDS, text_weight=0.0)
     with pytest.raises(InvalidInput, match="toy has no text tower of CLIP"):
         train(msgspec.structs.replace(asked, recipe=no_texts))
+
+
+def test_an_imported_head_is_not_trained_on(corpus: Corpus, tmp_path: Path):
+    identity = msgspec.structs.replace(corpus.identity(RECIPE), manifest="", catalog_version=-1, imported="0" * 64)
+    info = RunInfo(
+        identity=identity, num_rows=0, num_missing=0, batch_size=9, num_steps=1, order_digest="", head_step=1,
+        best=None, head_sha256="",
+    )  # fmt: skip
+    RunFolder(str(tmp_path / "run")).finish(info, {})
+    with pytest.raises(InvalidInput, match="holds a head imported from a checkpoint"):
+        train(request(corpus, tmp_path))

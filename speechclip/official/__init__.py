@@ -1,0 +1,1 @@
+"""The published SpeechCLIP checkpoints: read as data, never run, and turned into a run of ours."""

@@ -1,0 +1,235 @@
+"""What a checkpoint's state dict holds: which model, of what sizes, by which names (SPEECHCLIP_SPEC 2.8 to 2.11, 4)."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from speechclip.errors import InvalidInput
+from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig
+from speechclip.heads.weighted_sum import Normalization
+from speechclip.official.lightning import LightningFile, settings
+
+PARALLEL, CASCADED = "parallel_branch.", "cascaded_branch."
+TOKENS, ALL_TOKENS = "clip.model.token_embedding.weight", "clip.original_text_emb_weight"
+TEMPERATURE = "criterion.temperature"
+_MIXTURE = "audio_encoder.weightedsum_layer.weights"
+# Frozen or of training alone, in the order in which they are tried.
+_LEFT_OUT = {
+    "HuBERT": r"audio_encoder\.encoder\.",
+    "CLIP": r"clip\.",
+    "CLIP again": r"cascaded_branch\.clip\.",
+    "the loss's masks": r"criterion\.(eye_mat|neg_eye_mat|eye_mat_fl)$",
+}
+_PROJECTIONS = ("img_enc_proj_net.", "p_branch_proj_net.", "c_branch_proj_net.")
+_TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch_plus")
+_SIZES = {768: "base", 1024: "large"}
+_CORPORA = {"flickr": "flickr8k", "coco": "spokencoco"}
+_CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The head in a checkpoint: `names` are the file's tensors by the head's own names, `left_out` counts the others.
+
+    `setting` is `parallel`, `cascaded`, `hybrid`, `cascaded-plus` or `hybrid-plus`; `size` (`base`, `large`) and
+    `corpus` (`flickr8k`, `spokencoco`) are empty where they are not the published ones.
+    """
+
+    setting: str
+    size: str
+    corpus: str
+    head: HeadConfig
+    names: dict[str, str]
+    left_out: dict[str, int]
+    is_waveform_normalized: bool
+
+    @property
+    def recipe(self) -> str:
+        """The name that the published recipe has here, empty where it is none of the published models."""
+        return f"{self.size}-{self.setting}-{self.corpus}" if self.size and self.corpus else ""
+
+
+def describe(file: LightningFile) -> Layout:
+    """The head of a file; `InvalidInput` where it is not of a published kind or holds what we do not know."""
+    names, left_out = _sort_out(file)
+    if any(name.startswith(PARALLEL) for name in names.values()):
+        found: tuple[str, HeadConfig] = ("parallel", _parallel(file))
+    else:
+        found = _keyword(file)
+    setting, head = found
+    vocabulary = file.tensors[TOKENS].shape[0] if TOKENS in file.tensors else 0
+    corpus = _CORPORA.get(str(_look(file, "data", "dataset", "name")), "")
+    return Layout(
+        setting=setting,
+        size=_SIZES.get(head.width, ""),
+        corpus=corpus or _CORPUS_OF_VOCABULARY.get(vocabulary, ""),
+        head=head,
+        names=names,
+        left_out=left_out,
+        is_waveform_normalized=_look(file, "data", "dataset", "normalize_waveform") is True,
+    )
+
+
+def _sort_out(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
+    """The head's tensors by our names, and the number of each kind of the rest."""
+    names: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
+    unknown: list[str] = []
+    for official in file.tensors:
+        kind = next((kind for kind, pattern in _LEFT_OUT.items() if re.match(pattern, official)), None)
+        if kind:
+            left_out[kind] += 1
+        elif official == _MIXTURE:
+            names["weighted_sum.weights"] = official
+        elif official == TEMPERATURE:
+            names[TEMPERATURE] = official
+        elif official.startswith((PARALLEL, CASCADED)):
+            names[official.partition(".")[2]] = official
+        else:
+            unknown.append(official)
+    branches = {prefix for prefix in (PARALLEL, CASCADED) if any(name.startswith(prefix) for name in names.values())}
+    file.shape(_MIXTURE)
+    if projections := [name for name in unknown if name.startswith(_PROJECTIONS)]:
+        raise InvalidInput(
+            f"{file.path}: holds {', '.join(projections)}: projections of an experiment before the release, which no "
+            "head here has; import a released checkpoint"
+        )
+    if unknown:
+        shown = ", ".join(unknown[:8])
+        raise InvalidInput(f"{file.path}: holds {len(unknown)} tensors that no published model has: {shown}")
+    if len(branches) != 1:
+        both = "both a parallel and a cascaded branch, each with its own attention" if branches else "no branch"
+        raise InvalidInput(f"{file.path}: holds {both}; only the published models with one branch can be imported")
+    return names, dict(left_out)
+
+
+def _parallel(file: LightningFile) -> ParallelConfig:
+    arguments = ("model_settings", "parallel_branch", "transformer_args")
+    _check_block(file, arguments, is_transformer=True)
+    num_layers, width = file.shape(_MIXTURE)[0], _size(file, f"{PARALLEL}cls", 2)
+    embedding = _size(file, f"{PARALLEL}linear_proj.weight", 0)
+    return ParallelConfig(
+        num_layers=num_layers,
+        width=width,
+        image_width=embedding,
+        embedding_width=embedding,
+        feed_forward_width=_size(file, f"{PARALLEL}self_att.model.layers.0.linear1.weight", 0),
+        num_heads=_count(file, 8, *arguments, "nhead"),
+        dropout=_share(file, *arguments, "dropout"),
+        normalize=_normalization(file, width, is_plus=False),
+    )
+
+
+def _keyword(file: LightningFile) -> tuple[str, KeywordConfig]:
+    """The setting and the head of a cascaded or hybrid checkpoint."""
+    kind = str(_look(file, "model_settings", "cascaded_branch", "type") or "CascadedBranch")
+    if kind.removeprefix("KW_").replace("dynamic", "plus") not in _TYPES:
+        raise InvalidInput(f"{file.path}: its cascaded branch is a {kind}, which was never published")
+    has = {name.removeprefix(CASCADED).partition(".")[0] for name in file.tensors if name.startswith(CASCADED)}
+    is_plus, is_hybrid = "downsampling" in has, "parallel_proj" in has
+    is_transformer = f"{CASCADED}self_att.model.layers.0.linear1.weight" in file.tensors
+    arguments = ("model_settings", "cascaded_branch", "transformer_args")
+    _check_block(file, arguments, is_transformer=is_transformer)
+    slots = "cascaded_cls" if is_hybrid else "cls"
+    attention = "self_att.model.layers.0.self_attn" if is_transformer else "self_att.multihead_attn_layer"
+    width = _size(file, f"{CASCADED}{attention}.out_proj.weight", 0)
+    num_keywords = 8 if is_plus else _size(file, f"{CASCADED}{slots}", 1)
+    keyword_width, joint = _size(file, TOKENS, 1), "clip.model.text_projection"
+    temperature = str(_look(file, "model_settings", "cascaded_branch", "vq", "args", "temp"))
+    head = KeywordConfig(
+        num_layers=file.shape(_MIXTURE)[0],
+        width=width,
+        image_width=_size(file, joint, 1) if joint in file.tensors else keyword_width,
+        keyword_width=keyword_width,
+        vocabulary_size=_size(file, TOKENS, 0),
+        has_parallel=is_hybrid,
+        segmentation="cif" if is_plus else "fixed",
+        num_keywords=num_keywords,
+        num_heads=_count(file, 8 if is_plus else 1, *arguments, "nhead"),
+        block="transformer" if is_transformer else "attention",
+        feed_forward_width=(
+            _size(file, f"{CASCADED}self_att.model.layers.0.linear1.weight", 0) if is_transformer else 0
+        ),
+        projection=_hidden_widths(file, f"{CASCADED}linear_proj."),
+        parallel_projection=_hidden_widths(file, f"{CASCADED}parallel_proj.") if is_hybrid else (),
+        dropout=_share(file, *arguments, "dropout"),
+        normalize=_normalization(file, width, is_plus=is_plus),
+        batch_norm=_batch_norm(file, num_keywords, keyword_width, is_plus=is_plus),
+        quantizer_temperature=float(file.read(f"{CASCADED}vector_quantizer.curr_temp").reshape(-1)[0]),
+        is_quantizer_learnable=temperature.startswith("learnable="),
+        rescale_steps=_count(file, 5_000, "model_settings", "cascaded_branch", "downsampling", "cif", "scaling_step"),
+    )
+    return ("hybrid" if is_hybrid else "cascaded") + ("-plus" if is_plus else ""), head
+
+
+def _batch_norm(file: LightningFile, num_keywords: int, width: int, *, is_plus: bool) -> Any:
+    """Which of the forms of BatchNorm the keys and their sizes show."""
+    if f"{CASCADED}bn_layer.bn_layers.0.weight" in file.tensors:
+        return "each-apart"
+    found = _size(file, f"{CASCADED}bn_layer.bn_layer.weight", 0)
+    if found == width * num_keywords and not is_plus:
+        return "each"
+    if found == width:
+        return "same"
+    raise InvalidInput(f"{file.path}: a BatchNorm of {found} numbers fits neither {width} nor {num_keywords} x {width}")
+
+
+def _hidden_widths(file: LightningFile, prefix: str) -> tuple[int, ...]:
+    """The widths between the Linear layers of a projection: none for a single one."""
+    if f"{prefix}weight" in file.tensors:
+        return ()
+    pattern = re.compile(re.escape(prefix) + r"sequential\.(\d+)\.weight")
+    places = sorted(int(match[1]) for name in file.tensors if (match := pattern.fullmatch(name)))
+    if not places or places != list(range(0, 3 * len(places), 3)):
+        raise InvalidInput(f"{file.path}: lacks {prefix}weight, and {prefix}sequential has the places {places}")
+    return tuple(_size(file, f"{prefix}sequential.{place}.weight", 0) for place in places[:-1])
+
+
+def _normalization(file: LightningFile, width: int, *, is_plus: bool) -> Normalization:
+    """How hidden states are normalised: by the config, else as the published models of that size are."""
+    encoder = settings(file.config.get("audio_encoder"))
+    if not encoder:
+        return "s3prl" if width == 1024 and not is_plus else "none"
+    if not encoder.get("normalize_hiddenstates", False):
+        return "none"
+    kind = encoder.get("normalize_type", "s3prl")
+    if kind in ("s3prl", "method1", "method2"):
+        return kind  # type: ignore[no-any-return]
+    raise InvalidInput(f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known")
+
+
+def _check_block(file: LightningFile, path: tuple[str, ...], *, is_transformer: bool) -> None:
+    """`InvalidInput` where the config asks for an attention block that computes something else than ours."""
+    wanted: dict[str, Any] = {"layer_norm_eps": 1e-5}
+    if is_transformer:
+        wanted |= {"n_layers": 1, "activation": "gelu", "norm_first": False}
+    for key, value in wanted.items():
+        found = _look(file, *path, key)
+        if found is not None and found != value:
+            raise InvalidInput(f"{file.path}: its attention block has {key} {found!r}, the published ones {value!r}")
+
+
+def _look(file: LightningFile, *path: str) -> Any:
+    """The value at a place of the config, None where there is none."""
+    found: Any = file.config
+    for key in path:
+        found = settings(found).get(key)
+    return found
+
+
+def _count(file: LightningFile, default: int, *path: str) -> int:
+    found = _look(file, *path)
+    return found if type(found) is int and found > 0 else default
+
+
+def _share(file: LightningFile, *path: str) -> float:
+    found = _look(file, *path)
+    return float(found) if type(found) in (int, float) and 0 <= found < 1 else 0.1
+
+
+def _size(file: LightningFile, name: str, axis: int) -> int:
+    shape = file.shape(name)
+    if len(shape) <= axis:
+        raise InvalidInput(f"{file.path}: {name} has the shape {shape}, too few axes for its name")
+    return shape[axis]
