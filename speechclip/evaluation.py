@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from rich.table import Table
 
-from speechclip.batches import Rows, group_codes, open_pair, stored_rows
+from speechclip.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
 from speechclip.errors import InvalidInput
 from speechclip.heads import Head
-from speechclip.loader import read_frames
+from speechclip.loader import judged_span, read_frames
 from speechclip.manifest import Manifest
 from speechclip.records import Record
 from speechclip.retrieval import CUTOFFS, RetrievalReport, retrieve
@@ -29,7 +29,7 @@ class EvaluationReport(Record, frozen=True):
     """Recall of one run on one split. `untrained` names the features whose encoder has no trained weights.
 
     `num_missing` utterances of the split lack a stored feature and were left out. `mean_recall` is the mean of the two
-    directions.
+    directions. `window` says what of each utterance was judged.
     """
 
     manifest: str
@@ -46,10 +46,12 @@ class EvaluationReport(Record, frozen=True):
     image_to_speech: RetrievalReport
     mean_recall: dict[int, float]
     untrained: tuple[str, ...]
+    window: str = "full"
 
     def to_table(self) -> Table:
         """The figures for a terminal: recall in percent, its interval, and chance."""
         title = f"{self.split}: {self.num_utterances} utterances ({self.num_missing} missing), recipe {self.recipe}"
+        title += "" if self.window == "full" else f", window {self.window}"
         table = Table(title=title, caption=self._caption(), caption_justify="left")
         heads = ("direction", "queries", "candidates", *(f"R@{k} % [95 %], chance" for k in CUTOFFS), "median rank")
         for name in heads:
@@ -84,10 +86,16 @@ def evaluate(
     *,
     candidates: Candidates = "split",
     device: torch.device | str = "cpu",
+    speech: str | None = None,
 ) -> EvaluationReport:
-    """Recall of `run` on the whole utterances of `split`, among the images of the split or of the manifest."""
+    """Recall of `run` on the utterances of `split`, among the images of the split or of the manifest.
+
+    `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
+    trained on crops: crops are judged by the first alone.
+    """
     identity = run.info.identity
-    frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
+    fingerprint = identity.speech.fingerprint if speech is None else other_window(run, snapshot, speech)
+    frames, vectors = open_pair(snapshot, fingerprint, identity.image.fingerprint)
     pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
     if not len(pool.rows):
         raise InvalidInput(
@@ -98,7 +106,7 @@ def evaluate(
     return EvaluationReport(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=identity.speech.fingerprint,
+        speech=frames.fingerprint,
         image=identity.image.fingerprint,
         recipe=identity.recipe.name,
         head_step=run.info.head_step,
@@ -110,7 +118,20 @@ def evaluate(
         image_to_speech=to_speech,
         mean_recall={k: (to_image.recall[k] + to_speech.recall[k]) / 2 for k in CUTOFFS},
         untrained=tuple(identity.untrained),
+        window=f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window,
     )
+
+
+def other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
+    """The fingerprint of a speech feature set that the run's head can read; `InvalidInput` where it can't."""
+    own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
+    found = choose_feature_set(snapshot, "speech", wanted)
+    if not found.spec.is_same_but_window(own):
+        raise InvalidInput(
+            f"the head was trained on {own.fingerprint}, and {found.fingerprint} is not of the same weights, layers "
+            "and rules; name a feature set that differs from it by window or codec alone"
+        )
+    return found.fingerprint
 
 
 def validator(
@@ -157,13 +178,13 @@ def score(
 
 
 def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
-    """The embeddings of whole utterances in the order of `keys`, of length one, made on the head's device."""
+    """The embeddings of utterances in the order of `keys`, of length one, made on the head's device."""
     device = next(head.parameters()).device
     embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
     with torch.inference_mode():
-        for places in _cut([frames.num_frames(key) for key in keys]):
-            some = [keys[place] for place in places]
-            block, lengths = read_frames(frames, some, [(0, frames.num_frames(key)) for key in some])
+        spans = [judged_span(frames, key) for key in keys]
+        for places in _cut([stop for _, stop in spans]):
+            block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
             embeddings[places] = head(block.to(device), lengths.to(device)).embedding.cpu().numpy()
     return embeddings
 

@@ -10,13 +10,15 @@ import yaml
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Record, explain
+from speechclip.spec import EncoderSpec
 
 
 class Recipe(Record, frozen=True):
     """How a head is trained; the defaults are those of the official Base model.
 
-    `embedding_width` left out is the image's. `max_frames` bounds an utterance where `crop` is `slice`: a longer one
-    gives so many frames from a random place; `full` never crops. `validate_every` and `checkpoint_every` count steps.
+    `embedding_width` left out is the image's. `window` says what of an utterance a step reads: `full` all of it;
+    `sliced` `max_frames` of a longer one's, from a random place; `crops` one of the crops that the feature set holds of
+    a longer one, another each epoch. `validate_every` and `checkpoint_every` count steps.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Recipe(Record, frozen=True):
     weight_decay: float = 1e-6
     clip_norm: float = 4.0
     seed: int = 7122
-    crop: Literal["full", "slice"] = "slice"
+    window: Literal["full", "sliced", "crops"] = "sliced"
     max_frames: int = 319
     train_split: str = "train"
     dev_split: str = "dev"
@@ -54,6 +56,19 @@ class Recipe(Record, frozen=True):
             raise InvalidInput(f"recipe {self.name}: dropout is {self.dropout}, expected 0 up to (not including) 1")
         if self.temperature <= 0 or self.learning_rate <= 0 or self.clip_norm <= 0:
             raise InvalidInput(f"recipe {self.name}: temperature, learning_rate and clip_norm must be above 0")
+
+    def check_fits(self, speech: EncoderSpec) -> None:
+        """`InvalidInput` where the recipe's window can't be read from this feature set."""
+        if (self.window == "crops") != bool(speech.num_crops):
+            advice = (
+                "set the recipe's window to crops, or name a full set by --speech"
+                if speech.num_crops
+                else "set the recipe's window to sliced or full, or run `speechclip featurize --window crops=4`"
+            )
+            raise InvalidInput(
+                f"recipe {self.name} has window {self.window}, but {speech.fingerprint} was encoded with window "
+                f"{speech.window}; {advice}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update after `step` updates: a linear rise, then linear to `final_factor` at the end."""

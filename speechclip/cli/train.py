@@ -70,7 +70,13 @@ def train(
     show_default=True,
     help="Whose images may answer.",
 )
-def evaluate(settings: Settings, as_json: bool, version: str | None, candidates: Any) -> None:
+@click.option(
+    "--speech",
+    "speech_set",
+    metavar="SET",
+    help="Judge by another feature set of the run's encoder, as of whole utterances where it was trained on crops.",
+)
+def evaluate(settings: Settings, as_json: bool, version: str | None, candidates: Any, speech_set: str | None) -> None:
     """Recall of a head in both directions beside chance: a table, or JSON."""
     from speechclip.checkpoint import load_run
     from speechclip.evaluation import evaluate as evaluate_run
@@ -80,7 +86,7 @@ def evaluate(settings: Settings, as_json: bool, version: str | None, candidates:
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     manifest = Manifest.read(settings.need("manifest"))
-    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates)
+    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates, speech=speech_set)
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

@@ -120,6 +120,7 @@ def identify(request: TrainRequest, folder: RunFolder) -> RunIdentity:
     store.add_manifest(manifest)
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
+    request.recipe.check_fits(speech.spec)
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
