@@ -42,8 +42,8 @@ class Corpus:
         return RunIdentity(
             manifest=self.manifest.digest,
             catalog_version=FeatureStore(self.store_uri).snapshot().version,
-            speech=FeatureSource(fingerprint=SPEECH.fingerprint, source="toy", is_trained=False),
-            image=FeatureSource(fingerprint=IMAGE.fingerprint, source="toy", is_trained=True),
+            speech=FeatureSource.of(SPEECH, "toy"),
+            image=FeatureSource.of(IMAGE, "toy"),
             recipe=recipe,
             head=configure_head(recipe, SPEECH, IMAGE),
         )

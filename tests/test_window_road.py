@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from small_runs import RECIPE, train_small
 
 from speechclip.batches import Order, open_pair, stored_rows
-from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
+from speechclip.checkpoint import Run
 from speechclip.cli import main
 from speechclip.corpora.table import read_table
 from speechclip.encoders.windows import crop_offsets
@@ -25,7 +26,6 @@ from speechclip.recompute import recompute
 from speechclip.repairer import repair
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
-from speechclip.trainer import Trainer, configure_head
 
 SECONDS = {"long": 8.5, "longer": 11.0, "short": 2.0, "shorter": 1.2}
 FULL = EncoderRequest(source="toy", modality="speech")
@@ -76,17 +76,8 @@ def road(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Road:
 
 @pytest.fixture(scope="module")
 def trained(road: Road, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    loader = road.loader("crops", CROPS_SET)
-    recipe = msgspec.structs.replace(loader.recipe, max_steps=3, warmup_steps=1)
-    sources = [FeatureSource(fingerprint=name, source="toy", is_trained=False) for name in (CROPS_SET, IMAGE_SET)]
-    identity = RunIdentity(
-        manifest=road.manifest.digest, catalog_version=road.store.snapshot().version, speech=sources[0],
-        image=sources[1], recipe=recipe, head=configure_head(recipe, loader.frames.spec, IMAGE.build().spec),
-    )  # fmt: skip
-    uri = str(tmp_path_factory.mktemp("run"))
-    loader.recipe = recipe
-    Trainer(identity=identity, loader=loader, folder=RunFolder(uri)).fit()
-    return load_run(uri)
+    recipe = msgspec.structs.replace(RECIPE, window="crops", batch_size=4, max_steps=3)
+    return train_small(road.manifest, road.store, str(tmp_path_factory.mktemp("run")), recipe=recipe, speech=CROPS_SET)
 
 
 def test_the_store_holds_the_crops_that_the_plan_promised(road: Road, tmp_path: Path):

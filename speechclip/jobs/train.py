@@ -26,7 +26,7 @@ from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
 from speechclip.records import Record, to_json
-from speechclip.store import FeatureSetInfo, FeatureStore
+from speechclip.store import FeatureStore
 from speechclip.trainer import Progress, Trainer, configure_head
 from speechclip.world import World
 
@@ -124,18 +124,14 @@ def identify(request: TrainRequest, folder: RunFolder) -> RunIdentity:
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=_source(speech),
-        image=_source(image),
+        speech=FeatureSource.of(speech.spec, speech.source),
+        image=FeatureSource.of(image.spec, image.source),
         recipe=request.recipe,
         head=configure_head(request.recipe, speech.spec, image.spec),
     )
     if finished is not None and finished.identity != identity:
         raise InvalidInput(f"{request.out}: holds a finished run of another manifest, snapshot, feature set or recipe")
     return identity
-
-
-def _source(info: FeatureSetInfo) -> FeatureSource:
-    return FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=info.spec.is_trained)
 
 
 def _work(config: dict[str, Any]) -> None:
