@@ -3,15 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speechclip.model import load
     from speechclip.store import FeatureStore
 
-__all__ = ["FeatureStore"]
+__all__ = ["FeatureStore", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`FeatureStore`, imported when it is asked for, so that the command line's help stays quick."""
+    """`FeatureStore` and `load`, imported when they are asked for, so that the command line's help stays quick."""
     if name == "FeatureStore":
         from speechclip.store import FeatureStore
 
         return FeatureStore
+    if name == "load":
+        from speechclip.model import load
+
+        return load
     raise AttributeError(f"module 'speechclip' has no attribute {name!r}")

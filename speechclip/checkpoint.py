@@ -19,7 +19,7 @@ from speechclip.errors import Damaged, InvalidInput
 from speechclip.heads import Head, HeadConfig, TextTower
 from speechclip.recipe import Recipe
 from speechclip.records import Record, from_json, to_json
-from speechclip.spec import CODEC_DTYPES, EncoderSpec
+from speechclip.spec import CODEC_DTYPES, Codec, EncoderSpec, Window
 from speechclip.storage import Storage
 from speechclip.vocabulary import Vocabulary
 
@@ -30,11 +30,29 @@ CRITERION = "criterion."
 
 
 class FeatureSource(Record, frozen=True):
-    """A feature set that a run reads: its fingerprint, the words that built its encoder, whether those were trained."""
+    """A feature set that a run reads: its fingerprint, the words that build its encoder, whether that was trained.
+
+    `source`, `layers` (empty for vectors), `codec` and `window` build the encoder again without the store.
+    """
 
     fingerprint: str
     source: str
     is_trained: bool
+    layers: tuple[int, ...] = ()
+    codec: Codec = "fp16"
+    window: Window = "full"
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, source: str) -> "FeatureSource":
+        """The feature set of this spec, whose encoder those words built."""
+        return cls(
+            fingerprint=spec.fingerprint,
+            source=source,
+            is_trained=spec.is_trained,
+            layers=spec.layers,
+            codec=spec.codec,
+            window=spec.window,
+        )
 
 
 class RunIdentity(Record, frozen=True):

@@ -13,7 +13,7 @@ import yaml
 from speechclip.errors import InvalidInput
 from speechclip.plan import TaskSizes
 from speechclip.records import MODALITIES, Record, explain
-from speechclip.spec import Codec
+from speechclip.spec import Codec, Window
 from speechclip.tasks import BatchSizes, EncoderRequest
 
 DEFAULT_CONFIG = "ray_config.yaml"
@@ -40,6 +40,7 @@ class Settings(Record, frozen=True):
     text: str | None = None
     layers: tuple[int, ...] | None = None
     codec: Codec = "fp16"
+    window: Window = "full"
     recipe: str = "base-parallel-flickr8k"
     recipe_overrides: dict[str, Any] = {}
     workers: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -47,11 +48,15 @@ class Settings(Record, frozen=True):
     featurize: RunSettings = RunSettings()
 
     def encoder_requests(self) -> list[EncoderRequest]:
-        """The encoders asked for; layers are a choice of speech alone."""
+        """The encoders asked for; layers and window are choices of speech alone."""
         sources = {modality: getattr(self, modality) for modality in MODALITIES}
         requests = [
             EncoderRequest(
-                source=source, modality=modality, layers=self.layers if modality == "speech" else None, codec=self.codec
+                source=source,
+                modality=modality,
+                layers=self.layers if modality == "speech" else None,
+                codec=self.codec,
+                window=self.window if modality == "speech" else "full",
             )
             for modality, source in sources.items()
             if source is not None

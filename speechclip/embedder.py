@@ -4,9 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import torch
-
 from speechclip.checkpoint import Run, RunInfo
 from speechclip.evaluation import embed_speech
 from speechclip.featurizer import Committer, Summary, Work, run
@@ -52,13 +49,6 @@ def embed(
     committer = Committer(Work(store, manifest, {}, {spec.fingerprint: spec}, (coverage,), plan))
     run(_receipts(committer.work, trained, frames, on_receipt), committer)
     return committer.summary()
-
-
-def embed_waveform(trained: Run, hidden: np.ndarray) -> np.ndarray:
-    """The embedding (width,) of one utterance from its hidden states (layers, frames, width)."""
-    with torch.inference_mode():
-        embedding = trained.head(torch.from_numpy(hidden.copy())[None], torch.tensor([hidden.shape[1]])).embedding
-    return np.asarray(embedding[0].numpy())
 
 
 def _receipts(work: Work, trained: Run, frames: Frames, on_receipt: Callable[[Receipt], None]) -> Iterator[Receipt]:

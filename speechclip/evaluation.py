@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from speechclip.batches import Rows, group_codes, open_pair, stored_rows
+from speechclip.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
 from speechclip.comparison import caveats_of
 from speechclip.errors import InvalidInput
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.keywords import KeywordReader, KeywordReport, read_keywords
-from speechclip.loader import read_frames
+from speechclip.loader import judged_span, read_frames
 from speechclip.manifest import Manifest
 from speechclip.published import published_rows
 from speechclip.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
@@ -59,10 +59,16 @@ def evaluate(
     candidates: Candidates = "split",
     scoring: Scoring = "cosine",
     device: torch.device | str = "cpu",
+    speech: str | None = None,
 ) -> EvaluationReport:
-    """All that `run` reaches on the whole utterances of `split`, among the images and captions of it or of all."""
+    """All that `run` reaches on the utterances of `split`, among the images and captions of it or of the manifest.
+
+    `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
+    trained on crops: crops are judged by the first alone.
+    """
     identity = run.info.identity
-    frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
+    fingerprint = identity.speech.fingerprint if speech is None else other_window(run, snapshot, speech)
+    frames, vectors = open_pair(snapshot, fingerprint, identity.image.fingerprint)
     pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
     if not len(pool.rows):
         raise InvalidInput(
@@ -77,7 +83,7 @@ def evaluate(
     report = EvaluationReport(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=identity.speech.fingerprint,
+        speech=frames.fingerprint,
         image=identity.image.fingerprint,
         recipe=identity.recipe.name,
         head_step=run.info.head_step,
@@ -94,8 +100,21 @@ def evaluate(
         keywords=_score_keywords(run, heard, pool, rows, scoring),
         published=published_rows(identity.recipe.name),
         notes=notes,
+        window=f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window,
     )
     return msgspec.structs.replace(report, caveats=caveats_of(report, identity))
+
+
+def other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
+    """The fingerprint of a speech feature set that the run's head can read; `InvalidInput` where it can't."""
+    own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
+    found = choose_feature_set(snapshot, "speech", wanted)
+    if not found.spec.is_same_but_window(own):
+        raise InvalidInput(
+            f"the head was trained on {own.fingerprint}, and {found.fingerprint} is not of the same weights, layers "
+            "and rules; name a feature set that differs from it by window or codec alone"
+        )
+    return found.fingerprint
 
 
 def validator(
@@ -152,7 +171,7 @@ def hear(head: Head, frames: Frames, keys: Sequence[str], *, scoring: Scoring = 
 
 
 def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
-    """The embeddings of whole utterances in the order of `keys`, of length one, made on the head's device."""
+    """The embeddings of utterances in the order of `keys`, of length one, made on the head's device."""
     embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
     with torch.inference_mode():
         for places, output in _outputs(head, frames, keys):
@@ -221,11 +240,11 @@ def _score_keywords(
 
 
 def _outputs(head: Head, frames: Frames, keys: Sequence[str]) -> Iterator[tuple[list[int], HeadOutput]]:
-    """What the head gives for batches of whole utterances, with the places of theirs among `keys`."""
+    """What the head gives for batches of utterances, with the places of theirs among `keys`."""
     device = next(head.parameters()).device
-    for places in _cut([frames.num_frames(key) for key in keys]):
-        some = [keys[place] for place in places]
-        block, lengths = read_frames(frames, some, [(0, frames.num_frames(key)) for key in some])
+    spans = [judged_span(frames, key) for key in keys]
+    for places in _cut([stop for _, stop in spans]):
+        block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
         yield places, head(block.to(device), lengths.to(device))
 
 

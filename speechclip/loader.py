@@ -71,6 +71,7 @@ class Loader:
     ) -> None:
         self.order, self.frames, self.recipe, self.world = order, frames, recipe, world or World()
         self.read_threads = read_threads
+        recipe.check_fits(frames.spec)
         self._targets = {"image": load_vectors(order.rows.image_keys, vectors)} if recipe.image_weight else {}
         if recipe.text_weight:
             assert texts is not None
@@ -113,11 +114,21 @@ class Loader:
         )
 
     def _span(self, key: str, draw: int) -> Span:
-        num_frames, most = self.frames.num_frames(key), self.recipe.max_frames
-        if self.recipe.crop == "full" or num_frames <= most:
-            return 0, num_frames
-        start = draw % (num_frames - most + 1)
-        return start, start + most
+        num_frames, spec = self.frames.num_frames(key), self.frames.spec
+        match self.recipe.window:
+            case "sliced" if num_frames > self.recipe.max_frames:
+                start = draw % (num_frames - self.recipe.max_frames + 1)
+                return start, start + self.recipe.max_frames
+            case "crops" if num_frames > spec.frames_per_crop:
+                start = draw % spec.num_crops * spec.frames_per_crop
+                return start, start + spec.frames_per_crop
+        return 0, num_frames
+
+
+def judged_span(frames: Frames, key: str) -> Span:
+    """The frames by which an utterance is judged: all of them, or its first crop where it was encoded in crops."""
+    num_frames = frames.num_frames(key)
+    return 0, min(num_frames, frames.spec.frames_per_crop) if frames.spec.num_crops else num_frames
 
 
 def read_frames(

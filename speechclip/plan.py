@@ -55,8 +55,8 @@ class Coverage:
 
     @property
     def missing_seconds(self) -> float:
-        """Seconds of speech that remain."""
-        return sum(asset.seconds for asset in self.missing)
+        """Seconds of speech that remain to be encoded."""
+        return sum(self.spec.encoded_seconds(asset.seconds) for asset in self.missing)
 
     def remaining_bytes(self, sizes: TaskSizes) -> int:
         """Bytes that the missing assets will take: arrays, tar headers and notes, or whole chunks with their keys."""

@@ -11,6 +11,7 @@ import yaml
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Record, explain
+from speechclip.spec import EncoderSpec
 
 # The least value of whole numbers and weights.
 LEAST = {
@@ -30,9 +31,9 @@ class Recipe(Record, frozen=True):
     BatchNorm's statistics cover: one worker's (as officially) or all workers' (independent of their number).
     `parallel_weight` and `cascaded_weight` weigh the branches' losses, `image_weight` and `text_weight` their targets:
     CLIP's vector of the image and of the transcript. `accumulation` batches make one step, each its own negatives.
-    `precision` is that of the head's forward pass on a GPU; on a CPU it is fp32. `max_frames` bounds an utterance where
-    `crop` is `slice`: a longer one gives so many frames from a random place; `full` never crops. `validate_every` and
-    `checkpoint_every` count steps.
+    `precision` is that of the head's forward pass on a GPU; on a CPU it is fp32. `window` says what of an utterance a
+    step reads: `full` all of it; `sliced` `max_frames` of a longer one's, from a random place; `crops` one of the crops
+    that the feature set holds of a longer one, another each epoch. `validate_every` and `checkpoint_every` count steps.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Recipe(Record, frozen=True):
     weight_decay: float = 1e-6
     clip_norm: float = 4.0
     seed: int = 7122
-    crop: Literal["full", "slice"] = "slice"
+    window: Literal["full", "sliced", "crops"] = "sliced"
     max_frames: int = 319
     train_split: str = "train"
     dev_split: str = "dev"
@@ -116,6 +117,19 @@ class Recipe(Record, frozen=True):
         """The weight of each target that the head is trained towards: image, text."""
         weights = {"image": self.image_weight, "text": self.text_weight}
         return {name: weight for name, weight in weights.items() if weight}
+
+    def check_fits(self, speech: EncoderSpec) -> None:
+        """`InvalidInput` where the recipe's window can't be read from this feature set."""
+        if (self.window == "crops") != bool(speech.num_crops):
+            advice = (
+                "set the recipe's window to crops, or name a full set by --speech"
+                if speech.num_crops
+                else "set the recipe's window to sliced or full, or run `speechclip featurize --window crops=4`"
+            )
+            raise InvalidInput(
+                f"recipe {self.name} has window {self.window}, but {speech.fingerprint} was encoded with window "
+                f"{speech.window}; {advice}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of the update after `step` updates: a linear rise, then linear to `final_factor` at the end."""

@@ -41,6 +41,7 @@ class EvaluationReport(Record, frozen=True):
     `num_missing` utterances of the split lack a stored feature and were left out. `retrieval` has each branch of the
     head against the images; the parallel one, where there is one, stands for the utterance. `published` are the rows of
     the recipe's corpus, `caveats` say why they can't be compared with this run, `notes` what is left out and why.
+    `window` is what of each utterance was judged.
     """
 
     manifest: str
@@ -60,6 +61,7 @@ class EvaluationReport(Record, frozen=True):
     published: tuple[Published, ...] = ()
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    window: str = "full"
 
     @property
     def main(self) -> TwoWays:
@@ -110,7 +112,8 @@ class EvaluationReport(Record, frozen=True):
             *(f"R@{k} [95 %], chance" for k in CUTOFFS),
             "median rank, chance",
         )
-        table = _table(f"{self.split}: {missing}, recipe {self.recipe}", *heads)
+        window = "" if self.window == "full" else f", window {self.window}"
+        table = _table(f"{self.split}: {missing}, recipe {self.recipe}{window}", *heads)
         rows = [(f"{branch} speech", "image", both) for branch, both in self.retrieval.items()]
         if self.text is not None:
             rows.append((f"{self.text.branch} speech", "text", self.text.retrieval))

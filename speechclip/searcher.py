@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from speechclip.checkpoint import Run
-from speechclip.embedder import embed_waveform, embedding_spec
-from speechclip.encoders import Encoder, load_encoder, prepare
+from speechclip.embedder import embedding_spec
 from speechclip.errors import InvalidInput
 from speechclip.evaluation import embed_images, find_texts
 from speechclip.index import ExactIndex
-from speechclip.media import decode_audio, decode_image
+from speechclip.loader import judged_span
+from speechclip.model import Model
 from speechclip.records import Modality
-from speechclip.storage import read_uri
 from speechclip.store import FeatureStore, Frames, Snapshot, Vectors
 
 
@@ -31,31 +30,12 @@ class Answer:
 
 
 class Searcher:
-    """One run's joint space over one snapshot; encoders are loaded when a question needs them."""
+    """One run's joint space over one snapshot; `model` makes vectors of questions."""
 
     def __init__(self, store: FeatureStore, trained: Run, version: int | str | None = None) -> None:
-        self.store, self.trained = store, trained
+        self.store, self.trained, self.model = store, trained, Model(trained)
         self.snapshot: Snapshot = store.snapshot(version)
         self.identity = trained.info.identity
-
-    def embed_text(self, text: str) -> np.ndarray:
-        """The text tower of the encoder that made the run's images, in the joint space."""
-        vector = self._encode(self._text_encoder(), text)
-        return self._to_joint(vector)
-
-    def embed_image(self, uri: str) -> np.ndarray:
-        """A picture at a path or address, in the joint space."""
-        encoder = self._encoder(self.identity.image.source, "image", self.identity.image.fingerprint)
-        return self._to_joint(self._encode(encoder, decode_image(read_uri(uri), name=uri)))
-
-    def embed_audio(self, uri: str) -> np.ndarray:
-        """A recording at a path or address, encoded and embedded as the stored ones are."""
-        return embed_waveform(self.trained, self.encode_audio(uri))
-
-    def encode_audio(self, uri: str) -> np.ndarray:
-        """The hidden states (layers, frames, width) of a recording at a path or address, as they would be stored."""
-        encoder = self._encoder(self.identity.speech.source, "speech", self.identity.speech.fingerprint)
-        return self._encode(encoder, decode_audio(read_uri(uri), name=uri))
 
     def stored_frames(self, utterance: str) -> np.ndarray:
         """The stored hidden states of an utterance of any kept manifest; `InvalidInput` without any."""
@@ -67,7 +47,8 @@ class Searcher:
                 f"utterance {utterance!r}: {'no manifest names it' if row is None else 'its speech is not stored'} in "
                 f"catalog version {self.snapshot.version}; run `speechclip featurize`, or give the recording by --audio"
             )
-        return np.asarray(frames[row["speech_key"]])
+        start, stop = judged_span(frames, row["speech_key"])
+        return np.asarray(frames.window(row["speech_key"], start=start, stop=stop))
 
     def search(self, query: np.ndarray, among: Modality, k: int) -> list[Answer]:
         """The `k` stored assets of that kind nearest to an embedding, best first."""
@@ -109,33 +90,6 @@ class Searcher:
             return found
         source = self.identity.image.source
         raise InvalidInput(f"no texts of {source} are stored; run `speechclip featurize --text {source}`")
-
-    def _text_encoder(self) -> Encoder:
-        # Each tower has a digest of its own: the image's tells whether these are the weights of the run's joint space.
-        source = self.identity.image.source
-        self._encoder(source, "image", self.identity.image.fingerprint)
-        return load_encoder(source, "text")
-
-    def _encoder(self, source: str, modality: Modality, fingerprint: str) -> Encoder:
-        spec = self.store.read_spec(fingerprint).spec
-        encoder = load_encoder(source, modality, layers=spec.layers or None, codec=spec.codec)
-        if encoder.spec.weights != spec.weights:
-            raise InvalidInput(
-                f"{source}: its weights have the digest {encoder.spec.weights[:12]}, the stored features "
-                f"{spec.weights[:12]}; give the weights that the store was made with"
-            )
-        return encoder
-
-    def _encode(self, encoder: Encoder, decoded: Any) -> np.ndarray:
-        # Rounded as the stored features are, so that a stored recording finds itself at cosine 1.
-        feature = encoder.encode([prepare(encoder.spec)(decoded)])[0]
-        return feature.astype(encoder.spec.dtype).astype(np.float32)
-
-    def _to_joint(self, vector: np.ndarray) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            return np.asarray(self.trained.head.embed_images(torch.from_numpy(vector)[None])[0].numpy())
 
     def _rows_of(self, keys: set[str], column: str) -> dict[str, dict[str, Any]]:
         """For each key the first row of any kept manifest that has it."""

@@ -1,8 +1,10 @@
 """The encoder spec: every choice that can change a feature's value, and nothing else. Its hash is the fingerprint."""
 
 import hashlib
+import re
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from speechclip.errors import InvalidInput
@@ -10,6 +12,12 @@ from speechclip.records import Modality, Record, to_json
 
 Codec = Literal["fp16", "fp32"]
 CODEC_DTYPES: dict[Codec, str] = {"fp16": "<f2", "fp32": "<f4"}
+# A window in the words of the command line: `full`, or `crops=K`.
+Window = str
+# 6.4 s at 16 kHz: the official random crop of training (SPEECHCLIP_SPEC 1.3).
+CROP_SAMPLES = 102_400
+CROP_SECONDS = CROP_SAMPLES / 16_000
+_CROPS_RULE = re.compile(r"crops-(\d+)-6\.4s/1")
 
 
 class EncoderSpec(Record, frozen=True):
@@ -56,11 +64,46 @@ class EncoderSpec(Record, frozen=True):
         """The type of the stored numbers."""
         return np.dtype(CODEC_DTYPES[self.codec])
 
+    @property
+    def num_crops(self) -> int:
+        """How many crops of 6.4 s stand for a longer utterance; 0 where utterances are encoded whole."""
+        found = _CROPS_RULE.fullmatch(self.rules.get("window", ""))
+        return int(found[1]) if found else 0
+
+    @property
+    def window(self) -> Window:
+        """The window in the words that asked for it: `full` or `crops=K`."""
+        return f"crops={self.num_crops}" if self.num_crops else "full"
+
+    @property
+    def frames_per_crop(self) -> int:
+        """The frames of each crop, 319 for HuBERT; crop i is frames [i * 319, (i + 1) * 319)."""
+        return (CROP_SAMPLES - self.window_samples) // self.hop_samples + 1
+
+    def is_same_but_window(self, other: "EncoderSpec") -> bool:
+        """Whether a head that reads these features can read the others: only window and codec may differ."""
+        return self._without_window() == other._without_window()
+
     def num_frames(self, num_samples: int) -> int:
         """How many frames come of `num_samples` at 16 kHz: for HuBERT ``(L - 400) // 320 + 1`` (its convolutions)."""
+        if self.num_crops and num_samples > CROP_SAMPLES:
+            return self.num_crops * self.frames_per_crop
         return max(0, (num_samples - self.window_samples) // self.hop_samples + 1)
+
+    def encoded_seconds(self, seconds: float) -> float:
+        """Seconds of speech that pass through the encoder for an utterance of that length."""
+        return self.num_crops * CROP_SECONDS if self.num_crops and seconds > CROP_SECONDS else seconds
 
     def num_bytes(self, seconds: float) -> int:
         """Stored bytes of one asset of that length, without the shard's headers."""
         frames = self.num_frames(round(seconds * 16_000)) * len(self.layers) if self.is_frames else 1
         return frames * self.width * self.dtype.itemsize
+
+    def _without_window(self) -> "EncoderSpec":
+        rules = {name: rule for name, rule in self.rules.items() if name != "window"}
+        return msgspec.structs.replace(self, rules=rules, codec="fp16")
+
+
+def crops_rule(num_crops: int) -> str:
+    """The rule ``window`` of so many crops."""
+    return f"crops-{num_crops}-6.4s/1"

@@ -14,7 +14,7 @@ from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
 from speechclip.media import SAMPLE_RATE, decode_audio, decode_image, decoder
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import Codec, EncoderSpec, Window
 from speechclip.storage import Storage
 from speechclip.store.frames import find_shard, pack_shard, write_shard
 from speechclip.store.layout import segment_path, shard_path
@@ -30,15 +30,20 @@ class EncoderRequest(Record, frozen=True):
     modality: Modality
     layers: tuple[int, ...] | None = None
     codec: Codec = "fp16"
+    window: Window = "full"
 
     @classmethod
     def again(cls, spec: EncoderSpec, source: str) -> "EncoderRequest":
         """The words that build the encoder of a stored feature set again."""
-        return cls(source=source, modality=spec.modality, layers=spec.layers or None, codec=spec.codec)
+        return cls(
+            source=source, modality=spec.modality, layers=spec.layers or None, codec=spec.codec, window=spec.window
+        )
 
     def build(self, device: str = "cpu") -> Encoder:
         """The encoder, its weights loaded."""
-        return load_encoder(self.source, self.modality, layers=self.layers, codec=self.codec, device=device)
+        return load_encoder(
+            self.source, self.modality, layers=self.layers, codec=self.codec, device=device, window=self.window
+        )
 
 
 class BatchSizes(Record, frozen=True):
@@ -69,11 +74,10 @@ def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
 
     Weather is raised: a storage that does not answer, or `MachineFailed` for want of memory.
     """
-    ready = prepare(spec)
     keys, inputs, rejected = [], [], []
     for asset in task.assets:
         try:
-            inputs.append(ready(_decode(asset, spec)))
+            inputs.append(prepare(spec, asset.key)(_decode(asset, spec)))
             keys.append(asset.key)
         except Rejected as error:
             rejected.append(_rejection(asset, error))

@@ -60,11 +60,11 @@ class Corpus:
         return RunIdentity(
             manifest=self.manifest.digest,
             catalog_version=FeatureStore(self.store_uri).snapshot().version,
-            speech=FeatureSource(fingerprint=SPEECH.fingerprint, source="toy", is_trained=False),
-            image=_source(self.image, source),
+            speech=FeatureSource.of(SPEECH, "toy"),
+            image=FeatureSource.of(self.image, source),
             recipe=recipe,
             head=configure_head(recipe, SPEECH, self.image, self.text, vocabulary),
-            text=_source(self.text, source) if self.text and is_used else None,
+            text=FeatureSource.of(self.text, source) if self.text and is_used else None,
             vocabulary=vocabulary.digest if vocabulary else "",
         )
 
@@ -149,10 +149,6 @@ def caption_of(image: int, caption: int) -> str:
 def _clip_specs() -> tuple[EncoderSpec, EncoderSpec]:
     image, text = (load_encoder(CLIP, modality, codec="fp32").spec for modality in ("image", "text"))
     return image, text
-
-
-def _source(spec: EncoderSpec, source: str) -> FeatureSource:
-    return FeatureSource(fingerprint=spec.fingerprint, source=source, is_trained=spec.is_trained)
 
 
 def _store_frames(store: FeatureStore, frames: list[tuple[str, np.ndarray]]) -> None:

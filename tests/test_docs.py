@@ -4,10 +4,15 @@ import re
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import soundfile
+from PIL import Image
+from small_runs import train_small
 
 from speechclip.cli import cli, main
 from speechclip.corpora.synthetic import make_synthetic
+from speechclip.store import FeatureStore
 
 PROJECT = Path(__file__).parent.parent
 DOCUMENTS = sorted([PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")])
@@ -42,11 +47,28 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store
 
 
+@pytest.fixture(scope="module")
+def run(store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    (manifest,) = FeatureStore(store).manifests()
+    out = str(tmp_path_factory.mktemp("run"))
+    train_small(manifest, FeatureStore(store), out)
+    return out
+
+
+@pytest.fixture
+def hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to stand in, with the files that the examples name."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("hello.wav", 0.05 * np.random.default_rng(0).standard_normal(8_000), 16_000)
+    Image.new("RGB", (20, 20), "brown").save("dog.png")
+
+
 # The stock reader leaves its file for the garbage collector to close.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if python_blocks(path)], ids=lambda path: path.name)
-def test_python_blocks_run(document: Path, store: str) -> None:
-    names: dict[str, object] = {"store": store}
+@pytest.mark.usefixtures("hello")
+def test_python_blocks_run(document: Path, store: str, run: str) -> None:
+    names: dict[str, object] = {"store": store, "run": run}
     for block in python_blocks(document):
         exec(compile(block, str(document), "exec"), names)
 

@@ -16,7 +16,7 @@ from speechclip.world import World
 
 RECIPE = Recipe(
     name="small", batch_size=18, max_steps=80, warmup_steps=5, learning_rate=2e-3, num_heads=4, feed_forward_factor=2,
-    image_projection=True, embedding_width=8, crop="full", normalize_states="s3prl", dropout=0.0,
+    image_projection=True, embedding_width=8, window="full", normalize_states="s3prl", dropout=0.0,
 )  # fmt: skip
 
 

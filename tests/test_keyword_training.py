@@ -20,7 +20,7 @@ from speechclip.world import World
 
 RECIPE = Recipe(
     name="keywords", head="hybrid", batch_size=9, max_steps=20, warmup_steps=2, learning_rate=1e-3, num_keywords=3,
-    normalize_states="s3prl", is_temperature_learnable=True, crop="slice", max_frames=15, validate_every=5,
+    normalize_states="s3prl", is_temperature_learnable=True, window="sliced", max_frames=15, validate_every=5,
     checkpoint_every=5, norm_scope="synchronised", seed=1,
 )  # fmt: skip
 HEADS = ("cascaded", "hybrid", "cascaded-plus", "hybrid-plus")

@@ -10,7 +10,7 @@ from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
 from speechclip.world import World
 
-RECIPE = Recipe(name="small", batch_size=7, crop="slice", max_frames=8, seed=1)
+RECIPE = Recipe(name="small", batch_size=7, window="sliced", max_frames=8, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_crops_change_from_step_to_step_and_full_never_crops(corpus: Corpus):
     row = loader.order.rows.speech_keys.index(name)
     starts = {loader._span(name, int(loader.order.draws(step, np.array([row]), "crop")[0]))[0] for step in range(90)}
     assert starts == set(range(loader.frames.num_frames(name) - 8 + 1))
-    uncropped = corpus.loader(Recipe(name="small", batch_size=7, crop="full", max_frames=8))
+    uncropped = corpus.loader(Recipe(name="small", batch_size=7, window="full", max_frames=8))
     assert max(int(batch.lengths.max()) for batch in uncropped.batches(0, 5)) > 8
 
 
@@ -70,7 +70,7 @@ def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
     data[place.offset] ^= 1
     shard.write_bytes(data)
     with pytest.raises(Damaged, match="layer 0"):
-        list(corpus.loader(Recipe(name="small", batch_size=12, crop="full")).batches(0, 4))
+        list(corpus.loader(Recipe(name="small", batch_size=12, window="full")).batches(0, 4))
 
 
 def test_leaving_early_stops_the_reading(corpus: Corpus):

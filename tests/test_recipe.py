@@ -44,7 +44,7 @@ def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
     ("overrides", "message"),
     [
         ({"max_step": "5"}, "no such key max_step;"),
-        ({"crop": "sometimes"}, r"crop"),
+        ({"window": "sometimes"}, r"window"),
         ({"batch_size": "many"}, r"batch_size"),
         ({"batch_size": 1}, "batch_size is 1, below 2"),
         ({"max_steps": 0}, "max_steps is 0, below 1"),

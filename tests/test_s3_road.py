@@ -73,8 +73,8 @@ def train_here(manifest: Manifest, store: FeatureStore, out: str) -> None:
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=FeatureSource(fingerprint=speech.fingerprint, source=speech.source, is_trained=False),
-        image=FeatureSource(fingerprint=image.fingerprint, source=image.source, is_trained=False),
+        speech=FeatureSource.of(speech.spec, speech.source),
+        image=FeatureSource.of(image.spec, image.source),
         recipe=recipe,
         head=configure_head(recipe, speech.spec, image.spec),
     )

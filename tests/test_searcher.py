@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import train_small
 
-from speechclip.batches import Order, open_pair, stored_rows
-from speechclip.blueprint import configure_head
-from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
+from speechclip.checkpoint import Run
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.embedder import embed, embedding_spec
@@ -17,15 +16,12 @@ from speechclip.errors import InvalidInput
 from speechclip.evaluation import embed_speech
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.index import ExactIndex, unit
-from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes
-from speechclip.recipe import Recipe
 from speechclip.records import MODALITIES, Modality
 from speechclip.searcher import Searcher
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
-from speechclip.trainer import Trainer
 
 SIZES = TaskSizes(chunk_rows=4)
 
@@ -46,23 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Featu
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manifest: Manifest) -> Run:
-    snapshot = store.snapshot()
-    speech, image = (
-        next(info for info in snapshot.feature_sets() if info.spec.modality == kind) for kind in ("speech", "image")
-    )
-    recipe = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_heads=2, dropout=0.0)
-    sources = [
-        FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=False) for info in (speech, image)
-    ]
-    identity = RunIdentity(
-        manifest=manifest.digest, catalog_version=snapshot.version, speech=sources[0], image=sources[1], recipe=recipe,
-        head=configure_head(recipe, speech.spec, image.spec),
-    )  # fmt: skip
-    frames, vectors = open_pair(snapshot, speech.fingerprint, image.fingerprint)
-    order = Order(stored_rows(manifest, "train", frames, vectors), recipe.batch_size, recipe.seed)
-    folder = str(tmp_path_factory.mktemp("run"))
-    Trainer(identity=identity, loader=Loader(order, frames, vectors, recipe=recipe), folder=RunFolder(folder)).fit()
-    return load_run(folder)
+    return train_small(manifest, store, str(tmp_path_factory.mktemp("run")))
 
 
 def test_embeddings_are_stored_once_and_equal_the_heads_own(
@@ -91,7 +71,8 @@ def test_what_is_stored_finds_itself(
     searcher = Searcher(store, trained)
     row = manifest.rows()[4]
     asked = row["text"] if question == "text" else row[f"{question}_uri"]
-    best = searcher.search(getattr(searcher, f"embed_{question}")(asked), among, 3)[0]
+    embed_question = searcher.model.embed if question == "audio" else getattr(searcher.model, f"embed_{question}")
+    best = searcher.search(embed_question(asked), among, 3)[0]
     assert best.key == row[f"{among}_key"]
     assert best.score == pytest.approx(1, abs=1e-5)
     assert best.text == row["text"]
@@ -101,17 +82,6 @@ def test_speech_without_embeddings_is_named(tmp_path: Path, store: FeatureStore,
     before = Searcher(store, trained, version=trained.info.identity.catalog_version)
     with pytest.raises(InvalidInput, match="speechclip embed"):
         before.search(np.ones(16, np.float32), "speech", 1)
-
-
-def test_encoders_with_other_weights_than_the_stores_are_refused(
-    store: FeatureStore, trained: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searcher = Searcher(store, trained)
-    kept = store.read_spec(trained.info.identity.image.fingerprint)
-    other = kept.__class__(source=kept.source, spec=kept.spec.__class__(**{**_fields(kept.spec), "weights": "0" * 64}))
-    monkeypatch.setattr(searcher.store, "read_spec", lambda fingerprint: other)
-    with pytest.raises(InvalidInput, match="weights that the store was made with"):
-        searcher.embed_text("a red circle")
 
 
 @given(num_rows=st.integers(1, 50), k=st.integers(0, 60), seed=st.integers(0, 9))
@@ -128,7 +98,3 @@ def test_vectors_and_keys_must_fit() -> None:
         ExactIndex(["a", "b"], np.ones((3, 4)))
     with pytest.raises(InvalidInput, match="width"):
         ExactIndex(["a"], np.ones((1, 4))).search(np.ones(5), 1)
-
-
-def _fields(record: object) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}  # type: ignore[attr-defined]

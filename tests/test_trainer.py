@@ -19,7 +19,7 @@ from speechclip.world import World
 
 RECIPE = Recipe(
     name="small", batch_size=9, max_steps=12, warmup_steps=2, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
-    normalize_states="s3prl", image_projection=True, embedding_width=8, is_temperature_learnable=True, crop="slice",
+    normalize_states="s3prl", image_projection=True, embedding_width=8, is_temperature_learnable=True, window="sliced",
     max_frames=15, validate_every=4, checkpoint_every=5, seed=1,
 )  # fmt: skip
 

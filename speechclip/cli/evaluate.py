@@ -28,10 +28,22 @@ scoring_option = click.option(
     show_default=True,
     help="Whose images and captions may answer.",
 )
+@click.option(
+    "--speech",
+    "speech_set",
+    metavar="SET",
+    help="Judge by another feature set of the run's encoder, as of whole utterances where it was trained on crops.",
+)
 @click.option("--out", metavar="DIR", help="Also write report.json and report.txt there (path or s3://).")
 @scoring_option
 def evaluate(
-    settings: Settings, as_json: bool, version: str | None, candidates: Any, out: str | None, scoring: Any
+    settings: Settings,
+    as_json: bool,
+    version: str | None,
+    candidates: Any,
+    speech_set: str | None,
+    out: str | None,
+    scoring: Any,
 ) -> None:
     """Recall of a head beside chance and the published figures, and its keywords: tables, or JSON."""
     from speechclip.checkpoint import load_run
@@ -43,7 +55,9 @@ def evaluate(
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     manifest = Manifest.read(settings.need("manifest"))
-    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates, scoring=scoring)
+    report = evaluate_run(
+        trained, manifest, snapshot, settings.split, candidates=candidates, scoring=scoring, speech=speech_set
+    )
     if out is not None:
         write_report(whole_path(out), report)
         say(f"{out}: report.json and report.txt")
@@ -70,12 +84,15 @@ def keywords(
         raise click.UsageError("name one of --utterance and --audio")
     from speechclip.checkpoint import load_run
     from speechclip.discovery import discover
+    from speechclip.model import Model
     from speechclip.searcher import Searcher
     from speechclip.store import FeatureStore
 
     trained = load_run(settings.need("run"))
-    searcher = Searcher(FeatureStore(settings.need("store")), trained, version)
-    hidden = searcher.encode_audio(str(audio)) if utterance is None else searcher.stored_frames(utterance)
+    if utterance is None:
+        hidden = Model(trained).encode_audio(str(audio))
+    else:
+        hidden = Searcher(FeatureStore(settings.need("store")), trained, version).stored_frames(utterance)
     found = discover(trained, hidden, scoring)
     if as_json:
         click.echo(msgspec.json.encode(found))
@@ -88,4 +105,4 @@ def keywords(
         ]
         shown.add_row(str(keyword.slot), keyword.chosen.token, f"{keyword.chosen.score:.3f}", *near)
     console().print(shown)
-    note_untrained(searcher.identity.untrained, "these words show the road, not SpeechCLIP's quality")
+    note_untrained(trained.info.identity.untrained, "these words show the road, not SpeechCLIP's quality")

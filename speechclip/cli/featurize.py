@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 200
 
 
 @click.command()
-@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "json")
+@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "window", "json")
 def plan(settings: Settings, as_json: bool) -> None:
     """Show what is stored, rejected and missing, and what the rest will cost; changes nothing."""
     from speechclip.estimate import estimate
@@ -64,7 +64,7 @@ def _share(_context: click.Context, _parameter: click.Parameter, value: float | 
 
 
 @click.command()
-@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "json")
+@settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "window", "json")
 @click.option(
     "--num-cpus", type=click.IntRange(min=1), help="Logical CPUs of the local Ray; default all. Ignored on a cluster."
 )

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from speechclip.config import Settings, load_settings
 from speechclip.errors import InvalidInput
+from speechclip.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,6 +31,11 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
         "--layers", metavar="N,N", callback=lambda *args: _layers(args[2]), help="Hidden states to keep; default all."
     ),
     "codec": click.option("--codec", type=click.Choice(["fp16", "fp32"]), help="How numbers are stored."),
+    "window": click.option(
+        "--window",
+        metavar="full|crops=K",
+        help="What of an utterance is encoded: all, or K crops of 6.4 s of a longer one.",
+    ),
     "json": click.option("--json", "as_json", is_flag=True, help="Only JSON on stdout."),
     "version": click.option(
         "--version",
@@ -43,7 +49,7 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
 def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Command], Command]:
     """Add `-c`, `--set` and the named options; the command receives `settings` and what is no setting.
 
-    With `sets_recipe`, a `--set` key that is no setting is one of the recipe's.
+    With `sets_recipe`, a `--set` key that a recipe has, or that is no setting, is one of the recipe's.
     """
 
     def decorate(function: Command) -> Command:
@@ -171,7 +177,8 @@ def progress_line(what: str, unit: float = 1) -> Callable[[float, float], None]:
 
 
 def _to_recipe(override: str) -> str:
-    is_setting = override.partition("=")[0].partition(".")[0] in Settings.__struct_fields__
+    name = override.partition("=")[0].partition(".")[0]
+    is_setting = name in Settings.__struct_fields__ and name not in Recipe.__struct_fields__
     return override if is_setting else f"recipe_overrides.{override}"
 
 

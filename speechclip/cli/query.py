@@ -66,11 +66,11 @@ def query(
 
     searcher = Searcher(FeatureStore(settings.need("store")), load_run(settings.need("run")), version)
     if question_text is not None:
-        asked = searcher.embed_text(question_text)
+        asked = searcher.model.embed_text(question_text)
     elif audio is not None:
-        asked = searcher.embed_audio(audio)
+        asked = searcher.model.embed(audio)
     else:
-        asked = searcher.embed_image(str(question_image))
+        asked = searcher.model.embed_image(str(question_image))
     answers = searcher.search(asked, among or ("image" if audio else "speech"), count)
     if as_json:
         click.echo(msgspec.json.encode([dataclasses.asdict(answer) for answer in answers]))

@@ -51,7 +51,7 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
 
 
 @click.command()
-@settings_options("store", "manifest", "speech", "image", "text", "layers", "codec", "json")
+@settings_options("store", "manifest", "speech", "image", "text", "layers", "codec", "window", "json")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option("--inline", is_flag=True, help="Encode in this process, without Ray.")
 @click.option("--forget", is_flag=True, help="Give up catalog files lost with their copies; then featurize again.")

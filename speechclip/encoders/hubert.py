@@ -16,8 +16,9 @@ from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose
 from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
+from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.errors import InvalidInput
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import Codec, EncoderSpec, Window
 
 # What of a config changes a state. Named one by one: a key that a new transformers adds changes no fingerprint.
 ARCHITECTURE = [
@@ -78,6 +79,9 @@ class HubertEncoder:
         """One (layers, frames, width) float32 array per waveform, in order; within 1e-5 of encoding it alone."""
         assert_frozen(self._model)
         assert_exact(self._device)
+        return encode_crops(self.spec, inputs, self._encode)
+
+    def _encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         features: dict[int, np.ndarray[Any, Any]] = {}
         for members in self._groups([self.spec.num_frames(len(waveform)) for waveform in inputs]):
             fronts = [self._front_end(inputs[member]) for member in members]
@@ -141,7 +145,12 @@ def normalise_waveform(samples: Tensor) -> Tensor:
 
 
 def load_hubert(
-    source: Source, *, layers: Sequence[int] | None = None, codec: Codec = "fp16", device: str = "cpu"
+    source: Source,
+    *,
+    layers: Sequence[int] | None = None,
+    codec: Codec = "fp16",
+    device: str = "cpu",
+    window: Window = "full",
 ) -> HubertEncoder:
     """The encoder of a folder, a hub id or one of `UNTRAINED`."""
     found = use_device(device)
@@ -157,7 +166,14 @@ def load_hubert(
         name, is_trained = folder.name, folder.is_trained
         normalises = folder.read_json("preprocessor_config.json").get("do_normalize")
     spec = hubert_spec(
-        model, name=name, is_trained=is_trained, normalises=normalises, layers=layers, codec=codec, source=str(source)
+        model,
+        name=name,
+        is_trained=is_trained,
+        normalises=normalises,
+        layers=layers,
+        codec=codec,
+        window=window,
+        source=str(source),
     )
     return HubertEncoder(model.to(found), spec, str(source))
 
@@ -187,6 +203,7 @@ def hubert_spec(
     normalises: bool | None = None,
     layers: Sequence[int] | None = None,
     codec: Codec = "fp16",
+    window: Window = "full",
 ) -> EncoderSpec:
     """The spec of such a model. Waveforms are normalised for layer-norm front ends unless the checkpoint says not to.
 
@@ -211,7 +228,7 @@ def hubert_spec(
             "resample": RESAMPLE_RULE,
             "waveform": "zero-mean-unit-var-eps1e-5/1" if is_normalised else "raw/1",
             "states": "pre-final-ln/1",
-            "window": "full/1",
+            "window": resolve_window(window, source),
             "longest": "120s/1",
             "compute": COMPUTE_RULE,
         },

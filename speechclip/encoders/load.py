@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from speechclip.encoders.base import Encoder, Source
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
-from speechclip.spec import Codec
+from speechclip.spec import Codec, Window
 
 MODALITIES_OF: dict[str, tuple[Modality, ...]] = {
     "toy": ("speech", "image", "text"),
@@ -24,11 +24,13 @@ def load_encoder(
     layers: Sequence[int] | None = None,
     codec: Codec = "fp16",
     device: str = "cpu",
+    window: Window = "full",
 ) -> Encoder:
     """The frozen encoder that a SPEC string names (see `base.GRAMMAR`), with its weights on `device`.
 
-    `layers` are the hidden states to keep, all by default; only speech has any. Raises `InvalidInput` where the
-    string, the modality, the layers or the weights do not fit, or the weights can't be had.
+    `layers` are the hidden states to keep, all by default; `window` is `full` or `crops=K`; only speech has either.
+    Raises `InvalidInput` where the string, the modality, the layers, the window or the weights do not fit, or the
+    weights can't be had.
     """
     parsed = Source.parse(source)
     if modality not in MODALITIES_OF[parsed.family]:
@@ -36,16 +38,23 @@ def load_encoder(
         raise InvalidInput(f"{source} encodes {able}, not {modality}; choose an encoder of another family")
     if modality != "speech" and layers is not None:
         raise InvalidInput(f"{source} makes one vector for each {modality}, so it has no layers; leave them out")
+    if modality != "speech" and window != "full":
+        raise InvalidInput(f"{source} encodes {modality}, so it has no window {window!r}; leave it out")
     match parsed.family:
         case "toy":
             from speechclip.encoders.toy import ToyEncoder
 
-            return ToyEncoder(modality, layers=layers, codec=codec)
+            return ToyEncoder(modality, layers=layers, codec=codec, window=window)
         case "hubert" | "wav2vec2":
             from speechclip.encoders.hubert import load_hubert
 
-            return load_hubert(parsed, layers=layers, codec=codec, device=device)
+            return load_hubert(parsed, layers=layers, codec=codec, device=device, window=window)
         case "whisper":
+            if window != "full":
+                raise InvalidInput(
+                    f"{source}: Whisper has a window of its own, and {window!r} was asked for; leave it out, or name a "
+                    "hubert, wav2vec2 or wavlm"
+                )
             from speechclip.encoders.whisper import load_whisper
 
             return load_whisper(parsed, layers=layers, codec=codec, device=device)

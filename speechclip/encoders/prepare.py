@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from speechclip.encoders.windows import cut_crops
 from speechclip.errors import BrokenImage, EmptyText, InvalidInput, NotFinite, TooLong, TooShort
 from speechclip.spec import EncoderSpec
 
@@ -16,14 +17,15 @@ MAX_RESIZED_PIXELS = 80_000_000
 Prepared = np.ndarray[Any, Any]
 
 
-def prepare(spec: EncoderSpec) -> Callable[[Any], Prepared]:
+def prepare(spec: EncoderSpec, key: str = "") -> Callable[[Any], Prepared]:
     """The function from a decoded asset to what `spec`'s encoder takes; `Rejected` where there is none.
 
-    Speech: float32 (samples,) at 16 kHz, unchanged. Image: RGB picture to uint8 (S, S, 3). Text: to int32 (tokens,).
+    Speech: float32 (samples,) at 16 kHz, unchanged, or the crops that the asset's `key` gives by a window of crops.
+    Image: RGB picture to uint8 (S, S, 3). Text: to int32 (tokens,).
     """
     match spec.modality:
         case "speech":
-            return functools.partial(_check_waveform, spec)
+            return lambda waveform: cut_crops(spec, key, _check_waveform(spec, waveform))
         case "image":
             return functools.partial(crop_image, **_crop_sizes(spec))
         case "text" if spec.family == "toy":

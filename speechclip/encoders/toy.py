@@ -8,8 +8,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, choose_layers
+from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.records import Modality
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import Codec, EncoderSpec, Window
 
 WIDTH = 16
 NUM_STATES = 3
@@ -23,7 +24,7 @@ PROJECTIONS: dict[Modality, tuple[tuple[int, float], ...]] = {
     "text": ((256, 8.0),),
 }
 RULES: dict[Modality, dict[str, str]] = {
-    "speech": {"resample": RESAMPLE_RULE, "window": "full/1", "longest": "120s/1"},
+    "speech": {"resample": RESAMPLE_RULE, "longest": "120s/1"},
     "image": {"resize": "pil-antialias-short-side-centre/1"},
     "text": {"tokens": "utf-8/1"},
 }
@@ -37,8 +38,16 @@ ARCHITECTURES: dict[Modality, dict[str, Any]] = {
 class ToyEncoder:
     """Seeded projections: speech by its log spectrum, (3, frames, 16); image by pixels and text by bytes, (16,)."""
 
-    def __init__(self, modality: Modality, *, layers: Sequence[int] | None = None, codec: Codec = "fp16") -> None:
+    def __init__(
+        self,
+        modality: Modality,
+        *,
+        layers: Sequence[int] | None = None,
+        codec: Codec = "fp16",
+        window: Window = "full",
+    ) -> None:
         self.source = "toy"
+        rules = RULES[modality] | ({"window": resolve_window(window, "toy")} if modality == "speech" else {})
         self._matrices = _matrices(modality)
         self.spec = EncoderSpec(
             name=f"toy-untrained-{modality}",
@@ -51,13 +60,13 @@ class ToyEncoder:
             hop_samples=HOP_SAMPLES if modality == "speech" else 0,
             window_samples=WINDOW_SAMPLES if modality == "speech" else 0,
             codec=codec,
-            rules=RULES[modality] | {"compute": COMPUTE_RULE},
+            rules=rules | {"compute": COMPUTE_RULE},
             architecture=ARCHITECTURES[modality],
         )
 
     def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """One feature per prepared input, each computed alone: equal to the last bit in any batch."""
-        return [self._encode_one(one) for one in inputs]
+        return encode_crops(self.spec, inputs, lambda pieces: [self._encode_one(one) for one in pieces])
 
     def _encode_one(self, one: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         match self.spec.modality:

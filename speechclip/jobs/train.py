@@ -27,7 +27,7 @@ from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.recipe import Recipe
 from speechclip.records import Record, to_json
-from speechclip.store import FeatureSetInfo, FeatureStore
+from speechclip.store import FeatureStore
 from speechclip.trainer import Progress, Trainer
 from speechclip.vocabulary import Vocabulary, count_tokens
 from speechclip.world import World
@@ -132,21 +132,20 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     _check_targets(request, manifest)
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
+    recipe.check_fits(speech.spec)
     # Image, text and keywords must lie in one space: that of the image's CLIP.
     text = choose_feature_set(snapshot, "text", request.text or image.source) if recipe.text_weight else None
-    source = _source(text) if text else None
+    source = FeatureSource.of(text.spec, text.source) if text else None
     vocabulary, tower = None, None
     if recipe.has_keywords:
         tower = find_tower(image.source, image.spec)
         vocabulary = count_tokens(caption for caption in manifest.table["text"].to_pylist() if caption)
-        source = source or FeatureSource(
-            fingerprint=tower.fingerprint, source=image.source, is_trained=tower.is_trained
-        )
+        source = source or FeatureSource.of(tower, image.source)
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=_source(speech),
-        image=_source(image),
+        speech=FeatureSource.of(speech.spec, speech.source),
+        image=FeatureSource.of(image.spec, image.source),
         recipe=recipe,
         head=configure_head(recipe, speech.spec, image.spec, tower, vocabulary),
         text=source,
@@ -173,10 +172,6 @@ def _check_targets(request: TrainRequest, manifest: Manifest) -> None:
                 f"{'an image' if name == 'image' else 'a text'}, and recipe {recipe.name} ({recipe.head}) needs them; "
                 f"ingest the corpus with its {name}s, or choose another recipe"
             )
-
-
-def _source(info: FeatureSetInfo) -> FeatureSource:
-    return FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=info.spec.is_trained)
 
 
 def _work(config: dict[str, Any]) -> None:
