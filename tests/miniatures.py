@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +97,80 @@ class Flickr8k:
         return put(path, json.dumps({"images": images, "dataset": "flickr8k"}))
 
 
-def tree(root: Path) -> Iterable[str]:
-    """Every file below, by its path."""
-    return sorted(os.path.relpath(path, root) for path in root.rglob("*") if path.is_file())
+class SpokenCOCO:
+    """Five pictures of both years, two or three captions each, in the published files' exact shape."""
+
+    # COCO id, year, Karpathy's split.
+    pictures = (
+        (57870, "train2014", "train"),
+        (384029, "train2014", "train"),
+        (522418, "val2014", "restval"),
+        (184613, "val2014", "val"),
+        (391895, "val2014", "test"),
+    )
+
+    def __init__(self, root: Path, *, inner: str = "SpokenCOCO", images: str = "mscoco_img") -> None:
+        self.root, self.inner, self.images = root, root / inner, root / images
+
+    def entries(self, *wanted: str) -> list[dict[str, Any]]:
+        """The published entries of the pictures of these years or of Karpathy's splits."""
+        found = []
+        for number, (coco_id, year, split) in enumerate(self.pictures):
+            captions = [
+                {
+                    "text": f"A Man number {k} rides {coco_id} waves.",
+                    "speaker": f"m{number}{k % 2}",
+                    "uttid": f"m{number}{k % 2}-3AQN9REUTFGUZWJWNMPO4O4RBEPYDA_{coco_id}_{number}{k}",
+                    "wav": f"wavs/{year[:-4]}/0/m{number}{k % 2}-3AQN_{coco_id}_{number}{k}.wav",
+                }
+                for k in range(2 + number % 2)
+            ]
+            if year in wanted or split in wanted:
+                image = f"{year}/COCO_{year}_{coco_id:012}.jpg"
+                found.append({"image": image, "captions": captions})
+        return found
+
+    def write(self) -> "SpokenCOCO":
+        """Media and the plain files."""
+        self.write_media()
+        for year in ("train", "val"):
+            self.write_json(f"SpokenCOCO_{year}.json", f"{year}2014")
+        return self
+
+    def write_media(self) -> None:
+        """The pictures and the recordings."""
+        number = 0
+        for entry in self.entries("train2014", "val2014"):
+            put(self.images / entry["image"], picture(number))
+            for caption in entry["captions"]:
+                number += 1
+                put(self.inner / caption["wav"], recording(number))
+
+    def write_json(self, name: str, *wanted: str) -> Path:
+        """One published file."""
+        return put(self.inner / name, json.dumps({"data": self.entries(*wanted)}))
+
+    def write_ksplits(self, folder: str = "") -> None:
+        """The authors' split files."""
+        for name, splits in (("train", ("train", "restval")), ("val", ("val",)), ("test", ("test",))):
+            data = [entry | {"reassign_id": number} for number, entry in enumerate(self.entries(*splits))]
+            put(self.inner / folder / f"SpokenCOCO_ksplit_{name}.json", json.dumps({"data": data}))
+
+    def write_karpathy(self, path: Path) -> Path:
+        """Karpathy's JSON of the same splits."""
+        images = [
+            {
+                "filepath": year,
+                "filename": f"COCO_{year}_{coco_id:012}.jpg",
+                "split": split,
+                "cocoid": coco_id,
+                "sentids": [1, 2],
+                "sentences": [{"raw": "A man."}],
+                "imgid": number,
+            }
+            for number, (coco_id, year, split) in enumerate(self.pictures)
+        ]
+        return put(path, json.dumps({"images": images, "dataset": "coco"}))
 
 
 def without(rows: list[dict[str, Any]], *columns: str) -> list[dict[str, Any]]:

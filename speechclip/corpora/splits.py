@@ -35,7 +35,7 @@ class _Karpathy(msgspec.Struct):
 
 def read_split_lists(lists: dict[str, str]) -> dict[str, str]:
     """The split of each picture, from one list of file names a split (given by address)."""
-    return _one_split_each(
+    return one_split_each(
         (file_name(line, f"{uri}: line {number}"), split, uri)
         for split, uri in lists.items()
         for number, line in numbered_lines(uri)
@@ -57,7 +57,7 @@ def read_karpathy(uri: str) -> list[KarpathyImage]:
 
 def read_karpathy_names(uri: str) -> dict[str, str]:
     """The split of each picture by its file's name, from Karpathy's JSON."""
-    return _one_split_each((file_name(image.filename, uri), image.split, uri) for image in read_karpathy(uri))
+    return one_split_each((file_name(image.filename, uri), image.split, uri) for image in read_karpathy(uri))
 
 
 def read_karpathy_ids(uri: str) -> dict[int, str]:
@@ -75,7 +75,7 @@ def read_karpathy_ids(uri: str) -> dict[int, str]:
         )  # fmt: skip
     if without := [image.filename for image in images if image.cocoid is None]:
         raise InvalidInput(f"{uri}: {without[0]} has no cocoid; give Karpathy's dataset_coco.json")
-    splits = _one_split_each((str(image.cocoid), image.split, uri) for image in images)
+    splits = one_split_each((str(image.cocoid), image.split, uri) for image in images)
     return {int(number): split for number, split in splits.items()}
 
 
@@ -89,7 +89,7 @@ def read_json(uri: str, kind: type[_Kind], shape: str) -> _Kind:
         raise InvalidInput(f"{uri}: can't be read as JSON ({error}); fetch the file again") from None
 
 
-def _one_split_each(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+def one_split_each(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     """The split of each name; a name in two splits would let a test's answer be trained on."""
     found: dict[str, str] = {}
     twice: list[str] = []
