@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,8 @@ SCHEMA = pa.schema(
 )
 KEY_COLUMNS = ("speech_key", "image_key", "text_key")
 KEY_PATTERN = r"^[0-9a-f]{64}(-[0-9]+-[0-9]+)?$"
+# Rows as dictionaries take ten times the memory of a table.
+BATCH_ROWS = 20_000
 URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
 ERROR_COLUMNS: dict[Modality, str] = {"speech": "audio_error", "image": "image_error"}
 
@@ -82,17 +85,15 @@ class Manifest:
         return cls(table)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> "Manifest":
-        """The manifest of such rows; an utterance that occurs twice is `InvalidInput`."""
-        names = [row["utterance"] for row in rows]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            first, second = [number for number, name in enumerate(names, start=1) if name == twice[0]][:2]
-            raise InvalidInput(
-                f"{len(twice)} utterance ids occur twice, first {twice[0]!r} in rows {first} and {second}; "
-                "make them unique"
-            )
-        return cls(pa.Table.from_pylist(list(rows), schema=SCHEMA))
+    def from_rows(cls, rows: Iterable[dict[str, Any]]) -> "Manifest":
+        """The manifest of such rows, taken a batch at a time; an utterance that occurs twice is `InvalidInput`."""
+        left = iter(rows)
+        batches = []
+        while part := list(itertools.islice(left, BATCH_ROWS)):
+            batches.append(pa.RecordBatch.from_pylist(part, schema=SCHEMA))
+        table = pa.Table.from_batches(batches, schema=SCHEMA)
+        _check_names(table["utterance"].to_pylist())
+        return cls(table)
 
     def to_bytes(self) -> bytes:
         """The Parquet file."""
@@ -168,6 +169,16 @@ class Manifest:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+
+def _check_names(names: list[str]) -> None:
+    if len(set(names)) == len(names):
+        return
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    first, second = [number for number, name in enumerate(names, start=1) if name == twice[0]][:2]
+    raise InvalidInput(
+        f"{len(twice)} utterance ids occur twice, first {twice[0]!r} in rows {first} and {second}; make them unique"
+    )
 
 
 def _asset(key: str, modality: Modality, row: dict[str, Any], other_uris: tuple[str, ...]) -> Asset:

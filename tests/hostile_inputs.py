@@ -201,6 +201,13 @@ def _palette() -> bytes:
     return saved(picture().quantize(16), "PNG", transparency=bytes([0, 128, 255]))
 
 
+def _overstated() -> bytes:
+    """The length of the samples is wrong, that of the file is right."""
+    data = wav()
+    at = data.index(b"data") + 4
+    return data[:at] + (9_700).to_bytes(4, "little") + data[at + 4 :]
+
+
 _PITCHES = itertools.count(200)
 _ID3 = b"ID3\x03\x00\x00\x00\x00\x01\x00" + bytes(128)
 _M4A = b"\x00\x00\x00\x10ftypM4A \x00\x00\x00\x00"
@@ -263,6 +270,7 @@ CASES = (
     sound("a cut mp3", lambda: mp3()[:-400], "truncated"),
     sound("a flac with a zeroed middle", lambda: _zeroed(flac()), "undecodable"),
     sound("an ogg with a zeroed middle", lambda: _zeroed(ogg()), "undecodable"),
+    sound("a whole wav whose header promises more", _overstated, STORED),
     sound("a wav with garbage after it", lambda: wav() + b"garbage" * 99, STORED),
     sound("an ogg with garbage after it", lambda: ogg() + b"garbage" * 99, STORED),
     sound("a flac with garbage after it", lambda: flac() + b"garbage" * 99, STORED),

@@ -220,6 +220,41 @@ def test_a_streamed_wav_of_unknown_size_is_read_to_its_end() -> None:
     assert np.array_equal(decode_audio(streamed, name="x"), decode_audio(data, name="x"))
 
 
+def stating(data: bytes, num_bytes: int, riff_bytes: int | None = None) -> bytes:
+    """The wav with other lengths in its header: of the samples, and of all that follows the first eight bytes."""
+    at = data.index(b"data") + 4
+    first = data[4:8] if riff_bytes is None else struct.pack("<I", riff_bytes)
+    return data[:4] + first + data[8:at] + struct.pack("<I", num_bytes) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("excess", [1, 2, 36, 44, 5_000, 1_000_000])
+def test_a_whole_wav_whose_header_overstates_its_samples_has_the_length_that_is_there(excess: int) -> None:
+    data = encoded(tone(), 24_000)
+    for wrong in (stating(data, 24_000 + excess), stating(data + b"\0", 24_000 + excess)):
+        assert np.array_equal(decode_audio(wrong, name="x"), decode_audio(data, name="x"))
+        assert probe_audio(wrong, "x") == probe_audio(data, "x")
+
+
+@pytest.mark.parametrize("num_lost", [1, 2, 8, 36, 44, 400, 23_000])
+def test_a_wav_that_misses_both_of_its_lengths_is_cut(num_lost: int) -> None:
+    with pytest.raises(Truncated, match="promises 24000 bytes"):
+        probe_audio(encoded(tone(), 24_000)[:-num_lost], "cut")
+
+
+@pytest.mark.parametrize("riff_bytes", [0, 1_000, 99_999_999, 0xFFFFFFFF])
+def test_a_wavs_length_of_the_whole_file_may_be_anything_if_its_samples_are_there(riff_bytes: int) -> None:
+    data = encoded(tone(), 24_000)
+    assert probe_audio(stating(data, 24_000, riff_bytes), "x") == probe_audio(data, "x")
+
+
+def test_a_wav_that_states_fewer_samples_than_follow_has_those_that_it_states() -> None:
+    """So librosa reads it too: what follows may as well be tags."""
+    data = encoded(tone(), 24_000)
+    fewer = stating(data, 20_000)
+    assert probe_audio(fewer, "x").num_samples == 10_000
+    assert np.array_equal(decode_audio(fewer, name="x"), decode_audio(encoded(tone()[:10_000], 24_000), name="x"))
+
+
 def test_tags_around_an_mp3_change_nothing() -> None:
     data = encoded(tone(), 24_000, "MP3", "MPEG_LAYER_III")
     before = b"ID3\x03\x00\x00\x00\x00\x01\x00" + bytes(128) + bytes(10)

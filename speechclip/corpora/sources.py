@@ -1,20 +1,24 @@
 """The files that a corpus names, each read once, and the manifest's columns that follow from them."""
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from speechclip.content import content_key, read_source, segment_key, text_key
-from speechclip.errors import MachineFailed, Rejected, SegmentOutside, SourceProblem
+from speechclip.errors import MachineFailed, Rejected, SegmentOutside, SourceProblem, SourceUnreadable
 from speechclip.media import AudioInfo, probe_audio
 
 # Called as progress(done, total) after every file.
 Progress = Callable[[int, int], None]
 
+# Read ahead of the one that is waited for, times the number of processors: a corpus has a million files.
+FILES_AHEAD = 16
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A file as it was found: its content key, or why it can't be read.
 
@@ -38,15 +42,30 @@ def read_sources(
     """
     audio_uris, image_uris = list(dict.fromkeys(audio)), list(dict.fromkeys(images))
     total = len(audio_uris) + len(image_uris)
-    found: list[Source] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [(uri, True) for uri in audio_uris] + [(uri, False) for uri in image_uris]
-        for source in pool.map(_read_source, jobs):
-            found.append(source)
-            if progress is not None:
-                progress(len(found), total)
-    num_audio = len(audio_uris)
-    return {s.uri: s for s in found[:num_audio]}, {s.uri: s for s in found[num_audio:]}
+    sounds: dict[str, Source] = {}
+    pictures: dict[str, Source] = {}
+    jobs = [(uri, True) for uri in audio_uris] + [(uri, False) for uri in image_uris]
+    for done, source in enumerate(_read_in_order(jobs), start=1):
+        (sounds if done <= len(audio_uris) else pictures)[source.uri] = source
+        if progress is not None:
+            progress(done, total)
+    return sounds, pictures
+
+
+def _read_in_order(jobs: list[tuple[str, bool]]) -> Iterator[Source]:
+    num_threads = os.cpu_count() or 1
+    waiting: deque[Future[Source]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(_read_source, job))
+                if len(waiting) >= FILES_AHEAD * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def speech_columns(
@@ -89,6 +108,17 @@ def image_columns(source: Source | None) -> dict[str, Any]:
 def text_columns(text: str | None) -> dict[str, Any]:
     """The manifest's columns of one caption; one of white space alone is an asset that featurize rejects."""
     return {"text_key": text_key(text), "text": text} if text else {}
+
+
+def group_of(columns: dict[str, Any], otherwise: str) -> str:
+    """The answer that a row counts as, unless its corpus says otherwise: its picture, else its text, else its sound."""
+    keys = (columns.get(name) for name in ("image_key", "text_key", "speech_key"))
+    return next((key for key in keys if key), otherwise)
+
+
+def unreadable(uri: str, why: str) -> Source:
+    """A source that is not even tried."""
+    return Source(uri, None, error=f"{SourceUnreadable.reason}: {uri}: {why}")
 
 
 def _read_source(job: tuple[str, bool]) -> Source:

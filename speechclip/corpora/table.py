@@ -22,7 +22,15 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.corpora.sources import (
+    Progress,
+    Source,
+    group_of,
+    image_columns,
+    read_sources,
+    speech_columns,
+    text_columns,
+)
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.storage import parse_parquet, read_uri
@@ -155,11 +163,10 @@ def _absolute(cell: str, folder: str, where: str) -> str:
 def _utterance(row: dict[str, Any], audio: dict[str, Source], images: dict[str, Source]) -> dict[str, Any]:
     speech = speech_columns(audio.get(row.get("audio", "")), start_seconds=row.get("start"), end_seconds=row.get("end"))
     columns = speech | image_columns(images.get(row.get("image", ""))) | text_columns(row.get("text"))
-    keys = [columns.get(name) for name in ("image_key", "text_key", "speech_key")]
     return columns | {
         "utterance": row.get("id"),
         "split": row.get("split", "train"),
-        "group": row.get("group") or next((key for key in keys if key), None),
+        "group": row.get("group"),
         "speaker": row.get("speaker"),
         "language": row.get("language"),
     }
@@ -176,7 +183,7 @@ def _named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
             seen[name] += 1
             row["utterance"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        row["group"] = row["group"] or row["utterance"]
+        row["group"] = row["group"] or group_of(row, row["utterance"])
     return rows
 
 

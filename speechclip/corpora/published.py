@@ -1,0 +1,81 @@
+"""How large a published corpus is, and by what a copy of it differs."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from speechclip.corpora.listing import show_names
+from speechclip.manifest import Manifest
+
+_COLUMNS = {"utterances": ("audio_uri", "audio_error"), "pictures": ("image_uri", "image_error")}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the published corpus holds, by split: pictures, and recordings from so many to so many."""
+
+    name: str
+    num_utterances: int
+    images: dict[str, int]
+    utterances: dict[str, tuple[int, int]]
+
+    def differences(self, manifest: Manifest, *, is_split: bool = True) -> list[str]:
+        """A sentence for every count that is not as published, naming the files that are missing.
+
+        Nothing where the rows are at most half as many as published: a part is no copy. Only the total counts unless
+        the rows are split as published.
+        """
+        if len(manifest) <= self.num_utterances / 2:
+            return []
+        recordings = _count_by_split(manifest, "audio_uri", "speech_key")
+        pictures = _count_by_split(manifest, "image_uri", "image_key", is_once=True)
+        found = []
+        for split in self.images if is_split else ():
+            if not self.utterances[split][0] <= recordings[split] <= self.utterances[split][1]:
+                found.append(self._sentence(manifest, split, "utterances", recordings[split], self.utterances[split]))
+            if pictures[split] != self.images[split]:
+                found.append(self._sentence(manifest, split, "pictures", pictures[split], (self.images[split],)))
+        if not found and recordings.total() != self.num_utterances:
+            found.append(self._sentence(manifest, None, "utterances", recordings.total(), (self.num_utterances,)))
+        return found
+
+    def _sentence(
+        self, manifest: Manifest, split: str | None, what: str, num_found: int, published: tuple[int, ...]
+    ) -> str:
+        wanted = " to ".join(f"{count:,}" for count in dict.fromkeys(published))
+        missing = _missing(manifest, split, *_COLUMNS[what])
+        names = f"missing: {show_names(missing)}" if missing else "no file that its lists name is missing"
+        where = f"{self.name}, {split or 'in all'}"
+        return f"{where}: {num_found:,} {what}, the published corpus has {wanted}; {names}"
+
+
+def _count_by_split(manifest: Manifest, uri: str, key: str, *, is_once: bool = False) -> Counter[str]:
+    """The rows of each split whose source could be read; with `is_once`, each source in a split counts once."""
+    there = manifest.table.select(["split", uri]).filter(manifest.table[key].is_valid())
+    if is_once:
+        there = there.group_by(["split", uri], use_threads=False).aggregate([])
+    return Counter({entry["values"]: entry["counts"] for entry in there["split"].value_counts().to_pylist()})
+
+
+def _missing(manifest: Manifest, split: str | None, uri: str, error: str) -> list[str]:
+    """The names of the files that could not be read, each once."""
+    table = manifest.table.filter(manifest.table[error].is_valid())
+    if split is not None:
+        table = table.filter(pc.equal(table["split"], split))
+    return [address.rpartition("/")[2] for address in dict.fromkeys(table[uri].to_pylist())]
+
+
+FLICKR8K = Published(
+    name="Flickr8k",
+    num_utterances=40_000,
+    images={"train": 6_000, "dev": 1_000, "test": 1_000},
+    utterances={"train": (30_000, 30_000), "dev": (5_000, 5_000), "test": (5_000, 5_000)},
+)
+# Of train and dev only a range is known, from the 2,215 steps of an epoch at 256; with test they make the total.
+SPOKENCOCO = Published(
+    name="SpokenCOCO",
+    num_utterances=617_222,
+    images={"train": 113_287, "dev": 5_000, "test": 5_000},
+    utterances={"train": (567_040, 567_295), "dev": (24_896, 25_151), "test": (25_031, 25_031)},
+)
