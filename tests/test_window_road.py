@@ -124,7 +124,7 @@ def test_a_step_reads_one_crop_and_an_epoch_each_its_own(road: Road):
     frames, keys = loader.frames, loader.order.rows.speech_keys
     starts = {name: set() for name in SECONDS}
     for batch in loader.batches(0, 30):
-        for place, row in enumerate(loader.order.batch(batch.step)):
+        for place, row in enumerate(loader.order.batch(batch.number)):
             name, length = loader.order.rows.utterances[row], int(batch.lengths[place])
             read = batch.frames[place, :, :length].numpy()
             whole = frames[keys[row]]
@@ -172,7 +172,7 @@ def test_training_is_refused_before_it_starts_where_the_window_does_not_fit(
 def test_a_head_trained_on_crops_is_judged_by_the_first_and_says_so(road: Road, trained: Run):
     report = evaluate(trained, road.manifest, road.store.snapshot(), "train")
     assert (report.speech, report.window) == (CROPS_SET, "first of crops=3")
-    assert "window first of crops=3" in str(report.to_table().title)
+    assert "window first of crops=3" in report.to_text()
     frames = road.store.snapshot().feature_set(CROPS_SET)
     (embedding,) = embed_speech(trained.head, frames, [road.key("long")])
     first = frames[road.key("long")][:, :319]
