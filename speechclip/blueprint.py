@@ -63,6 +63,7 @@ def _configure_keywords(
         block=recipe.block,
         feed_forward_width=recipe.feed_forward_factor * width if recipe.block == "transformer" else 0,
         projection=recipe.keyword_projection,
+        parallel_projection=recipe.parallel_projection,
         dropout=recipe.dropout,
         normalize=recipe.normalize_states,
         batch_norm="same" if is_plus else recipe.keyword_norm,

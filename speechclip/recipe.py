@@ -27,7 +27,8 @@ class Recipe(Record, frozen=True):
     """How a head is trained; the defaults are those of the official Base model.
 
     `encoders` says for which published pair of encoders the recipe is meant. `num_heads` left out is 8 for a parallel
-    head and 1 for one with keywords; `embedding_width` left out is the image's. `norm_scope` is whose rows the keyword
+    head and 1 for one with keywords; `embedding_width` left out is the image's. `keyword_projection` and, of a hybrid
+    head, `parallel_projection` are hidden widths before the last linear layer. `norm_scope` is whose rows the keyword
     BatchNorm's statistics cover: one worker's (as officially) or all workers' (independent of their number).
     `parallel_weight` and `cascaded_weight` weigh the branches' losses, `image_weight` and `text_weight` their targets:
     CLIP's vector of the image and of the transcript. `accumulation` batches make one step, each its own negatives.
@@ -48,6 +49,7 @@ class Recipe(Record, frozen=True):
     embedding_width: int | None = None
     num_keywords: int = 8
     keyword_projection: tuple[int, ...] = ()
+    parallel_projection: tuple[int, ...] = ()
     keyword_norm: Literal["each", "each-apart", "same"] = "each"
     norm_start: Literal["literal", "corrected"] = "literal"
     norm_scope: Literal["local", "synchronised"] = "local"

@@ -31,8 +31,10 @@ class WeightedSum(nn.Module):
     ) -> Float[Tensor, "batch frames width"]:
         """The track in fp32, whatever the stored type; frames are frozen, so only the weights get a gradient."""
         assert not frames.requires_grad
-        shares = self.weights.softmax(0)
-        track: Tensor = _Mixture.apply(shares, frames, lengths, self.normalize)  # type: ignore[no-untyped-call]
+        # In fp32 also where the head runs under autocast: what is stored may pass fp16's range.
+        with torch.autocast(frames.device.type, enabled=False):
+            shares = self.weights.softmax(0)
+            track: Tensor = _Mixture.apply(shares, frames, lengths, self.normalize)  # type: ignore[no-untyped-call]
         return track
 
 

@@ -38,3 +38,12 @@ def test_the_sum_and_its_gradient_are_those_of_the_definition(normalize):
 def test_the_weights_are_uniform_at_first():
     frames = torch.randn(2, 4, 7, 8)
     torch.testing.assert_close(WeightedSum(4)(frames, LENGTHS), frames.mean(1))
+
+
+def test_autocast_leaves_the_mixture_in_fp32():
+    layer = WeightedSum(3)
+    frames, lengths = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 4])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(frames, lengths)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, layer(frames, lengths), atol=0, rtol=0)
