@@ -99,6 +99,15 @@ def test_captions_that_are_right_together_widen_the_interval():
     assert together[1] - together[0] > 2 * (apart[1] - apart[0])
 
 
+def test_five_equal_captions_of_an_image_are_worth_one():
+    speech, images = unit(60), unit(60, seed=1)
+    once = retrieve(speech, images, np.arange(60), np.arange(60))
+    five = retrieve(np.repeat(speech, 5, axis=0), images, np.repeat(np.arange(60), 5), np.arange(60))
+    assert five.recall == once.recall
+    assert 0 < five.recall[10] < 1
+    assert five.interval == once.interval
+
+
 def test_the_interval_is_that_of_groups_drawn_one_by_one():
     generator = np.random.default_rng(0)
     groups = generator.permutation(np.repeat(np.arange(40), np.arange(40) % 4 + 1)) * 7
