@@ -1,5 +1,6 @@
 """Official checkpoints become runs of ours: the same numbers, bound to encoders that are shown to be their own."""
 
+import dataclasses
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
-from speechclip.official.importer import Imported, import_checkpoint
+from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
 from speechclip.recipe import load_recipe
@@ -477,3 +478,17 @@ def test_a_folder_with_a_run_is_left_as_it_is(tokens: Tensor, tmp_path: Path) ->
     with pytest.raises(InvalidInput, match="holds a run already"):
         bring(path, tmp_path)
     assert load_run(str(tmp_path / "run")).info == done.info
+    started = tmp_path / "started" / "run" / "checkpoints" / "step-000005"
+    started.mkdir(parents=True)
+    (started / "checkpoint.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        bring(path, tmp_path / "started")
+
+
+def test_two_equal_rows_among_all_tokens_leave_an_id_open(tokens: Tensor, tmp_path: Path) -> None:
+    every = tokens.clone()
+    every[9] = every[320]
+    path = write(tmp_path, official_files.cascaded_state(SIZES), every)
+    text = dataclasses.replace(load_text_weights(CLIP), tensors={"token_embedding.weight": every})
+    with LightningFile(str(path)) as file, pytest.raises(InvalidInput, match="two of its rows are the same"):
+        find_vocabulary(file, text, CLIP)
