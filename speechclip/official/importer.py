@@ -21,12 +21,14 @@ from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, 
 from speechclip.official.lightning import LightningFile
 from speechclip.recipe import Recipe, load_recipe
 from speechclip.spec import Codec
-from speechclip.vocabulary import Vocabulary
+from speechclip.vocabulary import END, PADDING, START, Vocabulary
 
 SPEECH_OF = {"base": "hubert:facebook/hubert-base-ls960", "large": "hubert:facebook/hubert-large-ll60k"}
 IMAGE_OF = {"base": "clip:ViT-B-32/openai", "large": "clip:ViT-L-14/openai"}
 # What an imported run has instead of a catalog version: it was trained from no store.
 NO_VERSION = -1
+# What the official code bars from being a keyword, in its vocabularies the padding, start and end.
+BARRED_PLACES = (0, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ def import_checkpoint(
             notes.append(f"trained on waveforms of mean 0 and variance 1, which {ears.source} takes as they are")
         text = load_text_weights(eyes.source) if isinstance(layout.head, KeywordConfig) else None
         vocabulary = find_vocabulary(file, text, eyes.source) if text else None
+        if vocabulary and [vocabulary.ids[place] for place in BARRED_PLACES] != [PADDING, START, END]:
+            notes.append(
+                "officially no keyword is token 0, 2 or 3 of the vocabulary, here none is padding, start or end"
+            )
         identity = RunIdentity(
             manifest="",
             catalog_version=NO_VERSION,

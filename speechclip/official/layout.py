@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ _LEFT_OUT = {
     "the loss's masks": r"criterion\.(eye_mat|neg_eye_mat|eye_mat_fl)$",
 }
 _PROJECTIONS = ("img_enc_proj_net.", "p_branch_proj_net.", "c_branch_proj_net.")
+# Choices of a config that change what a head computes, and that leave no trace in its tensors.
+_ATTENTION = {"layer_norm_eps": 1e-5}
+_TRANSFORMER = {"n_layers": 1, "activation": "gelu", "norm_first": False}
+_CHOICE = {"hard": True, "use_gumbel": False}
+_FIRING = {"cif_threshold": 1.0, "apply_tail_handling": True, "tail_handling_firing_threshold": 0.5}
 _TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch_plus")
 _SIZES = {768: "base", 1024: "large"}
 _CORPORA = {"flickr": "flickr8k", "coco": "spokencoco"}
@@ -90,6 +96,8 @@ def _sort_out(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
             unknown.append(official)
     branches = {prefix for prefix in (PARALLEL, CASCADED) if any(name.startswith(prefix) for name in names.values())}
     file.shape(_MIXTURE)
+    if TEMPERATURE in names and file.shape(TEMPERATURE):
+        raise InvalidInput(f"{file.path}: its temperature is of another loss than the published models'")
     if projections := [name for name in unknown if name.startswith(_PROJECTIONS)]:
         raise InvalidInput(
             f"{file.path}: holds {', '.join(projections)}: projections of an experiment before the release, which no "
@@ -106,7 +114,7 @@ def _sort_out(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
 
 def _parallel(file: LightningFile) -> ParallelConfig:
     arguments = ("model_settings", "parallel_branch", "transformer_args")
-    _check_block(file, arguments, is_transformer=True)
+    _check(file, _ATTENTION | _TRANSFORMER, *arguments)
     num_layers, width = file.shape(_MIXTURE)[0], _size(file, f"{PARALLEL}cls", 2)
     embedding = _size(file, f"{PARALLEL}linear_proj.weight", 0)
     return ParallelConfig(
@@ -129,14 +137,18 @@ def _keyword(file: LightningFile) -> tuple[str, KeywordConfig]:
     has = {name.removeprefix(CASCADED).partition(".")[0] for name in file.tensors if name.startswith(CASCADED)}
     is_plus, is_hybrid = "downsampling" in has, "parallel_proj" in has
     is_transformer = f"{CASCADED}self_att.model.layers.0.linear1.weight" in file.tensors
-    arguments = ("model_settings", "cascaded_branch", "transformer_args")
-    _check_block(file, arguments, is_transformer=is_transformer)
+    branch = ("model_settings", "cascaded_branch")
+    arguments = (*branch, "transformer_args")
+    _check(file, _ATTENTION | (_TRANSFORMER if is_transformer else {}), *arguments)
+    _check(file, _CHOICE, *branch, "vq", "args")
+    if is_plus:
+        _check(file, _FIRING, *branch, "downsampling", "cif")
     slots = "cascaded_cls" if is_hybrid else "cls"
     attention = "self_att.model.layers.0.self_attn" if is_transformer else "self_att.multihead_attn_layer"
     width = _size(file, f"{CASCADED}{attention}.out_proj.weight", 0)
     num_keywords = 8 if is_plus else _size(file, f"{CASCADED}{slots}", 1)
     keyword_width, joint = _size(file, TOKENS, 1), "clip.model.text_projection"
-    temperature = str(_look(file, "model_settings", "cascaded_branch", "vq", "args", "temp"))
+    temperature = str(_look(file, *branch, "vq", "args", "temp"))
     head = KeywordConfig(
         num_layers=file.shape(_MIXTURE)[0],
         width=width,
@@ -158,7 +170,7 @@ def _keyword(file: LightningFile) -> tuple[str, KeywordConfig]:
         batch_norm=_batch_norm(file, num_keywords, keyword_width, is_plus=is_plus),
         quantizer_temperature=float(file.read(f"{CASCADED}vector_quantizer.curr_temp").reshape(-1)[0]),
         is_quantizer_learnable=temperature.startswith("learnable="),
-        rescale_steps=_count(file, 5_000, "model_settings", "cascaded_branch", "downsampling", "cif", "scaling_step"),
+        rescale_steps=_count(file, 5_000, *branch, "downsampling", "cif", "scaling_step"),
     )
     return ("hybrid" if is_hybrid else "cascaded") + ("-plus" if is_plus else ""), head
 
@@ -199,15 +211,12 @@ def _normalization(file: LightningFile, width: int, *, is_plus: bool) -> Normali
     raise InvalidInput(f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known")
 
 
-def _check_block(file: LightningFile, path: tuple[str, ...], *, is_transformer: bool) -> None:
-    """`InvalidInput` where the config asks for an attention block that computes something else than ours."""
-    wanted: dict[str, Any] = {"layer_norm_eps": 1e-5}
-    if is_transformer:
-        wanted |= {"n_layers": 1, "activation": "gelu", "norm_first": False}
+def _check(file: LightningFile, wanted: Mapping[str, object], *path: str) -> None:
+    """`InvalidInput` where the config asks at `path` for something that our heads compute otherwise."""
     for key, value in wanted.items():
         found = _look(file, *path, key)
         if found is not None and found != value:
-            raise InvalidInput(f"{file.path}: its attention block has {key} {found!r}, the published ones {value!r}")
+            raise InvalidInput(f"{file.path}: its {path[-1]} has {key} {found!r}, the published ones {value!r}")
 
 
 def _look(file: LightningFile, *path: str) -> Any:

@@ -1,5 +1,6 @@
 """Official checkpoints become runs of ours: the same numbers, bound to encoders that are shown to be their own."""
 
+import dataclasses
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
-from speechclip.official.importer import Imported, import_checkpoint
+from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
 from speechclip.recipe import load_recipe
@@ -265,6 +266,8 @@ def test_a_file_without_a_readable_config_takes_the_published_choices(tokens: Te
             "KW_CascadedBranch_Integrated, which was never published",
         ),
         ({f"{CASCADED}transformer_args__layer_norm_eps": 1e-6}, r"has layer_norm_eps 1e-06, the published ones 1e-05"),
+        ({f"{CASCADED}vq__args__hard": False}, "its args has hard False, the published ones True"),
+        ({f"{CASCADED}vq__args__use_gumbel": True}, "its args has use_gumbel True, the published ones False"),
         ({"audio_encoder__normalize_type": "method3"}, "normalises hidden states by 'method3'"),
         ({f"{CASCADED}transformer_args__nhead": 7}, "7 attention heads do not divide the width 96"),
     ],
@@ -273,6 +276,35 @@ def test_a_config_that_asks_for_something_else_is_refused(
     changes: dict[str, Any], sentence: str, tokens: Tensor, tmp_path: Path
 ) -> None:
     refuses(write(tmp_path, official_files.cascaded_state(SIZES), tokens, settings(**changes)), tmp_path, sentence)
+
+
+@pytest.mark.parametrize(("key", "value"), [("norm_first", True), ("activation", "relu"), ("n_layers", 2)])
+def test_a_transformer_that_computes_something_else_is_refused(
+    key: str, value: object, tokens: Tensor, tmp_path: Path
+) -> None:
+    config = settings(**{f"model_settings__parallel_branch__transformer_args__{key}": value})
+    path = write(tmp_path, official_files.parallel_state(SIZES), tokens, config)
+    refuses(path, tmp_path, f"its transformer_args has {key} {value!r}")
+
+
+def test_integrate_and_fire_of_another_threshold_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+    branch = official_files.plus_state(SIZES, is_hybrid=False, has_cif=True)
+    config = settings(
+        **{f"{CASCADED}type": "CascadedBranch_dynamic", f"{CASCADED}downsampling__cif__cif_threshold": 0.9}
+    )
+    refuses(write(tmp_path, branch, tokens, config), tmp_path, r"its cif has cif_threshold 0\.9")
+
+
+def test_a_temperature_of_another_loss_is_refused(tokens: Tensor, tmp_path: Path) -> None:
+    branch = official_files.parallel_state(SIZES) | {"criterion.temperature": torch.zeros(1)}
+    refuses(write(tmp_path, branch, tokens), tmp_path, "its temperature is of another loss")
+
+
+def test_a_vocabulary_in_another_order_says_what_is_barred(tokens: Tensor, tmp_path: Path) -> None:
+    rest = official_files.around(SIZES, tokens=tokens, ids=IDS.flip(0))
+    path = official_files.write_checkpoint(tmp_path / "x.ckpt", official_files.cascaded_state(SIZES), rest)
+    (note,) = bring(path, tmp_path).notes
+    assert note.startswith("officially no keyword is token 0, 2 or 3")
 
 
 def refuses(path: Path, folder: Path, sentence: str, **options: Any) -> None:
@@ -332,6 +364,11 @@ def test_other_damage_in_a_head_is_said(tokens: Tensor, tmp_path: Path) -> None:
     rest = official_files.around(SIZES, tokens=tokens, ids=IDS)
     path = official_files.write_checkpoint(tmp_path / "x.ckpt", OrderedDict(), rest)
     refuses(path, tmp_path, "holds no branch")
+    branch = official_files.cascaded_state(SIZES, hidden=96)
+    branch["cascaded_branch.linear_proj.sequential.2.weight"] = branch.pop(
+        "cascaded_branch.linear_proj.sequential.3.weight"
+    )
+    refuses(write(tmp_path, branch, tokens), tmp_path, r"linear_proj\.sequential has the places \[0, 2\]")
 
 
 def test_an_encoder_of_other_sizes_is_refused_with_both_sides(tokens: Tensor, tmp_path: Path) -> None:
@@ -441,3 +478,17 @@ def test_a_folder_with_a_run_is_left_as_it_is(tokens: Tensor, tmp_path: Path) ->
     with pytest.raises(InvalidInput, match="holds a run already"):
         bring(path, tmp_path)
     assert load_run(str(tmp_path / "run")).info == done.info
+    started = tmp_path / "started" / "run" / "checkpoints" / "step-000005"
+    started.mkdir(parents=True)
+    (started / "checkpoint.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        bring(path, tmp_path / "started")
+
+
+def test_two_equal_rows_among_all_tokens_leave_an_id_open(tokens: Tensor, tmp_path: Path) -> None:
+    every = tokens.clone()
+    every[9] = every[320]
+    path = write(tmp_path, official_files.cascaded_state(SIZES), every)
+    text = dataclasses.replace(load_text_weights(CLIP), tensors={"token_embedding.weight": every})
+    with LightningFile(str(path)) as file, pytest.raises(InvalidInput, match="two of its rows are the same"):
+        find_vocabulary(file, text, CLIP)
