@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -150,12 +151,24 @@ def _choose_recipe(path: str, layout: Layout, given: str | None) -> Recipe:
     name = given or layout.recipe
     if not name:
         raise InvalidInput(f"{path}: of no published model, so no recipe is known; name the nearest by --recipe")
+    head = layout.head
+    shown: dict[str, Any] = {"image_projection": False, "embedding_width": None}
+    if isinstance(head, KeywordConfig):
+        shown |= {
+            "num_keywords": head.num_keywords,
+            "block": head.block,
+            "keyword_projection": head.projection,
+            "parallel_projection": head.parallel_projection,
+            "keyword_norm": head.batch_norm,
+        }
     return msgspec.structs.replace(
         load_recipe(name),
-        normalize_states=layout.head.normalize,
-        num_heads=layout.head.num_heads,
-        dropout=layout.head.dropout,
+        head=layout.setting,
+        normalize_states=head.normalize,
+        num_heads=head.num_heads,
+        dropout=head.dropout,
         is_temperature_learnable=TEMPERATURE in layout.names,
+        **shown,
     )
 
 

@@ -10,6 +10,7 @@ from speechclip.errors import InvalidInput
 from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig
 from speechclip.heads.weighted_sum import Normalization
 from speechclip.official.lightning import LightningFile, settings
+from speechclip.recipe import HeadKind
 
 PARALLEL, CASCADED = "parallel_branch.", "cascaded_branch."
 TOKENS, ALL_TOKENS = "clip.model.token_embedding.weight", "clip.original_text_emb_weight"
@@ -29,6 +30,9 @@ _TRANSFORMER = {"n_layers": 1, "activation": "gelu", "norm_first": False}
 _CHOICE = {"hard": True, "use_gumbel": False}
 _FIRING = {"cif_threshold": 1.0, "apply_tail_handling": True, "tail_handling_firing_threshold": 0.5}
 _TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch_plus")
+_KINDS: dict[tuple[bool, bool], HeadKind] = {
+    (False, False): "cascaded", (True, False): "hybrid", (False, True): "cascaded-plus", (True, True): "hybrid-plus",
+}  # fmt: skip
 _SIZES = {768: "base", 1024: "large"}
 _CORPORA = {"flickr": "flickr8k", "coco": "spokencoco"}
 _CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
@@ -38,11 +42,10 @@ _CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
 class Layout:
     """The head in a checkpoint: `names` are the file's tensors by the head's own names, `left_out` counts the others.
 
-    `setting` is `parallel`, `cascaded`, `hybrid`, `cascaded-plus` or `hybrid-plus`; `size` (`base`, `large`) and
-    `corpus` (`flickr8k`, `spokencoco`) are empty where they are not the published ones.
+    `size` (`base`, `large`) and `corpus` (`flickr8k`, `spokencoco`) are empty where they are not the published ones.
     """
 
-    setting: str
+    setting: HeadKind
     size: str
     corpus: str
     head: HeadConfig
@@ -60,7 +63,7 @@ def describe(file: LightningFile) -> Layout:
     """The head of a file; `InvalidInput` where it is not of a published kind or holds what we do not know."""
     names, left_out = _sort_out(file)
     if any(name.startswith(PARALLEL) for name in names.values()):
-        found: tuple[str, HeadConfig] = ("parallel", _parallel(file))
+        found: tuple[HeadKind, HeadConfig] = ("parallel", _parallel(file))
     else:
         found = _keyword(file)
     setting, head = found
@@ -129,7 +132,7 @@ def _parallel(file: LightningFile) -> ParallelConfig:
     )
 
 
-def _keyword(file: LightningFile) -> tuple[str, KeywordConfig]:
+def _keyword(file: LightningFile) -> tuple[HeadKind, KeywordConfig]:
     """The setting and the head of a cascaded or hybrid checkpoint."""
     kind = str(_look(file, "model_settings", "cascaded_branch", "type") or "CascadedBranch")
     if kind.removeprefix("KW_").replace("dynamic", "plus") not in _TYPES:
@@ -172,7 +175,7 @@ def _keyword(file: LightningFile) -> tuple[str, KeywordConfig]:
         is_quantizer_learnable=temperature.startswith("learnable="),
         rescale_steps=_count(file, 5_000, *branch, "downsampling", "cif", "scaling_step"),
     )
-    return ("hybrid" if is_hybrid else "cascaded") + ("-plus" if is_plus else ""), head
+    return _KINDS[is_hybrid, is_plus], head
 
 
 def _batch_norm(file: LightningFile, num_keywords: int, width: int, *, is_plus: bool) -> Any:
