@@ -9,6 +9,12 @@ from speechclip.cli.options import ProgressLine, human_seconds, say
 SHOWN_PROBLEMS = 10
 OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
 
+KARPATHY = click.option(
+    "--karpathy",
+    metavar="FILE",
+    help="Split by Karpathy's JSON; default the corpus's own split files, then such a one.",
+)
+
 
 @click.group()
 def ingest() -> None:
@@ -17,8 +23,16 @@ def ingest() -> None:
 
 @ingest.command(name="table")
 @click.argument("rows", metavar="FILE")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Take our column from theirs, as audio=path; repeatable. Then other unknown columns are ignored.",
+)
+@click.option("--split", metavar="NAME", help="The split of rows that name none; default train, with a warning.")
 @OUT
-def ingest_table(rows: str, out: str) -> None:
+def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: str) -> None:
     """Ingest a CSV, JSONL or Parquet table.
 
     Columns: audio, image, text, split; optional id, speaker, language, group, start, end (seconds). A missing modality
@@ -26,7 +40,43 @@ def ingest_table(rows: str, out: str) -> None:
     """
     from speechclip.corpora.table import read_table
 
-    _write(read_table(rows, progress=_progress()), out)
+    _write(read_table(rows, columns=_mapping(columns), split=split, progress=_progress()), out)
+
+
+@ingest.command(name="flickr8k")
+@click.argument("folder", metavar="DIR")
+@KARPATHY
+@OUT
+def ingest_flickr8k(folder: str, karpathy: str | None, out: str) -> None:
+    """Ingest Flickr8k with its spoken captions, in any layout; DIR holds pictures, captions and flickr_audio."""
+    from speechclip.corpora.flickr8k import read_flickr8k
+
+    _write(read_flickr8k(folder, karpathy=karpathy, progress=_progress()), out)
+
+
+@ingest.command(name="spokencoco")
+@click.argument("folder", metavar="DIR")
+@click.option("--images", metavar="DIR", help="Where train2014 and val2014 are, if not in DIR or its mscoco_img.")
+@KARPATHY
+@OUT
+def ingest_spokencoco(folder: str, images: str | None, karpathy: str | None, out: str) -> None:
+    """Ingest SpokenCOCO; DIR is where its archive was unpacked. The published val is split "dev" here."""
+    from speechclip.corpora.spokencoco import read_spokencoco
+
+    _write(read_spokencoco(folder, images=images, karpathy=karpathy, progress=_progress()), out)
+
+
+@ingest.command(name="lhotse")
+@click.argument("recordings", metavar="RECORDINGS")
+@click.argument("supervisions", metavar="SUPERVISIONS")
+@click.option("--split", default="train", show_default=True, metavar="NAME", help="The split of all of them.")
+@click.option("--root", metavar="DIR", help="Where relative paths begin; default the working directory.")
+@OUT
+def ingest_lhotse(recordings: str, supervisions: str, split: str, root: str | None, out: str) -> None:
+    """Ingest lhotse's recordings and supervisions (.jsonl or .jsonl.gz); `custom.image` names a picture."""
+    from speechclip.corpora.lhotse import read_lhotse
+
+    _write(read_lhotse(recordings, supervisions, split=split, root=root, progress=_progress()), out)
 
 
 @ingest.command(name="tuxpaint")
@@ -63,6 +113,18 @@ def ingest_synthetic(folder: str, concepts: int, voices: int, out: str) -> None:
     from speechclip.corpora.table import read_table
 
     _write(read_table(str(make_synthetic(folder, num_concepts=concepts, num_voices=voices)), progress=_progress()), out)
+
+
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column in columns:
+        ours, is_given, theirs = column.partition("=")
+        if not (ours and is_given and theirs):
+            raise click.BadParameter(f"{column!r} is not OURS=THEIRS, as audio=path", param_hint="--column")
+        if ours in found:
+            raise click.BadParameter(f"{ours} is given twice", param_hint="--column")
+        found[ours] = theirs
+    return found
 
 
 def _progress() -> Any:

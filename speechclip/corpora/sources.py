@@ -16,6 +16,7 @@ Progress = Callable[[int, int], None]
 
 # Read ahead of the one that is waited for, times the number of processors: a corpus has a million files.
 FILES_AHEAD = 16
+MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,10 @@ def speech_columns(
         return columns | {"speech_key": source.key}
     if info is None:
         return columns | {"audio_error": f"{source.undecodable}; so seconds can't be turned into samples"}
-    start = round((start_seconds or 0.0) * info.sample_rate)
-    end = info.num_samples if end_seconds is None else min(info.num_samples, round(end_seconds * info.sample_rate))
+    # No number of seconds may overflow.
+    start = round(min(start_seconds or 0.0, MAX_SECONDS) * info.sample_rate)
+    last = info.num_samples if end_seconds is None else round(min(end_seconds, MAX_SECONDS) * info.sample_rate)
+    end = min(info.num_samples, last)
     if not 0 <= start < end:
         length = info.num_samples / info.sample_rate
         detail = f"{source.uri}: [{start_seconds}, {end_seconds}) s holds nothing of its {length:g} s; mend the row"

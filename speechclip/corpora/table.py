@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -43,18 +43,25 @@ KNOWN_COLUMNS = (*TEXT_COLUMNS, *SECONDS_COLUMNS)
 logger = logging.getLogger(__name__)
 
 
-def read_table(path: str, *, progress: Progress | None = None) -> Manifest:
+def read_table(
+    path: str, *, columns: dict[str, str] | None = None, split: str | None = None, progress: Progress | None = None
+) -> Manifest:
     """The manifest of the table at a local path or `s3://` address, rows in the table's order.
 
-    Relative paths in it start at the table's own folder. Files that can't be read stand in the manifest with their
-    reason; a table that can't be understood is `InvalidInput`, naming column and row.
+    Relative paths in it start at the table's own folder. `columns` says which of its columns serves as which of ours,
+    as {"audio": "path"}; then all other columns but ours are ignored, and said so. `split`: of the rows that name none.
+    Files that can't be read stand in the manifest with their reason; a table that can't be understood is
+    `InvalidInput`, naming column and row.
     """
     folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
-    rows = [_checked(row, folder, f"{path}: row {number}") for number, row in enumerate(_raw_rows(path), start=1)]
+    raw_rows: Iterable[dict[str, Any]] = _mapped(_raw_rows(path), columns, path) if columns else _raw_rows(path)
+    rows = [_checked(row, folder, f"{path}: row {number}") for number, row in enumerate(raw_rows, start=1)]
     if not rows:
         raise InvalidInput(f"{path}: holds no rows; give at least one")
-    if num_without := sum("split" not in row for row in rows):
+    if split is None and (num_without := sum("split" not in row for row in rows)):
         logger.warning("%s: %d of %d rows name no split and are train", path, num_without, len(rows))
+    for row in rows:
+        row.setdefault("split", split or "train")
     audio, images = read_sources(
         audio=(row["audio"] for row in rows if row.get("audio")),
         images=(row["image"] for row in rows if row.get("image")),
@@ -73,6 +80,21 @@ def _raw_rows(path: str) -> Iterator[dict[str, Any]]:
         yield from readers[extension](data)
     except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise InvalidInput(f"{path}: can't be read as UTF-8 {extension} ({error}); mend the table") from None
+
+
+def _mapped(rows: Iterable[dict[str, Any]], columns: dict[str, str], path: str) -> list[dict[str, Any]]:
+    """The rows under our names: each of `columns` from the one it names, the rest of ours from their own."""
+    if unknown := [ours for ours in columns if ours not in KNOWN_COLUMNS]:
+        raise InvalidInput(f"there is no column {unknown[0]!r} of ours; known are {', '.join(KNOWN_COLUMNS)}")
+    rows = list(rows)
+    seen = dict.fromkeys(str(name) for row in rows for name in row)
+    if absent := [theirs for theirs in columns.values() if rows and theirs not in seen]:
+        raise InvalidInput(f"{path}: has no column {absent[0]!r}, only {', '.join(seen)}; mend the mapping")
+    own = {name: name for name in KNOWN_COLUMNS if name not in columns and name not in columns.values()}
+    taken = columns | own
+    if ignored := [name for name in seen if name not in taken.values()]:
+        logger.warning("%s: these columns are ignored: %s", path, ", ".join(ignored))
+    return [{ours: row[theirs] for ours, theirs in taken.items() if theirs in row} for row in rows]
 
 
 def _csv_rows(data: bytes) -> Iterator[dict[str, Any]]:
@@ -109,7 +131,10 @@ def _checked(raw: dict[str, Any], folder: str, where: str) -> dict[str, Any]:
     """The row with empty cells left out, texts as texts, seconds as numbers and paths whole."""
     unknown = sorted(str(name) for name in raw if name not in KNOWN_COLUMNS)
     if unknown:
-        raise InvalidInput(f"{where}: unknown columns {', '.join(unknown)}; known are {', '.join(KNOWN_COLUMNS)}")
+        raise InvalidInput(
+            f"{where}: unknown columns {', '.join(unknown)}; known are {', '.join(KNOWN_COLUMNS)}; drop the others, or "
+            "say which serve as ours by --column audio=path (the rest is ignored then)"
+        )
     row: dict[str, Any] = {}
     for name, cell in raw.items():
         is_missing = cell is None or (isinstance(cell, float) and math.isnan(cell))
@@ -165,7 +190,7 @@ def _utterance(row: dict[str, Any], audio: dict[str, Source], images: dict[str, 
     columns = speech | image_columns(images.get(row.get("image", ""))) | text_columns(row.get("text"))
     return columns | {
         "utterance": row.get("id"),
-        "split": row.get("split", "train"),
+        "split": row["split"],
         "group": row.get("group"),
         "speaker": row.get("speaker"),
         "language": row.get("language"),

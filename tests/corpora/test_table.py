@@ -214,3 +214,62 @@ def test_other_tables_are_refused_likewise(name: str, data: bytes, message: str,
 def test_a_table_that_is_not_there_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SourceMissing):
         read_table(str(tmp_path / "none.csv"))
+
+
+def test_other_columns_serve_as_ours(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = rows_of(corpus)
+    other = [
+        {
+            "path": str(corpus / row["audio"]),
+            "image": str(corpus / row["image"]),
+            "sentence": row["text"],
+            "text": "not this one",
+            "client_id": row["speaker"],
+            "up_votes": 7,
+        }
+        for row in rows
+    ]
+    with (tmp_path / "other.jsonl").open("w") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in other)
+    columns = {"audio": "path", "text": "sentence", "speaker": "client_id", "id": "path"}
+    found = read_table(str(tmp_path / "other.jsonl"), columns=columns, split="test")
+    expected = read_table(str(corpus / "rows.csv"))
+    changed = ("utterance", "split", "language", "group")
+    assert without(found, *changed) == without(expected, *changed)
+    assert set(found.table["split"].to_pylist()) == {"test"}
+    assert found.rows()[0]["utterance"] == str(corpus / rows[0]["audio"])
+    assert "these columns are ignored: text, up_votes" in caplog.text
+    assert "name no split" not in caplog.text
+
+
+def test_a_default_split_serves_only_rows_that_name_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put = tmp_path / "rows.jsonl"
+    put.write_text('{"text": "a", "split": "dev"}\n{"text": "b"}\n')
+    assert read_table(str(put), split="test").table["split"].to_pylist() == ["dev", "test"]
+    assert caplog.text == ""
+    assert read_table(str(put)).table["split"].to_pylist() == ["dev", "train"]
+    assert "1 of 2 rows name no split and are train" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"sound": "path"}, "there is no column 'sound' of ours; known are audio"),
+        ({"text": "caption"}, "has no column 'caption', only text, path; mend the mapping"),
+    ],
+)
+def test_a_mapping_that_names_nothing_is_refused(columns: dict[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,path\na,b.wav\n")
+    with pytest.raises(InvalidInput, match=message):
+        read_table(str(tmp_path / "rows.csv"), columns=columns)
+
+
+def test_a_number_of_seconds_beyond_all_bounds_is_outside(corpus: Path) -> None:
+    sound = str(next((corpus / "audio").glob("*.ogg")))
+    rows = [
+        {"id": "a", "audio": sound, "start": 1e308, "end": ""},
+        {"id": "b", "audio": sound, "start": 0, "end": 1e308},
+    ]
+    first, second = read_table(write_csv(corpus / "far.csv", rows)).rows()
+    assert first["audio_error"].startswith("segment-outside: ")
+    assert second["audio_error"] is None
