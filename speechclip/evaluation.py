@@ -11,6 +11,7 @@ from rich.table import Table
 
 from speechclip.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
+from speechclip.compat import PaddedFrames
 from speechclip.errors import InvalidInput
 from speechclip.heads import Head
 from speechclip.loader import judged_span, read_frames
@@ -87,15 +88,15 @@ def evaluate(
     candidates: Candidates = "split",
     device: torch.device | str = "cpu",
     speech: str | None = None,
+    padded: PaddedFrames | None = None,
 ) -> EvaluationReport:
     """Recall of `run` on the utterances of `split`, among the images of the split or of the manifest.
 
     `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
-    trained on crops: crops are judged by the first alone.
+    trained on crops: crops are judged by the first alone. `padded` are judged in place of stored ones.
     """
     identity = run.info.identity
-    fingerprint = identity.speech.fingerprint if speech is None else other_window(run, snapshot, speech)
-    frames, vectors = open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    frames, vectors = _open(run, snapshot, speech, padded)
     pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
     if not len(pool.rows):
         raise InvalidInput(
@@ -118,11 +119,29 @@ def evaluate(
         image_to_speech=to_speech,
         mean_recall={k: (to_image.recall[k] + to_speech.recall[k]) / 2 for k in CUTOFFS},
         untrained=tuple(identity.untrained),
-        window=f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window,
+        window=_judged(frames),
     )
 
 
-def other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
+def _open(run: Run, snapshot: Snapshot, speech: str | None, padded: PaddedFrames | None) -> tuple[Frames, Vectors]:
+    identity = run.info.identity
+    if padded is None:
+        fingerprint = identity.speech.fingerprint if speech is None else _other_window(run, snapshot, speech)
+        return open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    if speech is not None:
+        raise InvalidInput(f"speech set {speech} and --compat-batch were both given; padded batches read no store")
+    vectors = snapshot.feature_set(identity.image.fingerprint)
+    assert isinstance(vectors, Vectors)
+    return padded, vectors
+
+
+def _judged(frames: Frames) -> str:
+    if isinstance(frames, PaddedFrames):
+        return frames.note
+    return f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window
+
+
+def _other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
     """The fingerprint of a speech feature set that the run's head can read; `InvalidInput` where it can't."""
     own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
     found = choose_feature_set(snapshot, "speech", wanted)
@@ -183,7 +202,8 @@ def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.nd
     embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
     with torch.inference_mode():
         spans = [judged_span(frames, key) for key in keys]
-        for places in _cut([stop for _, stop in spans]):
+        batches = frames.places(keys) if isinstance(frames, PaddedFrames) else _cut([stop for _, stop in spans])
+        for places in batches:
             block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
             embeddings[places] = head(block.to(device), lengths.to(device)).embedding.cpu().numpy()
     return embeddings

@@ -76,7 +76,20 @@ def train(
     metavar="SET",
     help="Judge by another feature set of the run's encoder, as of whole utterances where it was trained on crops.",
 )
-def evaluate(settings: Settings, as_json: bool, version: str | None, candidates: Any, speech_set: str | None) -> None:
+@click.option(
+    "--compat-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Encode online in padded batches of N in file order, as the official evaluation does (8); stores nothing.",
+)
+def evaluate(
+    settings: Settings,
+    as_json: bool,
+    version: str | None,
+    candidates: Any,
+    speech_set: str | None,
+    compat_batch: int | None,
+) -> None:
     """Recall of a head in both directions beside chance: a table, or JSON."""
     from speechclip.checkpoint import load_run
     from speechclip.evaluation import evaluate as evaluate_run
@@ -86,7 +99,15 @@ def evaluate(settings: Settings, as_json: bool, version: str | None, candidates:
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     manifest = Manifest.read(settings.need("manifest"))
-    report = evaluate_run(trained, manifest, snapshot, settings.split, candidates=candidates, speech=speech_set)
+    padded = None
+    if compat_batch is not None:
+        from speechclip.compat import PaddedFrames
+        from speechclip.model import Model
+
+        padded = PaddedFrames(Model(trained).encoder("speech"), manifest, settings.split, compat_batch)
+    report = evaluate_run(
+        trained, manifest, snapshot, settings.split, candidates=candidates, speech=speech_set, padded=padded
+    )
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.padded import encode_padded
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.encoders.windows import encode_crops, resolve_window
@@ -89,6 +90,13 @@ class HubertEncoder:
                 features[member] = feature
         return [features[position] for position in range(len(inputs))]
 
+    @torch.inference_mode()
+    def encode_padded(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """What fairseq makes of these waveforms as one padded batch (see `padded`): to compare with, never to store."""
+        assert_frozen(self._model)
+        assert_exact(self._device)
+        return encode_padded(self._model, [self._samples(waveform) for waveform in inputs], self._states)
+
     def _groups(self, num_frames: Sequence[int]) -> Iterator[list[int]]:
         """Positions by ascending length, cut where padding to the longest would pass the bound."""
         group: list[int] = []
@@ -102,13 +110,14 @@ class HubertEncoder:
 
     def _front_end(self, waveform: np.ndarray[Any, Any]) -> Tensor:
         """(frames, width) of one utterance, whose statistics are its own."""
-        samples = torch.from_numpy(waveform).to(self._device)
-        if self.spec.rules["waveform"] != "raw/1":
-            samples = normalise_waveform(samples)
-        hidden: Tensor = self._model.feature_extractor(samples[None]).transpose(1, 2)
+        hidden: Tensor = self._model.feature_extractor(self._samples(waveform)[None]).transpose(1, 2)
         hidden = self._model.feature_projection(hidden)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return hidden[0]
+
+    def _samples(self, waveform: np.ndarray[Any, Any]) -> Tensor:
+        samples = torch.from_numpy(waveform).to(self._device)
+        return samples if self.spec.rules["waveform"] == "raw/1" else normalise_waveform(samples)
 
     def _transform(self, fronts: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
         """The states of a group; its padding is zero before the position convolution, and no frame attends to it."""
