@@ -1,4 +1,4 @@
-"""HuBERT and wav2vec 2.0: every hidden state, the same alone and in any batch.
+"""HuBERT, wav2vec 2.0 and WavLM: every hidden state, the same alone and in any batch.
 
 The convolutional front end runs on each utterance by itself, because Base's group norm averages over time and would
 see the padding (up to 50 % off, SPEECHCLIP_SPEC 5.4, trap 3). Only the transformer runs on padded batches, masked.
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechclip.encoders import wavlm
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
 from speechclip.encoders.padded import encode_padded
@@ -62,7 +63,7 @@ CPU_FRAMES, GPU_FRAMES = 1, 16_000
 
 
 class HubertEncoder:
-    """All hidden states of a transformers HuBERT or wav2vec 2.0 model, (layers, frames, width).
+    """All hidden states of a transformers HuBERT, wav2vec 2.0 or WavLM model, (layers, frames, width).
 
     State 0 enters the transformer: after the position convolution and, for post-LN models, after its LayerNorm.
     State i leaves layer i; the final LayerNorm of pre-LN models is never applied.
@@ -136,8 +137,11 @@ class HubertEncoder:
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self._model.config.do_stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
+        bias = None
         for state in range(self.spec.layers[-1] + 1):
-            if state > 0:
+            if state > 0 and self.spec.family == "wavlm":
+                hidden, bias = wavlm.run_layer(encoder.layers[state - 1], hidden, mask, bias)
+            elif state > 0:
                 hidden = encoder.layers[state - 1](hidden, attention_mask=mask)
             if state in self.spec.layers:
                 yield hidden
@@ -187,7 +191,7 @@ def build_model(family: str, config: dict[str, Any]) -> Any:
     import transformers
     from transformers.initialization import no_init_weights
 
-    kind = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2"}[family]
+    kind = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
     if config.get("model_type", family) != family:
         raise InvalidInput(
             f"the config is of a {config['model_type']} model, not {family}; use that family in the SPEC"
@@ -214,6 +218,7 @@ def hubert_spec(
     transformers says so for Base too, against fairseq (SPEECHCLIP_SPEC 5.4, trap 7), so there its word is ignored.
     """
     config = model.config
+    names = ARCHITECTURE + (wavlm.ARCHITECTURE if config.model_type == "wavlm" else [])
     is_normalised = config.feat_extract_norm == "layer" and normalises is not False
     strides = [math.prod(config.conv_stride[:depth]) for depth in range(len(config.conv_stride) + 1)]
     reach = sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=False))
@@ -236,7 +241,7 @@ def hubert_spec(
             "longest": "120s/1",
             "compute": COMPUTE_RULE,
         },
-        architecture={key: _plain(getattr(config, key, None)) for key in ARCHITECTURE},
+        architecture={key: _plain(getattr(config, key, None)) for key in names},
     )
 
 
