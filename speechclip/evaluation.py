@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from speechclip.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
 from speechclip.checkpoint import Run
 from speechclip.comparison import caveats_of
+from speechclip.compat import PaddedFrames
 from speechclip.errors import InvalidInput
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.keywords import KeywordReader, KeywordReport, read_keywords
@@ -60,15 +61,15 @@ def evaluate(
     scoring: Scoring = "cosine",
     device: torch.device | str = "cpu",
     speech: str | None = None,
+    padded: PaddedFrames | None = None,
 ) -> EvaluationReport:
     """All that `run` reaches on the utterances of `split`, among the images and captions of it or of the manifest.
 
     `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
-    trained on crops: crops are judged by the first alone.
+    trained on crops: crops are judged by the first alone. `padded` are judged in place of stored ones.
     """
     identity = run.info.identity
-    fingerprint = identity.speech.fingerprint if speech is None else other_window(run, snapshot, speech)
-    frames, vectors = open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    frames, vectors = _open(run, snapshot, speech, padded)
     pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
     if not len(pool.rows):
         raise InvalidInput(
@@ -100,12 +101,30 @@ def evaluate(
         keywords=_score_keywords(run, heard, pool, rows, scoring),
         published=published_rows(identity.recipe.name),
         notes=notes,
-        window=f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window,
+        window=_judged(frames),
     )
     return msgspec.structs.replace(report, caveats=caveats_of(report, identity))
 
 
-def other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
+def _open(run: Run, snapshot: Snapshot, speech: str | None, padded: PaddedFrames | None) -> tuple[Frames, Vectors]:
+    identity = run.info.identity
+    if padded is None:
+        fingerprint = identity.speech.fingerprint if speech is None else _other_window(run, snapshot, speech)
+        return open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    if speech is not None:
+        raise InvalidInput(f"speech set {speech} and --compat-batch were both given; padded batches read no store")
+    vectors = snapshot.feature_set(identity.image.fingerprint)
+    assert isinstance(vectors, Vectors)
+    return padded, vectors
+
+
+def _judged(frames: Frames) -> str:
+    if isinstance(frames, PaddedFrames):
+        return frames.note
+    return f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window
+
+
+def _other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
     """The fingerprint of a speech feature set that the run's head can read; `InvalidInput` where it can't."""
     own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
     found = choose_feature_set(snapshot, "speech", wanted)
@@ -243,7 +262,8 @@ def _outputs(head: Head, frames: Frames, keys: Sequence[str]) -> Iterator[tuple[
     """What the head gives for batches of utterances, with the places of theirs among `keys`."""
     device = next(head.parameters()).device
     spans = [judged_span(frames, key) for key in keys]
-    for places in _cut([stop for _, stop in spans]):
+    batches = frames.places(keys) if isinstance(frames, PaddedFrames) else _cut([stop for _, stop in spans])
+    for places in batches:
         block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
         yield places, head(block.to(device), lengths.to(device))
 

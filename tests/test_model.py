@@ -16,6 +16,7 @@ from speechclip.errors import InvalidInput, Rejected, SourceMissing
 from speechclip.evaluation import embed_images, embed_speech
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.manifest import Manifest
+from speechclip.media import decode_audio
 from speechclip.model import Model
 from speechclip.plan import TaskSizes
 from speechclip.storage import Storage
@@ -87,6 +88,11 @@ def test_a_files_vector_is_that_of_the_stored_path(kind: str, manifest: Manifest
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert np.abs(found[0] - found[2]).max() > 1e-4
+    # Rounding hardly reaches an embedding, so it is asked for itself.
+    waveform = decode_audio(Path(rows[0]["audio_uri"]).read_bytes(), name="")
+    hidden = model._encode(model.encoder("speech"), waveform)
+    is_rounded = bool((hidden == hidden.astype(frames.spec.dtype)).all())
+    assert is_rounded
 
 
 def test_one_file_gives_a_vector_and_a_list_gives_rows(model: Model, manifest: Manifest):

@@ -34,6 +34,12 @@ scoring_option = click.option(
     metavar="SET",
     help="Judge by another feature set of the run's encoder, as of whole utterances where it was trained on crops.",
 )
+@click.option(
+    "--compat-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Encode online in padded batches of N in file order, as the official evaluation does (8); stores nothing.",
+)
 @click.option("--out", metavar="DIR", help="Also write report.json and report.txt there (path or s3://).")
 @scoring_option
 def evaluate(
@@ -42,6 +48,7 @@ def evaluate(
     version: str | None,
     candidates: Any,
     speech_set: str | None,
+    compat_batch: int | None,
     out: str | None,
     scoring: Any,
 ) -> None:
@@ -55,8 +62,21 @@ def evaluate(
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     manifest = Manifest.read(settings.need("manifest"))
+    padded = None
+    if compat_batch is not None:
+        from speechclip.compat import PaddedFrames
+        from speechclip.model import Model
+
+        padded = PaddedFrames(Model(trained).encoder("speech"), manifest, settings.split, compat_batch)
     report = evaluate_run(
-        trained, manifest, snapshot, settings.split, candidates=candidates, scoring=scoring, speech=speech_set
+        trained,
+        manifest,
+        snapshot,
+        settings.split,
+        candidates=candidates,
+        scoring=scoring,
+        speech=speech_set,
+        padded=padded,
     )
     if out is not None:
         write_report(whole_path(out), report)

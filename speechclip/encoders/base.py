@@ -10,10 +10,10 @@ import numpy as np
 from speechclip.errors import InvalidInput
 from speechclip.spec import EncoderSpec
 
-Family = Literal["toy", "hubert", "wav2vec2", "whisper", "clip", "timm"]
+Family = Literal["toy", "hubert", "wav2vec2", "wavlm", "whisper", "clip", "timm"]
 GRAMMAR = """\
     toy                                     numpy only, no weights: speech, image and text
-    hubert:<hub id or folder>[@<revision>]  speech; also wav2vec2:
+    hubert:<hub id or folder>[@<revision>]  speech; also wav2vec2: and wavlm:
     hubert:untrained-base                   true architectures with seeded weights: untrained-base, untrained-large,
                                             untrained-tiny, untrained-tiny-large
     whisper:<hub id or folder>[@<revision>] speech; or whisper:untrained-tiny
@@ -54,7 +54,7 @@ class Source:
         match family:
             case "toy" if not colon:
                 return cls("toy", "")
-            case "hubert" | "wav2vec2" | "whisper" | "clip" | "timm" if rest:
+            case "hubert" | "wav2vec2" | "wavlm" | "whisper" | "clip" | "timm" if rest:
                 return cls(family, rest)
         raise InvalidInput(f"{text!r} names no encoder; write one of\n{GRAMMAR}")
 

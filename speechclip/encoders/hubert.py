@@ -1,4 +1,4 @@
-"""HuBERT and wav2vec 2.0: every hidden state, the same alone and in any batch.
+"""HuBERT, wav2vec 2.0 and WavLM: every hidden state, the same alone and in any batch.
 
 The convolutional front end runs on each utterance by itself, because Base's group norm averages over time and would
 see the padding (up to 50 % off, SPEECHCLIP_SPEC 5.4, trap 3). Only the transformer runs on padded batches, masked.
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechclip.encoders import wavlm
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.padded import encode_padded
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.encoders.windows import encode_crops, resolve_window
@@ -61,7 +63,7 @@ CPU_FRAMES, GPU_FRAMES = 1, 16_000
 
 
 class HubertEncoder:
-    """All hidden states of a transformers HuBERT or wav2vec 2.0 model, (layers, frames, width).
+    """All hidden states of a transformers HuBERT, wav2vec 2.0 or WavLM model, (layers, frames, width).
 
     State 0 enters the transformer: after the position convolution and, for post-LN models, after its LayerNorm.
     State i leaves layer i; the final LayerNorm of pre-LN models is never applied.
@@ -94,6 +96,13 @@ class HubertEncoder:
         found: dict[str, Tensor] = self._model.state_dict()
         return found
 
+    @torch.inference_mode()
+    def encode_padded(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """What fairseq makes of these waveforms as one padded batch (see `padded`): to compare with, never to store."""
+        assert_frozen(self._model)
+        assert_exact(self._device)
+        return encode_padded(self._model, [self._samples(waveform) for waveform in inputs], self._states)
+
     def _groups(self, num_frames: Sequence[int]) -> Iterator[list[int]]:
         """Positions by ascending length, cut where padding to the longest would pass the bound."""
         group: list[int] = []
@@ -107,13 +116,14 @@ class HubertEncoder:
 
     def _front_end(self, waveform: np.ndarray[Any, Any]) -> Tensor:
         """(frames, width) of one utterance, whose statistics are its own."""
-        samples = torch.from_numpy(waveform).to(self._device)
-        if self.spec.rules["waveform"] != "raw/1":
-            samples = normalise_waveform(samples)
-        hidden: Tensor = self._model.feature_extractor(samples[None]).transpose(1, 2)
+        hidden: Tensor = self._model.feature_extractor(self._samples(waveform)[None]).transpose(1, 2)
         hidden = self._model.feature_projection(hidden)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         return hidden[0]
+
+    def _samples(self, waveform: np.ndarray[Any, Any]) -> Tensor:
+        samples = torch.from_numpy(waveform).to(self._device)
+        return samples if self.spec.rules["waveform"] == "raw/1" else normalise_waveform(samples)
 
     def _transform(self, fronts: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
         """The states of a group; its padding is zero before the position convolution, and no frame attends to it."""
@@ -132,8 +142,11 @@ class HubertEncoder:
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self._model.config.do_stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
+        bias = None
         for state in range(self.spec.layers[-1] + 1):
-            if state > 0:
+            if state > 0 and self.spec.family == "wavlm":
+                hidden, bias = wavlm.run_layer(encoder.layers[state - 1], hidden, mask, bias)
+            elif state > 0:
                 hidden = encoder.layers[state - 1](hidden, attention_mask=mask)
             if state in self.spec.layers:
                 yield hidden
@@ -183,7 +196,7 @@ def build_model(family: str, config: dict[str, Any]) -> Any:
     import transformers
     from transformers.initialization import no_init_weights
 
-    kind = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2"}[family]
+    kind = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
     if config.get("model_type", family) != family:
         raise InvalidInput(
             f"the config is of a {config['model_type']} model, not {family}; use that family in the SPEC"
@@ -210,6 +223,7 @@ def hubert_spec(
     transformers says so for Base too, against fairseq (SPEECHCLIP_SPEC 5.4, trap 7), so there its word is ignored.
     """
     config = model.config
+    names = ARCHITECTURE + (wavlm.ARCHITECTURE if config.model_type == "wavlm" else [])
     is_normalised = config.feat_extract_norm == "layer" and normalises is not False
     strides = [math.prod(config.conv_stride[:depth]) for depth in range(len(config.conv_stride) + 1)]
     reach = sum((kernel - 1) * stride for kernel, stride in zip(config.conv_kernel, strides, strict=False))
@@ -232,7 +246,7 @@ def hubert_spec(
             "longest": "120s/1",
             "compute": COMPUTE_RULE,
         },
-        architecture={key: _plain(getattr(config, key, None)) for key in ARCHITECTURE},
+        architecture={key: _plain(getattr(config, key, None)) for key in names},
     )
 
 

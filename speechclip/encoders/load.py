@@ -11,6 +11,7 @@ MODALITIES_OF: dict[str, tuple[Modality, ...]] = {
     "toy": ("speech", "image", "text"),
     "hubert": ("speech",),
     "wav2vec2": ("speech",),
+    "wavlm": ("speech",),
     "whisper": ("speech",),
     "clip": ("image", "text"),
     "timm": ("image",),
@@ -45,7 +46,7 @@ def load_encoder(
             from speechclip.encoders.toy import ToyEncoder
 
             return ToyEncoder(modality, layers=layers, codec=codec, window=window)
-        case "hubert" | "wav2vec2":
+        case "hubert" | "wav2vec2" | "wavlm":
             from speechclip.encoders.hubert import load_hubert
 
             return load_hubert(parsed, layers=layers, codec=codec, device=device, window=window)

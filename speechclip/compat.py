@@ -1,0 +1,96 @@
+"""Features as the official evaluation has them, made online from the sources in padded batches, and never stored."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import msgspec
+import numpy as np
+from jaxtyping import Shaped
+
+from speechclip.encoders import Encoder
+from speechclip.encoders.hubert import HubertEncoder
+from speechclip.encoders.padded import official_length
+from speechclip.encoders.windows import FULL_RULE
+from speechclip.errors import InvalidInput
+from speechclip.manifest import Manifest
+from speechclip.records import Asset, Task
+from speechclip.store import Frames
+from speechclip.tasks import decode_task
+
+
+class PaddedFrames(Frames):
+    """The whole utterances of a split, encoded in padded batches in the manifest's order; read as stored frames are.
+
+    A batch is encoded when one of it is asked for, and only the last is held; `places` is the order that encodes each
+    once. An utterance whose source can't be decoded is not `in` it. A recording of several rows counts once.
+    """
+
+    def __init__(self, encoder: Encoder, manifest: Manifest, split: str, batch_size: int) -> None:
+        if not isinstance(encoder, HubertEncoder):
+            raise InvalidInput(
+                f"{encoder.source}: --compat-batch repeats what fairseq does to a HuBERT; evaluate without it"
+            )
+        if batch_size < 1:
+            raise InvalidInput(f"--compat-batch is {batch_size}; give the utterances of a batch, officially 8")
+        self._encoder, self.batch_size = encoder, batch_size
+        self.fingerprint = encoder.spec.fingerprint
+        rules = encoder.spec.rules | {"window": FULL_RULE}
+        self.spec = msgspec.structs.replace(encoder.spec, rules=rules, codec="fp32")
+        self._assets: dict[str, Asset] = {}
+        self._num_samples: dict[str, int] = {}
+        for asset in manifest.select([split]).assets("speech"):
+            waveform = self._decode(asset)
+            if waveform is not None:
+                self._assets[asset.key], self._num_samples[asset.key] = asset, len(waveform)
+        keys = list(self._assets)
+        self._batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+        self._batch_of = {key: number for number, batch in enumerate(self._batches) for key in batch}
+        self._encoded = lru_cache(maxsize=1)(self._encode)
+
+    @property
+    def note(self) -> str:
+        """What of each utterance is judged, for a report."""
+        return f"padded in batches of {self.batch_size}"
+
+    def places(self, keys: Sequence[str]) -> list[list[int]]:
+        """The positions in `keys`, batch by batch."""
+        found: dict[int, list[int]] = {}
+        for place, key in enumerate(keys):
+            found.setdefault(self._batch_of[key], []).append(place)
+        return [found[number] for number in sorted(found)]
+
+    def num_frames(self, key: str) -> int:
+        """How many frames the official head sees of `key`, from the lengths alone."""
+        longest = max(self._num_samples[other] for other in self._batches[self._batch_of[key]])
+        return official_length(self._num_samples[key], self.spec.num_frames(longest))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._assets
+
+    def __len__(self) -> int:
+        return len(self._assets)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._assets)
+
+    def __getitem__(self, key: str) -> Shaped[np.ndarray, "layers frames width"]:
+        return self._encoded(self._batch_of[key])[key]
+
+    def window(
+        self, key: str, *, layers: Sequence[int] | None = None, start: int = 0, stop: int | None = None
+    ) -> Shaped[np.ndarray, "layers frames width"]:
+        """Frames [start, stop) of the named hidden states."""
+        rows = [self.spec.layers.index(layer) for layer in self.spec.layers if layers is None or layer in layers]
+        return self[key][rows, start:stop]
+
+    def _encode(self, batch: int) -> dict[str, np.ndarray]:
+        keys = self._batches[batch]
+        waveforms = [self._decode(self._assets[key]) for key in keys]
+        # Their sources could be decoded a moment ago; what has changed since is caught by its sha256.
+        if any(waveform is None for waveform in waveforms):
+            raise InvalidInput(f"a source of {keys} has changed or gone since the evaluation began; run it again")
+        return dict(zip(keys, self._encoder.encode_padded([one for one in waveforms if one is not None]), strict=True))
+
+    def _decode(self, asset: Asset) -> np.ndarray | None:
+        task = Task(id="compat", feature_set=self.fingerprint, assets=(asset,))
+        return next(iter(decode_task(task, self.spec).inputs()), None)
