@@ -255,8 +255,9 @@ class Catalog:
 
 def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
     """The files that this version names, of one feature set or all, as paths within the table."""
-    chosen = None if feature_set is None else [("feature_set", "=", feature_set)]
-    return sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris(file_pruning_predicate=chosen))
+    paths = sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris())
+    # By the names, which the root covers; the log's own word of a file's partition is not.
+    return [path for path in paths if feature_set is None or path.startswith(f"{part_folder(feature_set)}/")]
 
 
 def feature_sets(table: DeltaTable) -> list[str]:

@@ -111,6 +111,16 @@ def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: s
     assert [(finding.kind, finding.path) for finding in verify(store).findings] == [(kind, path)]
 
 
+def test_a_reader_goes_by_names_that_the_root_covers(store: FeatureStore) -> None:
+    """Not by what an entry says beside them: that a file belongs to another feature set."""
+    before = content(store.snapshot())
+    for version in range(1, store.snapshot().version + 1):
+        entry = store.storage.read(log_path(version))
+        store.storage.replace(log_path(version), entry.replace(b'{"feature_set":"toy', b'{"feature_set":"joy'))
+    assert content(store.snapshot()) == before
+    assert {finding.kind for finding in verify(store).findings} == {"log"}
+
+
 def test_a_newer_format_is_refused_not_repaired(store: FeatureStore) -> None:
     store.storage.replace(STORE_FILE, to_json(StoreFile(format=7)))
     with pytest.raises(UnsupportedStore, match="format 7"):
