@@ -76,14 +76,20 @@ def collect(
 def named_by(store: FeatureStore, kept: Kept) -> set[str]:
     """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own."""
     head = int(store.catalog.open().version())
-    parts = {path for version in {head, kept.since, *kept.versions} for path in store.catalog.paths(version)}
+    # A tag whose maker was killed may name a version that was freed: of that all is kept that can still be found.
+    void = {version for version in kept.versions if store.tags.freed(version) is not None}
+    live = {head, kept.since, *kept.versions} - void
+    parts = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.
     parts |= {path for entry in store.catalog.history(head, kept.since) for path in entry.added}
     named = {place(path) for path in parts for place in (part_path, part_copy_path)}
-    for rows in store.catalog.read_parts(sorted(parts)).values():
-        if isinstance(rows, Damaged):
+    lost = {path for version in void for path in store.catalog.paths(version)} - parts
+    named |= {place(path) for path in lost for place in (part_path, part_copy_path)}
+    for path, rows in store.catalog.read_parts(sorted(parts | lost)).items():
+        if not isinstance(rows, Damaged):
+            named |= named_by_rows(rows)
+        elif path in parts:
             raise rows
-        named |= named_by_rows(rows)
     return named
 
 
