@@ -4,9 +4,11 @@ from pathlib import Path
 import duckdb
 import pytest
 from deltalake import DeltaTable
+from fault_proxy import FaultProxy, Schedule
 from feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
-from speechclip.errors import NotStored, UnsupportedStore
+from speechclip import aws, patience
+from speechclip.errors import NotStored, StorageFailed, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
 from speechclip.store import FeatureStore
 
@@ -125,3 +127,19 @@ def test_specs_are_kept_once(store: FeatureStore) -> None:
     store.add_spec(FRAMES_SPEC, "toy")
     store.add_spec(FRAMES_SPEC, "toy")
     assert store.read_spec(FRAMES_SPEC.fingerprint).spec == FRAMES_SPEC
+
+
+def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
+    proxied_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client fetches for it what opening the table has not, and gives up for good at an answer that is refused."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setitem(aws.DELTA, "max_retries", "0")
+    store = FeatureStore(proxied_uri)
+    store.create()
+    table = store.catalog.open()
+    proxy.schedule(Schedule(("500",), only="_delta_log", budget=2))
+    assert not store.catalog._holds(table, "digest")
+    assert len(proxy.schedule(Schedule(("deny",), only="_delta_log"))) == 2
+    with pytest.raises(StorageFailed, match=r"s3://.*reading the log failed"):
+        store.catalog._holds(table, "digest")

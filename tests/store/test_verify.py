@@ -97,7 +97,7 @@ def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore
     ("kind", "old", "new"),
     [
         ("spec", b'"source":"toy"', b'"source":"tox"'),
-        ("tag", b'"version":2', b'"version":3'),
+        ("tag", b'"name":"paper"', b'"name":"papes"'),
         ("collection", b'"since":', b'"since":1'),
     ],
 )
