@@ -147,8 +147,8 @@ def parse_parquet(data: bytes) -> pa.Table:
     """
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    except OSError as error:
-        # What PyArrow says of damaged metadata; bytes in memory know no other.
+    except (OSError, UnicodeDecodeError) as error:
+        # What PyArrow says of damaged metadata, and of a column's damaged name; bytes in memory know no other.
         raise pa.ArrowInvalid(str(error)) from None
 
 

@@ -148,6 +148,16 @@ def without(rows: Rows, doomed: Mapping[str, Collection[str] | None]) -> Rows | 
     return None if after == rows else after
 
 
+def moved(rows: Rows, doomed: Mapping[str, Collection[str]]) -> dict[str, dict[str, Row]]:
+    """What shares a shard or segment with a doomed key and stays: `drop --erase` writes it anew."""
+    found = {}
+    for name, keys in doomed.items():
+        there = stored(rows[name])
+        shards = {row.shard for key, row in there.items() if key in keys}
+        found[name] = {key: row for key, row in there.items() if row.shard in shards and key not in keys}
+    return found
+
+
 def compacted(version: Version) -> Rows | None:
     """After a compaction from two files on; None where no feature set has as many."""
     names = [name for name in version.rows if version.num_parts(name) > 1]

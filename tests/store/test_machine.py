@@ -100,6 +100,11 @@ class StoreMachine(RuleBasedStateMachine):
     def drop(self, sets: tuple[str, ...], keys: set[str] | None, writer: int, fate: str) -> None:
         self.store.drop(writer, fate, dict.fromkeys(sets, keys))
 
+    @rule(sets=st.sampled_from(SETS), keys=some_keys, writer=two, is_killed=st.booleans())
+    def erase(self, sets: tuple[str, ...], keys: set[str], writer: int, is_killed: bool) -> None:
+        there = self.store.versions[-1].rows
+        self.store.erase(writer, {name: keys for name in sets if name in there}, is_killed=is_killed)
+
     @rule(writer=two, fate=fates)
     def compact(self, writer: int, fate: str) -> None:
         self.store.compact(writer, fate)
