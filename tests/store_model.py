@@ -75,7 +75,7 @@ class Row:
     @property
     def rank(self) -> tuple[bool, int, str]:
         """The lowest counts."""
-        return self.reason is not None, self.version, self.task
+        return self.reason is not None, self.version if self.reason is None else -self.version, self.task
 
 
 Rows = Mapping[str, tuple[Row, ...]]

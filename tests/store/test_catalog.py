@@ -143,3 +143,32 @@ def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
     assert len(proxy.schedule(Schedule(("deny",), only="_delta_log"))) == 2
     with pytest.raises(StorageFailed, match=r"s3://.*reading the log failed"):
         store.catalog._holds(table, "digest")
+
+
+def test_of_two_rejections_of_one_scope_the_newest_is_shown_and_a_feature_before_both(tmp_path: Path) -> None:
+    """As after `featurize --retry`: an old snapshot, and a compaction, show what was the newest then."""
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    store.add_spec(VECTORS_SPEC, "toy")
+
+    def reject(task: str, reason: str, source: str | None) -> int:
+        rejected = (RejectedAsset(key="a", reason=reason, detail=f"by {task}", source=source),)
+        return store.commit([receipt(task, rejected=rejected)], "m", run=task)
+
+    def shown() -> list[tuple[str, str]]:
+        return [(row["reason"], row["detail"]) for row in store.snapshot().rejections(NAME, "m").to_pylist()]
+
+    old = reject("z", "source-missing", "a.wav")
+    reject("y", "source-changed", "a.wav")
+    reject("x", "silent", None)
+    reject("w", "undecodable", None)
+    newest = [("undecodable", "by w"), ("source-changed", "by y")]
+    assert shown() == newest
+    assert store.snapshot(old).rejections(NAME, "m")["detail"].to_pylist() == ["by z"]
+    store.compact(2)
+    assert shown() == newest
+    for row in (1, 2):
+        store.commit([receipt(f"v{row}", "a", row=row)], "m", run=f"v{row}")
+    reject("u", "silent", None)
+    assert shown() == []
+    assert store.snapshot().stored(NAME)["offset"].to_pylist() == [1]
