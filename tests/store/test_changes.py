@@ -138,16 +138,19 @@ def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path,
     store = fill(str(tmp_path / "s"))
     before, snapshot = content(store.snapshot()), store.snapshot()
     spec, features = store.read_spec(name).spec, snapshot.feature_set(name)
-    doomed = snapshot.stored(name).sort_by([("shard", "ascending"), ("offset", "ascending")]).to_pylist()[0]
+    by_place = snapshot.stored(name).sort_by([("shard", "ascending"), ("task", "ascending"), ("offset", "ascending")])
+    # The last of its task: what stays then lies in the same rows as in the chunk that was left.
+    doomed = [row for row in by_place.to_pylist() if row["task"] == by_place["task"][0].as_py()][-1]
     others = {key: features[key] for key in packed_beside(snapshot, name, doomed)}
     assert others
     if spec.is_frames:
         tar = pack_shard(spec, [(key, array + 1) for key, array in others.items()], {})
         left, _ = write_shard(store.storage, spec, doomed["task"], tar, list(others))
     else:
-        others = {doomed["asset"]: features[doomed["asset"]], **others}
+        others |= {doomed["asset"]: features[doomed["asset"]]}
         assets = tuple(Asset(key=key, modality="image") for key in others)
-        again = Task(id=doomed["task"], feature_set=name, assets=assets, segment=segment_in(doomed["shard"])[0])
+        segment, first_row = segment_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
+        again = Task(id=doomed["task"], feature_set=name, assets=assets, segment=segment, first_row=first_row)
         left, _, _ = write_chunk(store.storage, spec, again, others, first_generation=1)
     assert repack(store, {name: {doomed["asset"]}}) > 0
     assert content(store.snapshot()) == before
