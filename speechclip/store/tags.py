@@ -144,8 +144,8 @@ class Tags:
 
 def _void_sentence(tag: Tag) -> str:
     return (
-        f"the tag names catalog version {tag.version}, which `speechclip gc` had freed; take it away by `speechclip tag "
-        f"--delete {tag.name}`"
+        f"the tag names catalog version {tag.version}, which `speechclip gc` had freed; take it away by "
+        f"`speechclip tag --delete {tag.name}`"
     )
 
 
