@@ -21,8 +21,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, NotStored, StoreError
-from speechclip.patience import one_line
 from speechclip.storage import Storage
+from speechclip.storage.patience import one_line
 from speechclip.store.grace import is_adoptable
 from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
 from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechclip.errors import Damaged
-from speechclip.folder import INCOMING
 from speechclip.records import Record, StoredFile
 from speechclip.storage import Storage
+from speechclip.storage.folder import INCOMING
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, part_copy_path, part_folder, part_path, sums_path

@@ -7,9 +7,9 @@ from deltalake import DeltaTable
 from fault_proxy import FaultProxy, Schedule
 from feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
-from speechclip import aws, patience
 from speechclip.errors import NotStored, StorageFailed, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.storage import aws, patience
 from speechclip.store import FeatureStore
 
 NAME = VECTORS_SPEC.fingerprint

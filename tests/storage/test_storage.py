@@ -12,10 +12,10 @@ import s3_servers
 from deltalake import DeltaTable
 from fault_proxy import FaultProxy, Schedule
 
-from speechclip.bucket import Bucket
 from speechclip.errors import InvalidInput, SourceMissing
-from speechclip.folder import INCOMING
 from speechclip.storage import Storage, parse_parquet, read_uri
+from speechclip.storage.bucket import Bucket
+from speechclip.storage.folder import INCOMING
 
 
 def test_create_writes_once(store_uri: str) -> None:
