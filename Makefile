@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # What repeats something at random, and how often depends on SPEECHCLIP_LONG.
 LONG := $(shell grep -rl --include='test_*.py' 'from counts import' tests)
+# How many tests run at the same time there.
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -19,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {v[0]}.{v[1]} was found; give one by make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'uv>=0.8'
-	$(BIN)/uv pip install --quiet --python $(VENV) -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(VENV) -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(VENV) --no-deps -e .
 	@touch $@
 
@@ -39,7 +41,7 @@ test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
 
 test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; at most 40 minutes
-	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q --durations=12 -m "not slow" $(LONG)
+	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=12 -m "not slow" $(LONG)
 
 evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour
 	$(BIN)/python benchmarks/evidence.py $(EVIDENCE)

@@ -155,16 +155,17 @@ def _work(
 
 def _advice(finding: Finding) -> str:
     """What was wrong with a file that could not be mended, and what to do."""
+    problem, _, own_advice = finding.problem.removeprefix(f"{finding.path}: ").partition("; ")
     advice = {
         "log": "its copy in the journal is lost too; bring one of them back from a backup, or, if no later commit "
         "builds on it, give up what it committed by `speechclip repair --forget` and run that again",
         "catalog": "its copy is lost too; bring one of them back from a backup, or give up what only it names by "
         "`speechclip repair --forget` and run `speechclip featurize` again",
-        "tag": "delete the file and tag the version again",
+        "tag": own_advice,
         "spec": "repair again with the words that made it: --speech, --image or --text",
         "manifest": "repair again with --manifest FILE, or delete it if nobody needs it",
     }.get(finding.kind, "bring it back from a backup")
-    return f"{finding.path}: {finding.problem.removeprefix(f'{finding.path}: ').partition('; ')[0]}; {advice}"
+    return f"{finding.path}: {problem}; {advice}"
 
 
 def _why_left(

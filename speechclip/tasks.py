@@ -1,5 +1,6 @@
 """One task on its road: fetch and decode on any CPU, encode and write beside the weights, come back as a receipt."""
 
+import functools
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -204,5 +205,6 @@ def _receipt(
     )
 
 
+@functools.cache
 def _libraries() -> dict[str, str]:
     return {name: version(name) for name in PROVENANCE_LIBRARIES}

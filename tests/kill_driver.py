@@ -25,8 +25,9 @@ GROUP_SIZE = 3
 TIMEOUT_SECONDS = 1500.0
 # All that a job will import: pandas, by pyarrow at its first table, alone takes a third of a second.
 IMPORTED_BEFORE = (
-    "pandas", "PIL.PngImagePlugin", "s3fs", "soundfile", "soxr", "speechclip.cli.featurize", "speechclip.encoders.toy",
-    "speechclip.featurizer", "speechclip.store.gc",
+    "pandas", "pyarrow.pandas_compat", "numpy.fft", "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin", "PIL.PpmImagePlugin", "s3fs", "soundfile", "soxr", "speechclip.cli.featurize",
+    "speechclip.encoders.toy", "speechclip.featurizer", "speechclip.store.gc",
 )  # fmt: skip
 
 

@@ -16,14 +16,16 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from feature_sets import content
 from modelled_worker import Killed, Listing, Worker, listing
-from store_model import FRAMES, KEYS, MANIFESTS, SPECS, TASKS, VECTORS, Rows, Version, Written
+from store_model import FRAMES, KEYS, MANIFESTS, SPECS, TASKS, VECTORS, Row, Rows, Version, Written
 
 from speechclip.errors import NotStored
-from speechclip.records import to_json
+from speechclip.records import Receipt, to_json
 from speechclip.store import FeatureStore, Snapshot, gc
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.journal import LogEntry, parse_entry
-from speechclip.store.segments import create_segment
+from speechclip.store.layout import sums_path
+from speechclip.store.repack import repack
+from speechclip.store.segments import ARRAYS, chunk_path, create_segment, shape_of
 from speechclip.store.tags import Collection as Kept
 
 DAY = 86_400.0
@@ -55,7 +57,7 @@ class ModelledStore:
         self.patch.setattr("speechclip.store.catalog.CHECKPOINT_EVERY", 5)
         self.patch.setattr("speechclip.store.catalog.READ_THREADS", 2)
         # No power fails here, and waiting for the disk would take most of the time.
-        self.patch.setattr("speechclip.folder.os.fsync", lambda descriptor: None)
+        self.patch.setattr("speechclip.storage.folder.os.fsync", lambda descriptor: None)
         self.day, self.days_of_commits = 0.0, [0.0]
         self.versions = [Version({}, frozenset())]
         self.tags: dict[str, int] = {}
@@ -125,6 +127,46 @@ class ModelledStore:
             lambda store: store.drop(doomed) or self.head,
             lambda: store_model.without(self.versions[-1].rows, doomed),
         )
+
+    def erase(self, writer: int, doomed: Mapping[str, Collection[str]], *, is_killed: bool) -> None:
+        """What `drop --erase` does: what shares a file with the doomed is moved, then they are dropped."""
+        store, rows, before = self.handles[writer], self.versions[-1].rows, listing(self.root, "features")
+        moved = store_model.moved(rows, doomed)
+        committed: list[Receipt] = []
+        with pytest.MonkeyPatch.context() as patch:
+            commit = store.commit
+
+            def told_commit(receipts: Sequence[Receipt], *args: Any, **options: Any) -> int:
+                committed.extend(receipts)
+                return commit(receipts, *args, **options)
+
+            patch.setattr(store, "commit", told_commit)
+            repack(store, doomed, run=self.new_run())
+        works = [self._moved(receipt, moved[receipt.feature_set], before) for receipt in committed]
+        assert {name: set(keys) for name, keys in moved.items() if keys} == _keys_by_set(works)
+        if works:
+            everything = set().union(*moved.values())
+            after = store_model.with_receipts(rows, works, self.head + 1, "", everything)
+            assert after is not None
+            self._append(after)
+        for work in works:
+            assert not any(self.worker.lying[path].keys() & doomed[work.receipt.feature_set] for path in work.files)
+        if not is_killed:
+            self.drop(writer, "nothing", doomed)
+
+    def _moved(self, receipt: Receipt, rows: Mapping[str, Row], before: Listing) -> Written:
+        """What a receipt says was moved, with the bytes that it had; they must lie where it says now."""
+        features = {entry.key: rows[entry.key].feature or b"" for entry in receipt.stored}
+        files = (receipt.shard, sums_path(receipt.shard))
+        if not receipt.shard.endswith(".tar"):
+            count = shape_of(receipt.shard).chunk_rows
+            first = receipt.stored[0].offset // count * count
+            files = tuple(chunk_path(receipt.shard, name, first) for name in ARRAYS)
+        for path in files:
+            if path in before:
+                assert self.worker.lying[path] == features
+            self.worker.lying[path] = features
+        return Written(receipt, features, files, self.day)
 
     def compact(self, writer: int, fate: str) -> None:
         self.perform(
@@ -324,3 +366,10 @@ def _is_data(path: str) -> bool:
     is_part = path.startswith(("catalog/feature_set=", "journal/feature_set="))
     is_feature = path.startswith("features/") and not path.endswith(".json")
     return is_part or is_feature or "/.incoming-" in path
+
+
+def _keys_by_set(works: Sequence[Written]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for work in works:
+        found.setdefault(work.receipt.feature_set, set()).update(work.features)
+    return found

@@ -75,7 +75,7 @@ class Row:
     @property
     def rank(self) -> tuple[bool, int, str]:
         """The lowest counts."""
-        return self.reason is not None, self.version, self.task
+        return self.reason is not None, self.version if self.reason is None else -self.version, self.task
 
 
 Rows = Mapping[str, tuple[Row, ...]]
@@ -146,6 +146,16 @@ def without(rows: Rows, doomed: Mapping[str, Collection[str] | None]) -> Rows | 
         after[name] = tuple(row for row in rows[name] if keys is not None and row.asset not in keys)
     after = {name: left for name, left in after.items() if left}
     return None if after == rows else after
+
+
+def moved(rows: Rows, doomed: Mapping[str, Collection[str]]) -> dict[str, dict[str, Row]]:
+    """What shares a shard or segment with a doomed key and stays: `drop --erase` writes it anew."""
+    found = {}
+    for name, keys in doomed.items():
+        there = stored(rows[name])
+        shards = {row.shard for key, row in there.items() if key in keys}
+        found[name] = {key: row for key, row in there.items() if row.shard in shards and key not in keys}
+    return found
 
 
 def compacted(version: Version) -> Rows | None:

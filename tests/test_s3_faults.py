@@ -14,11 +14,11 @@ from counts import count
 from fault_proxy import WEATHER, FaultProxy, Schedule
 from paired_corpus import IMAGE, SPEECH
 
-from speechclip import aws as resolution
-from speechclip import patience
 from speechclip.errors import StorageFailed
 from speechclip.records import Asset, Receipt, RejectedAsset, Task
 from speechclip.spec import EncoderSpec
+from speechclip.storage import aws as resolution
+from speechclip.storage import patience
 from speechclip.store import FeatureStore, feature_store
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.probe import probe

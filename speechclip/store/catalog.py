@@ -21,8 +21,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, NotStored, StoreError
-from speechclip.patience import one_line
 from speechclip.storage import Storage
+from speechclip.storage.patience import one_line
 from speechclip.store.grace import is_adoptable
 from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
 from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path
@@ -255,8 +255,9 @@ class Catalog:
 
 def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
     """The files that this version names, of one feature set or all, as paths within the table."""
-    chosen = None if feature_set is None else [("feature_set", "=", feature_set)]
-    return sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris(file_pruning_predicate=chosen))
+    paths = sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris())
+    # By the names, which the root covers; the log's own word of a file's partition is not.
+    return [path for path in paths if feature_set is None or path.startswith(f"{part_folder(feature_set)}/")]
 
 
 def feature_sets(table: DeltaTable) -> list[str]:

@@ -94,12 +94,13 @@ def tar_sum(tar: bytes) -> bytes:
 
 
 def write_shard(
-    storage: Storage, spec: EncoderSpec, task: str, tar: bytes, keys: Sequence[str]
+    storage: Storage, spec: EncoderSpec, task: str, tar: bytes, keys: Sequence[str], *, is_exact: bool = False
 ) -> tuple[str, tuple[StoredAsset, ...]]:
     """Put the shard and its checksums on storage; the path, and what lies there.
 
     A complete shard of that name is adopted after its bytes agree with its checksums; one that does not, that
     holds other bytes without checksums, or that `gc` may soon free, is left alone, and ours takes the next generation.
+    With `is_exact` so is one of other bytes, which another machine may have encoded.
     """
     sums, stored = describe_shard(tar, spec)
     for generation in range(1000):
@@ -109,7 +110,7 @@ def write_shard(
                 return path, stored
             if is_adoptable(storage, sums_path(path)) and storage.read(sums_path(path)) == sums:
                 return path, stored
-        adopted = find_shard(storage, spec, path, keys)
+        adopted = None if is_exact else find_shard(storage, spec, path, keys)
         if adopted is not None:
             return path, adopted
     raise Damaged(f"{task}: a thousand damaged shards of that name; run `speechclip verify`")

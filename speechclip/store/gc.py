@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechclip.errors import Damaged
-from speechclip.folder import INCOMING
 from speechclip.records import Record, StoredFile
 from speechclip.storage import Storage
+from speechclip.storage.folder import INCOMING
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, part_copy_path, part_folder, part_path, sums_path
@@ -76,14 +76,20 @@ def collect(
 def named_by(store: FeatureStore, kept: Kept) -> set[str]:
     """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own."""
     head = int(store.catalog.open().version())
-    parts = {path for version in {head, kept.since, *kept.versions} for path in store.catalog.paths(version)}
+    # A tag whose maker was killed may name a version that was freed: of that all is kept that can still be found.
+    void = {version for version in kept.versions if store.tags.freed(version) is not None}
+    live = {head, kept.since, *kept.versions} - void
+    parts = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.
     parts |= {path for entry in store.catalog.history(head, kept.since) for path in entry.added}
     named = {place(path) for path in parts for place in (part_path, part_copy_path)}
-    for rows in store.catalog.read_parts(sorted(parts)).values():
-        if isinstance(rows, Damaged):
+    lost = {path for version in void for path in store.catalog.paths(version)} - parts
+    named |= {place(path) for path in lost for place in (part_path, part_copy_path)}
+    for path, rows in store.catalog.read_parts(sorted(parts | lost)).items():
+        if not isinstance(rows, Damaged):
+            named |= named_by_rows(rows)
+        elif path in parts:
             raise rows
-        named |= named_by_rows(rows)
     return named
 
 

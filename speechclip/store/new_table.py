@@ -9,8 +9,8 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 
 from speechclip.errors import StoreError
-from speechclip.patience import one_line
 from speechclip.storage import Storage
+from speechclip.storage.patience import one_line
 
 MAX_ATTEMPTS = 10
 # Repeated by the client itself, a creation whose answer was lost would become another version.

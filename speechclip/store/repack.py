@@ -68,7 +68,7 @@ def _rewrite(store: FeatureStore, snapshot: Snapshot, name: str, place: tuple[st
     features = {key: kept[key] for key in rows["asset"].to_pylist()}
     if kept.spec.is_frames:
         tar = pack_shard(kept.spec, features.items(), provenance_in(store.storage.read(shard)))
-        path, stored = write_shard(store.storage, kept.spec, task, tar, list(features))
+        path, stored = write_shard(store.storage, kept.spec, task, tar, list(features), is_exact=True)
         num_bytes = len(tar)
     else:
         assets = tuple(Asset(key=key, modality=kept.spec.modality) for key in features)
@@ -76,7 +76,7 @@ def _rewrite(store: FeatureStore, snapshot: Snapshot, name: str, place: tuple[st
         count = shape_of(segment).chunk_rows
         first_row = rows["offset"][0].as_py() // count * count
         again = Task(id=task, feature_set=name, assets=assets, segment=segment, first_row=first_row)
-        path, stored, num_bytes = write_chunk(store.storage, kept.spec, again, features, generation + 1)
+        path, stored, num_bytes = write_chunk(store.storage, kept.spec, again, features, generation + 1, is_exact=True)
     return Receipt(
         task=task,
         feature_set=name,

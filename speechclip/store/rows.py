@@ -47,11 +47,16 @@ def rows_of(receipts: Iterable[Receipt], version: int, manifest: str) -> pa.Tabl
 
 
 def entries(rows: pa.Table) -> pa.Table:
-    """Of one feature set's rows each (asset, manifest, source) once: the one rule for a key committed twice."""
+    """Of one feature set's rows each (asset, manifest, source) once: the one rule for a key committed twice.
+
+    Stored beats rejected. Of what is stored the oldest stands, so that nothing changes under a reader; of what is
+    rejected the newest, which is what the last attempt came to.
+    """
     scope = pc.fill_null(pc.binary_join_element_wise(rows["manifest"], rows["source"], " "), "")
     is_rejected = pc.not_equal(rows["status"], "stored")
-    ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected)
-    ranked = ranked.sort_by([(name, "ascending") for name in ("asset", "scope", "is_rejected", "version", "task")])
+    age = pc.if_else(is_rejected, pc.negate(rows["version"]), rows["version"])
+    ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected).append_column("age", age)
+    ranked = ranked.sort_by([(name, "ascending") for name in ("asset", "scope", "is_rejected", "age", "task")])
     if len(ranked) < 2:
         return ranked.select(SCHEMA.names)
     is_new = [pc.not_equal(ranked[name][1:], ranked[name][:-1]).combine_chunks() for name in ("asset", "scope")]

@@ -4,6 +4,7 @@
 follows from the encoder spec and this name alone, so it can be proven and made again.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from speechclip.errors import Damaged
+from speechclip.records import from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.layout import segment_path
@@ -74,8 +76,13 @@ def create_segment(storage: Storage, spec: EncoderSpec, segment: str) -> None:
 
 def segment_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
     """The metadata files of a segment by their names in it, as this version of Zarr writes them."""
+    return dict(_metadata(to_json(spec), shape))
+
+
+@functools.lru_cache(maxsize=64)
+def _metadata(spec: bytes, shape: Shape) -> dict[str, bytes]:
     files: dict[str, Any] = {}
-    new_group(files, spec, shape)
+    new_group(files, from_json(spec, EncoderSpec), shape)
     return {name: data.to_bytes() for name, data in files.items()}
 
 

@@ -1,7 +1,8 @@
 """Tags: names that people give to versions of the catalog, and the record of which versions each `gc` left readable.
 
 Neither takes a lock. A tag is written first and then checked against the collections; a collection is written first and
-then checked against the tags. So whichever comes second sees the other, and no tag ever names a version that was freed.
+then checked against the tags. So whichever comes second sees the other, and no tag is ever acknowledged that names a
+version that was freed. A `tag` that is killed before its check can leave one: it is told, and stops nobody.
 """
 
 import contextlib
@@ -51,19 +52,24 @@ class Tags:
         """Name a version; `InvalidInput` if the name is taken by another, `NotStored` if `gc` has freed the version."""
         if not _NAME.fullmatch(name):
             raise InvalidInput(f"tag {name!r}: take a letter, then up to 63 letters, digits, dots, dashes, underscores")
+        if not self.storage.exists(tag_path(name)):
+            # Nothing is written for what was freed long ago; what is freed from now on is found below.
+            self.check_kept(version)
         tag = Tag(name=name, version=version, time=datetime.now(UTC)).seal()
-        if not self.storage.create(tag_path(name), to_json(tag)):
-            there = self.read(name)
-            if there.version != version:
+        is_new = self.storage.create(tag_path(name), to_json(tag))
+        if not is_new:
+            tag = self.read(name)
+            if tag.version != version:
                 raise InvalidInput(
-                    f"tag {name} names version {there.version} already; take another name, or first "
+                    f"tag {name} names version {tag.version} already; take another name, or first "
                     f"`speechclip tag --delete {name}`"
                 )
-            return there
-        freed = self.freed(version)
-        if freed is not None:
-            self.delete(name)
-            raise NotStored(_freed_sentence(version, freed))
+        try:
+            self.check_kept(version)
+        except NotStored:
+            if is_new:
+                self.delete(name)
+            raise
         return tag
 
     def read(self, name: str) -> Tag:
@@ -80,18 +86,26 @@ class Tags:
         return [self._read(path, Tag) for path in self.storage.list(TAGS)]
 
     def readable(self) -> Iterator[Tag]:
-        """The tags that are whole, by name."""
-        damaged = {path for path, _ in self.damaged()}
-        return (self._read(path, Tag) for path in self.storage.list(TAGS) if path not in damaged)
+        """The tags that are whole and name what no collection has freed, by name."""
+        void = {path for path, _ in self.damaged()}
+        return (self._read(path, Tag) for path in self.storage.list(TAGS) if path not in void)
 
     def damaged(self) -> Iterator[tuple[str, Damaged]]:
-        """The files that should hold a tag, or the record of a collection, and do not."""
-        for folder, kind in ((TAGS, Tag), (COLLECTIONS, Collection)):
-            for path in self.storage.list(folder):
-                try:
-                    self._read(path, kind)
-                except Damaged as error:
-                    yield path, error
+        """The files that should hold the record of a collection, or a tag of a version that is there, and do not."""
+        collections: list[Collection] = []
+        for path in self.storage.list(COLLECTIONS):
+            try:
+                collections.append(self._read(path, Collection))
+            except Damaged as error:
+                yield path, error
+        for path in self.storage.list(TAGS):
+            try:
+                tag = self._read(path, Tag)
+            except Damaged as error:
+                yield path, error
+            else:
+                if not all(found.keeps(tag.version) for found in collections):
+                    yield path, Damaged(f"{path}: {_void_sentence(tag)}")
 
     def delete(self, name: str) -> None:
         """Take a name away; the version stays until `gc` frees it."""
@@ -126,6 +140,13 @@ class Tags:
 
     def _collections(self) -> Iterator[Collection]:
         return (self._read(path, Collection) for path in self.storage.list(COLLECTIONS))
+
+
+def _void_sentence(tag: Tag) -> str:
+    return (
+        f"the tag names catalog version {tag.version}, which `speechclip gc` had freed; take it away by "
+        f"`speechclip tag --delete {tag.name}`"
+    )
 
 
 def _freed_sentence(version: int, freed: Collection) -> str:

@@ -33,13 +33,19 @@ from speechclip.store.segments import (
 
 
 def write_chunk(
-    storage: Storage, spec: EncoderSpec, task: Task, features: dict[str, np.ndarray], first_generation: int = 0
+    storage: Storage,
+    spec: EncoderSpec,
+    task: Task,
+    features: dict[str, np.ndarray],
+    first_generation: int = 0,
+    *,
+    is_exact: bool = False,
 ) -> tuple[str, tuple[StoredAsset, ...], int]:
     """Put a task's chunk on storage: the segment's path, what lies there, and the bytes written.
 
     A chunk that is there already is adopted: the receipt says what it holds, not what was meant. One that is damaged,
     lacks some of these features, or that `gc` may soon free, is left alone: ours goes into the segment's next
-    generation.
+    generation. With `is_exact` so is one of other bytes, which may hold more, or what another machine encoded.
     """
     encoded = _encode_chunk(spec, task, features)
     wanted = {asset.key for asset in task.assets if asset.key in features}
@@ -48,7 +54,10 @@ def write_chunk(
         if generation:
             create_segment(storage, spec, segment)
         path = segment_path(spec.fingerprint, segment)
-        are_ours = [storage.create(chunk_path(path, name, task.first_row), data) for name, data in encoded.items()]
+        files = {chunk_path(path, name, task.first_row): data for name, data in encoded.items()}
+        are_ours = [storage.create(file, data) for file, data in files.items()]
+        if is_exact and not all(storage.read(file) == data for file, data in files.items()):
+            continue
         stored = (_in_chunk if all(are_ours) else find_chunk)(storage, spec, task, path)
         if {entry.key for entry in stored} >= wanted:
             num_bytes = sum(len(data) for data, is_ours in zip(encoded.values(), are_ours, strict=True) if is_ours)

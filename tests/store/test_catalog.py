@@ -4,10 +4,12 @@ from pathlib import Path
 import duckdb
 import pytest
 from deltalake import DeltaTable
+from fault_proxy import FaultProxy, Schedule
 from feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
-from speechclip.errors import NotStored, UnsupportedStore
+from speechclip.errors import NotStored, StorageFailed, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.storage import aws, patience
 from speechclip.store import FeatureStore
 
 NAME = VECTORS_SPEC.fingerprint
@@ -125,3 +127,48 @@ def test_specs_are_kept_once(store: FeatureStore) -> None:
     store.add_spec(FRAMES_SPEC, "toy")
     store.add_spec(FRAMES_SPEC, "toy")
     assert store.read_spec(FRAMES_SPEC.fingerprint).spec == FRAMES_SPEC
+
+
+def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
+    proxied_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client fetches for it what opening the table has not, and gives up for good at an answer that is refused."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setitem(aws.DELTA, "max_retries", "0")
+    store = FeatureStore(proxied_uri)
+    store.create()
+    table = store.catalog.open()
+    proxy.schedule(Schedule(("500",), only="_delta_log", budget=2))
+    assert not store.catalog._holds(table, "digest")
+    assert len(proxy.schedule(Schedule(("deny",), only="_delta_log"))) == 2
+    with pytest.raises(StorageFailed, match=r"s3://.*reading the log failed"):
+        store.catalog._holds(table, "digest")
+
+
+def test_of_two_rejections_of_one_scope_the_newest_is_shown_and_a_feature_before_both(tmp_path: Path) -> None:
+    """As after `featurize --retry`: an old snapshot, and a compaction, show what was the newest then."""
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    store.add_spec(VECTORS_SPEC, "toy")
+
+    def reject(task: str, reason: str, source: str | None) -> int:
+        rejected = (RejectedAsset(key="a", reason=reason, detail=f"by {task}", source=source),)
+        return store.commit([receipt(task, rejected=rejected)], "m", run=task)
+
+    def shown() -> list[tuple[str, str]]:
+        return [(row["reason"], row["detail"]) for row in store.snapshot().rejections(NAME, "m").to_pylist()]
+
+    old = reject("z", "source-missing", "a.wav")
+    reject("y", "source-changed", "a.wav")
+    reject("x", "silent", None)
+    reject("w", "undecodable", None)
+    newest = [("undecodable", "by w"), ("source-changed", "by y")]
+    assert shown() == newest
+    assert store.snapshot(old).rejections(NAME, "m")["detail"].to_pylist() == ["by z"]
+    store.compact(2)
+    assert shown() == newest
+    for row in (1, 2):
+        store.commit([receipt(f"v{row}", "a", row=row)], "m", run=f"v{row}")
+    reject("u", "silent", None)
+    assert shown() == []
+    assert store.snapshot().stored(NAME)["offset"].to_pylist() == [1]

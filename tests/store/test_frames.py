@@ -166,6 +166,26 @@ def test_a_torn_shard_is_left_alone_and_ours_takes_the_next_generation(
     assert find_shard(store.storage, FRAMES_SPEC, path, keys) == stored
 
 
+@pytest.mark.parametrize("is_equal", [True, False], ids=["equal bytes", "bytes of another machine"])
+def test_a_shard_whose_checksums_are_not_its_own_is_not_adopted(
+    store_uri: str, features: list[tuple[str, np.ndarray]], is_equal: bool
+) -> None:
+    store = FeatureStore(store_uri)
+    keys = [key for key, _ in features]
+    tar = pack_shard(FRAMES_SPEC, features, {})
+    there = tar if is_equal else pack_shard(FRAMES_SPEC, [(key, array + 1) for key, array in features], {})
+    path = shard_path(FRAMES_SPEC.fingerprint, "task-0", keys, 0)
+    store.storage.create(path, there)
+    sums = bytearray(describe_shard(there, FRAMES_SPEC)[0])
+    sums[9] ^= 1
+    store.storage.create(sums_path(path), bytes(sums))
+    assert find_shard(store.storage, FRAMES_SPEC, path, keys) is None
+    ours, stored = write_shard(store.storage, FRAMES_SPEC, "task-0", tar, keys)
+    assert ours.endswith("-g1.tar")
+    assert find_shard(store.storage, FRAMES_SPEC, ours, keys) == stored
+    assert (store.storage.read(path), store.storage.read(sums_path(path))) == (there, bytes(sums))
+
+
 def test_a_shard_of_another_shape_is_refused(features: list[tuple[str, np.ndarray]]) -> None:
     tar = io.BytesIO(pack_shard(FRAMES_SPEC, features, {}))
     with tarfile.open(fileobj=tar) as members:

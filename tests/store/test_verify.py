@@ -97,7 +97,7 @@ def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore
     ("kind", "old", "new"),
     [
         ("spec", b'"source":"toy"', b'"source":"tox"'),
-        ("tag", b'"version":2', b'"version":3'),
+        ("tag", b'"name":"paper"', b'"name":"papes"'),
         ("collection", b'"since":', b'"since":1'),
     ],
 )
@@ -109,6 +109,16 @@ def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: s
     assert old in whole
     store.storage.replace(path, whole.replace(old, new))
     assert [(finding.kind, finding.path) for finding in verify(store).findings] == [(kind, path)]
+
+
+def test_a_reader_goes_by_names_that_the_root_covers(store: FeatureStore) -> None:
+    """Not by what an entry says beside them: that a file belongs to another feature set."""
+    before = content(store.snapshot())
+    for version in range(1, store.snapshot().version + 1):
+        entry = store.storage.read(log_path(version))
+        store.storage.replace(log_path(version), entry.replace(b'{"feature_set":"toy', b'{"feature_set":"joy'))
+    assert content(store.snapshot()) == before
+    assert {finding.kind for finding in verify(store).findings} == {"log"}
 
 
 def test_a_newer_format_is_refused_not_repaired(store: FeatureStore) -> None:

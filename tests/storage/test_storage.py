@@ -1,3 +1,4 @@
+import io
 import pickle
 import threading
 import time
@@ -5,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3_servers
 from deltalake import DeltaTable
 from fault_proxy import FaultProxy, Schedule
 
-from speechclip.bucket import Bucket
 from speechclip.errors import InvalidInput, SourceMissing
-from speechclip.folder import INCOMING
-from speechclip.storage import Storage, read_uri
+from speechclip.storage import Storage, parse_parquet, read_uri
+from speechclip.storage.bucket import Bucket
+from speechclip.storage.folder import INCOMING
 
 
 def test_create_writes_once(store_uri: str) -> None:
@@ -274,3 +276,12 @@ def test_more_objects_than_a_page_are_listed_and_deleted(s3_uri: str, s3_endpoin
     assert list(storage.list("")) == names
     storage.delete(names[:-1])
     assert list(storage.list("")) == names[-1:]
+
+
+def test_a_flipped_bit_in_the_name_of_a_column_is_no_parquet() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"name": [1]}).replace_schema_metadata(None), buffer, store_schema=False)
+    whole = buffer.getvalue()
+    assert parse_parquet(whole).column_names == ["name"]
+    with pytest.raises(pa.ArrowInvalid):
+        parse_parquet(whole.replace(b"name", b"n\xe1me"))

@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from speechclip.aws import delta_options, filesystem
 from speechclip.errors import StorageFailed
-from speechclip.patience import patiently
 from speechclip.records import StoredFile
+from speechclip.storage.aws import delta_options, filesystem
+from speechclip.storage.patience import patiently
 
 T = TypeVar("T")
 # The metadata that says which write made an object.

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fault_proxy import FaultProxy
 
-from speechclip.aws import delta_options, environment, find_endpoint
 from speechclip.errors import InvalidInput
+from speechclip.storage.aws import delta_options, environment, find_endpoint
 from speechclip.store import FeatureStore
 
 Aws = Callable[..., None]

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechclip.errors import InvalidInput, SourceMissing
-from speechclip.folder import INCOMING, Folder
 from speechclip.records import StoredFile
+from speechclip.storage.folder import INCOMING, Folder
 
 if TYPE_CHECKING:
-    from speechclip.bucket import Bucket
+    from speechclip.storage.bucket import Bucket
 
 T = TypeVar("T")
 # What Delta's client decodes, splits or refuses, whatever way it is written. Lone surrogates are bytes of no encoding.
@@ -42,7 +42,7 @@ class Storage:
         if self.is_local:
             return Folder(self.root)
         # botocore, s3fs: not for those who stay local.
-        from speechclip.bucket import Bucket
+        from speechclip.storage.bucket import Bucket
 
         return Bucket(self.root)
 
@@ -143,12 +143,12 @@ def read_uri(uri: str) -> bytes:
 def parse_parquet(data: bytes) -> pa.Table:
     """The table in a Parquet file's bytes; `pyarrow.ArrowInvalid` if it is none.
 
-    Read in this thread alone: see `store.catalog.entries` for what Arrow's threads do to a process that ends.
+    Read in this thread alone: see `store.catalog` for what Arrow's threads do to a process that ends.
     """
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    except OSError as error:
-        # What PyArrow says of damaged metadata; bytes in memory know no other.
+    except (OSError, UnicodeDecodeError) as error:
+        # What PyArrow says of damaged metadata, and of a column's damaged name; bytes in memory know no other.
         raise pa.ArrowInvalid(str(error)) from None
 
 

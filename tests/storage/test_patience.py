@@ -13,12 +13,11 @@ import pytest
 import s3_servers
 from fault_proxy import WEATHER, FaultProxy, Schedule
 
-from speechclip import aws as resolution
-from speechclip import patience
 from speechclip.cli import main
 from speechclip.errors import StorageFailed
 from speechclip.manifest import Manifest
-from speechclip.storage import Storage
+from speechclip.storage import Storage, patience
+from speechclip.storage import aws as resolution
 from speechclip.store import FeatureStore
 
 Aws = Callable[..., None]

@@ -1,0 +1,73 @@
+"""A tag whose maker was killed before it looked at the collections: it is told, and stops nobody."""
+
+from datetime import UTC, datetime
+
+import pytest
+from feature_sets import content
+from stores import IMAGE, SPEECH, fill
+
+from speechclip.errors import NotStored
+from speechclip.records import to_json
+from speechclip.repairer import repair
+from speechclip.store import FeatureStore
+from speechclip.store.gc import collect
+from speechclip.store.layout import tag_path
+from speechclip.store.tags import Collection, Tag
+from speechclip.store.verify import verify
+
+
+@pytest.fixture
+def store(store_uri: str) -> FeatureStore:
+    """Its first two versions were freed; then `tag late 2` was killed, which had begun before."""
+    store = fill(store_uri)
+    store.drop({SPEECH: None})
+    store.compact(2)
+    collect(store, grace_seconds=0)
+    late = Tag(name="late", version=2, time=datetime.now(UTC)).seal()
+    assert store.storage.create(tag_path("late"), to_json(late))
+    return store
+
+
+def test_a_tag_of_a_freed_version_is_told_in_a_sentence_that_says_what_to_do(store: FeatureStore) -> None:
+    says = "the tag names catalog version 2, which `speechclip gc` had freed"
+    findings = verify(store).findings
+    assert [(finding.kind, finding.path) for finding in findings] == [("tag", tag_path("late"))]
+    assert says in findings[0].problem
+    assert repair(store).problems == (f"{tag_path('late')}: {says}; take it away by `speechclip tag --delete late`",)
+    with pytest.raises(NotStored, match="version 2 was freed"):
+        store.snapshot("late")
+    store.tags.delete("late")
+    assert verify(store).findings == ()
+
+
+def test_such_a_tag_stops_neither_gc_nor_repair(store: FeatureStore) -> None:
+    before = content(store.snapshot())
+    store.drop({IMAGE: None})
+    planned = collect(store, grace_seconds=0, dry_run=True)
+    freed = collect(store, grace_seconds=0)
+    assert freed.files == planned.files > 0
+    damaged = next(path for path in store.storage.list("features") if path.endswith("/keys/c/0/0"))
+    store.storage.replace(damaged, b"junk")
+    assert [finding.path for finding in repair(store).mended] == [damaged]
+    assert content(store.snapshot()) == {key: data for key, data in before.items() if key[0] != IMAGE}
+
+
+def test_what_can_still_be_found_of_a_version_that_was_called_freed_stays(store_uri: str) -> None:
+    """A gc that is killed between its record and its second look at the tags has freed nothing of it."""
+    store = fill(store_uri)
+    tagged = store.snapshot()
+    before = content(tagged)
+    store.tags.create("paper", tagged.version)
+    store.drop({SPEECH: None, IMAGE: None})
+    store.tags.record(Collection(time=datetime.now(UTC), since=tagged.version + 1, versions=()))
+    collect(store, grace_seconds=0)
+    for record in store.storage.list("collections"):
+        store.storage.delete([record])
+    assert content(store.snapshot("paper")) == before
+
+
+def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
+    for name in ("later", "late"):
+        with pytest.raises(NotStored, match="was freed"):
+            store.tags.create(name, 2)
+    assert [tag.name for tag in store.tags.list()] == ["late"]
