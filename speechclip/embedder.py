@@ -4,8 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-from speechclip.checkpoint import Run, RunInfo
-from speechclip.evaluation import embed_speech
+from speechclip.evaluation.evaluator import embed_speech
 from speechclip.featurizer import Committer, Summary, Work, run
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes, cover, open_plan
@@ -13,6 +12,7 @@ from speechclip.records import Receipt
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames
 from speechclip.store.vectors import write_chunk
+from speechclip.training.checkpoint import Run, RunInfo
 
 
 def embedding_spec(run_info: RunInfo) -> EncoderSpec:

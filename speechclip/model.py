@@ -14,13 +14,13 @@ import soundfile
 import torch
 from jaxtyping import Float
 
-from speechclip.checkpoint import FeatureSource, Run, load_run
 from speechclip.content import content_key, read_source
 from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import InvalidInput
 from speechclip.media import SAMPLE_RATE, decode_audio, decode_image
 from speechclip.records import Modality
+from speechclip.training.checkpoint import FeatureSource, Run, load_run
 
 # A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.
 Audio = str | os.PathLike[str] | tuple[np.ndarray, int]

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from speechclip.checkpoint import Run
 from speechclip.embedder import embedding_spec
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_images, find_texts
+from speechclip.evaluation.evaluator import embed_images, find_texts
 from speechclip.index import ExactIndex
-from speechclip.loader import judged_span
 from speechclip.model import Model
 from speechclip.records import Modality
 from speechclip.store import FeatureStore, Frames, Snapshot, Vectors
+from speechclip.training.checkpoint import Run
+from speechclip.training.loader import judged_span
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.heads import KeywordConfig
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes
-from speechclip.recipe import Recipe
 from speechclip.records import Modality
 from speechclip.store import FeatureSetInfo, FeatureStore
 from speechclip.tasks import EncoderRequest
-from speechclip.vocabulary import Vocabulary, count_tokens
+from speechclip.training.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
+from speechclip.training.recipe import Recipe
+from speechclip.training.vocabulary import Vocabulary, count_tokens
 
 CLIP = "clip:untrained-tiny"
 

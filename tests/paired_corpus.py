@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from speechclip.batches import Order, open_pair, open_vectors, stored_rows
-from speechclip.blueprint import configure_head
-from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity
 from speechclip.content import text_key
 from speechclip.encoders import load_encoder
-from speechclip.loader import Loader
 from speechclip.manifest import Manifest
-from speechclip.recipe import Recipe
 from speechclip.records import Asset, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.segments import Shape, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
-from speechclip.trainer import Trainer
-from speechclip.vocabulary import Vocabulary, count_tokens
-from speechclip.world import World
+from speechclip.training.batches import Order, open_pair, open_vectors, stored_rows
+from speechclip.training.blueprint import configure_head
+from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity
+from speechclip.training.loader import Loader
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Trainer
+from speechclip.training.vocabulary import Vocabulary, count_tokens
+from speechclip.training.world import World
 
 SPEECH = EncoderSpec(
     name="toy-untrained-speech", family="toy", modality="speech", weights="", is_trained=False, width=16,

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from speechclip.batches import Order, open_pair, stored_rows
-from speechclip.blueprint import configure_head
-from speechclip.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
-from speechclip.loader import Loader
 from speechclip.manifest import Manifest
-from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
-from speechclip.trainer import Trainer
+from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.training.blueprint import configure_head
+from speechclip.training.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
+from speechclip.training.loader import Loader
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Trainer
 
 RECIPE = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_heads=2, dropout=0.0)
 

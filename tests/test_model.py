@@ -9,11 +9,10 @@ import soundfile
 from small_runs import RECIPE, train_small
 
 import speechclip
-from speechclip.checkpoint import RUN, FeatureSource, RunInfo
 from speechclip.content import content_key
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, Rejected, SourceMissing
-from speechclip.evaluation import embed_images, embed_speech
+from speechclip.evaluation.evaluator import embed_images, embed_speech
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.manifest import Manifest
 from speechclip.media import decode_audio
@@ -22,6 +21,7 @@ from speechclip.plan import TaskSizes
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
+from speechclip.training.checkpoint import RUN, FeatureSource, RunInfo
 
 SPEECH = {
     "hubert": EncoderRequest(source="hubert:untrained-tiny", modality="speech", codec="fp32"),

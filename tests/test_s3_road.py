@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import s3_servers
 
-from speechclip.batches import Order, open_pair, stored_rows
-from speechclip.blueprint import configure_head
-from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity
 from speechclip.cli import main
 from speechclip.corpora.synthetic import make_synthetic
-from speechclip.evaluation import validator
-from speechclip.loader import Loader
+from speechclip.evaluation.evaluator import validator
 from speechclip.manifest import Manifest
-from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
-from speechclip.trainer import Trainer
+from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.training.blueprint import configure_head
+from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity
+from speechclip.training.loader import Loader
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Trainer
 
 TOY = ("--speech", "toy", "--image", "toy", "--text", "toy")
 SMALL = {

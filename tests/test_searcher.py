@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import train_small
 
-from speechclip.checkpoint import Run
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.embedder import embed, embedding_spec
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_speech
+from speechclip.evaluation.evaluator import embed_speech
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.index import ExactIndex, unit
 from speechclip.manifest import Manifest
@@ -22,6 +21,7 @@ from speechclip.records import MODALITIES, Modality
 from speechclip.searcher import Searcher
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
+from speechclip.training.checkpoint import Run
 
 SIZES = TaskSizes(chunk_rows=4)
 

@@ -10,22 +10,22 @@ import soundfile
 from PIL import Image
 from small_runs import RECIPE, train_small
 
-from speechclip.batches import Order, open_pair, stored_rows
-from speechclip.checkpoint import Run
 from speechclip.cli import main
 from speechclip.corpora.table import read_table
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_speech, evaluate
+from speechclip.evaluation.evaluator import embed_speech, evaluate
 from speechclip.featurizer import Committer, prepare_work, run, run_inline, survey
-from speechclip.loader import Loader
 from speechclip.manifest import Manifest
 from speechclip.plan import MEMBER_BYTES, TaskSizes
-from speechclip.recipe import Recipe
 from speechclip.recompute import recompute
 from speechclip.repairer import repair
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
+from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.training.checkpoint import Run
+from speechclip.training.loader import Loader
+from speechclip.training.recipe import Recipe
 
 SECONDS = {"long": 8.5, "longer": 11.0, "short": 2.0, "shorter": 1.2}
 FULL = EncoderRequest(source="toy", modality="speech")

@@ -53,18 +53,18 @@ def evaluate(
     scoring: Any,
 ) -> None:
     """Recall of a head beside chance and the published figures, and its keywords: tables, or JSON."""
-    from speechclip.checkpoint import load_run
-    from speechclip.evaluation import evaluate as evaluate_run
+    from speechclip.evaluation.evaluator import evaluate as evaluate_run
+    from speechclip.evaluation.report import write_report
     from speechclip.manifest import Manifest
-    from speechclip.report import write_report
     from speechclip.store import FeatureStore
+    from speechclip.training.checkpoint import load_run
 
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     manifest = Manifest.read(settings.need("manifest"))
     padded = None
     if compat_batch is not None:
-        from speechclip.compat import PaddedFrames
+        from speechclip.evaluation.compat import PaddedFrames
         from speechclip.model import Model
 
         padded = PaddedFrames(Model(trained).encoder("speech"), manifest, settings.split, compat_batch)
@@ -102,11 +102,11 @@ def keywords(
     """List the words that a head hears in one utterance, each with the tokens nearest to it."""
     if (utterance is None) == (audio is None):
         raise click.UsageError("name one of --utterance and --audio")
-    from speechclip.checkpoint import load_run
-    from speechclip.discovery import discover
+    from speechclip.evaluation.discovery import discover
     from speechclip.model import Model
     from speechclip.searcher import Searcher
     from speechclip.store import FeatureStore
+    from speechclip.training.checkpoint import load_run
 
     trained = load_run(settings.need("run"))
     if utterance is None:

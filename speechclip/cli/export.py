@@ -30,11 +30,11 @@ def export_webdataset(
     out: str,
 ) -> None:
     """Join speech frames, image vector and text of every utterance in WebDataset tars."""
-    from speechclip.batches import choose_feature_set
     from speechclip.exporter import export_webdataset as write
     from speechclip.manifest import Manifest
     from speechclip.records import MODALITIES
     from speechclip.store import FeatureStore
+    from speechclip.training.batches import choose_feature_set
 
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     stored = {info.spec.modality for info in snapshot.feature_sets()}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from speechclip.config import Settings, load_settings
 from speechclip.errors import InvalidInput
-from speechclip.recipe import Recipe
+from speechclip.training.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

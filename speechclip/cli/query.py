@@ -14,10 +14,10 @@ from speechclip.records import Modality
 @settings_options("run", "manifest", "store", "json")
 def embed(settings: Settings, as_json: bool) -> None:
     """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
-    from speechclip.checkpoint import load_run
     from speechclip.embedder import embed as embed_manifest
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
+    from speechclip.training.checkpoint import load_run
 
     manifest = Manifest.read(settings.need("manifest"))
     progress = ProgressLine(len(manifest.assets("speech")), "utterances")
@@ -60,9 +60,9 @@ def query(
     """Find the stored utterances, images or texts nearest to a text, a recording or a picture."""
     if sum(question is not None for question in (question_text, audio, question_image)) != 1:
         raise click.UsageError("ask by one of --text, --audio and --image")
-    from speechclip.checkpoint import load_run
     from speechclip.searcher import Searcher
     from speechclip.store import FeatureStore
+    from speechclip.training.checkpoint import load_run
 
     searcher = Searcher(FeatureStore(settings.need("store")), load_run(settings.need("run")), version)
     if question_text is not None:

@@ -10,8 +10,8 @@ from speechclip.cli.options import OPTIONS, console, table
 @OPTIONS["json"]
 def recipes(as_json: bool) -> None:
     """List the recipes and how many numbers each trains; --json gives all their settings."""
-    from speechclip.blueprint import count_trainable
-    from speechclip.recipe import load_recipe, recipe_names
+    from speechclip.training.blueprint import count_trainable
+    from speechclip.training.recipe import load_recipe, recipe_names
 
     found = {name: load_recipe(name) for name in recipe_names()}
     counts = {name: count_trainable(recipe) for name, recipe in found.items()}

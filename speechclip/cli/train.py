@@ -40,8 +40,8 @@ def train(
     """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
     from speechclip.jobs.train import TrainRequest
     from speechclip.jobs.train import train as train_on_ray
-    from speechclip.recipe import load_recipe
     from speechclip.store import FeatureStore
+    from speechclip.training.recipe import load_recipe
 
     recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     request = TrainRequest(

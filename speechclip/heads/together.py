@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Together(Protocol):
-    """The workers of a run, as far as a head needs them; `speechclip.world.World` is one."""
+    """The workers of a run, as far as a head needs them; `speechclip.training.world.World` is one."""
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all workers, with a gradient that reaches every worker's own `values`."""

@@ -16,21 +16,21 @@ import ray.train
 import ray.train.torch
 import torch
 
-from speechclip.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
-from speechclip.blueprint import configure_head
-from speechclip.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues, find_tower
 from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
-from speechclip.evaluation import validator
+from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.board import Board
 from speechclip.jobs.cluster import connect
-from speechclip.loader import Loader
 from speechclip.manifest import Manifest
-from speechclip.recipe import Recipe
 from speechclip.records import Record, to_json
 from speechclip.store import FeatureStore
-from speechclip.trainer import Progress, Trainer
-from speechclip.vocabulary import Vocabulary, count_tokens
-from speechclip.world import World
+from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
+from speechclip.training.blueprint import configure_head
+from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues, find_tower
+from speechclip.training.loader import Loader
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Progress, Trainer
+from speechclip.training.vocabulary import Vocabulary, count_tokens
+from speechclip.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint import CRITERION, FeatureSource, RunFolder, RunIdentity, RunInfo
 from speechclip.encoders.base import Encoder
 from speechclip.encoders.clip import TextWeights, load_text_weights
 from speechclip.encoders.hubert import HubertEncoder
@@ -20,9 +19,10 @@ from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, TextTower
 from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, describe
 from speechclip.official.lightning import LightningFile
-from speechclip.recipe import Recipe, load_recipe
 from speechclip.spec import Codec
-from speechclip.vocabulary import END, PADDING, START, Vocabulary
+from speechclip.training.checkpoint import CRITERION, FeatureSource, RunFolder, RunIdentity, RunInfo
+from speechclip.training.recipe import Recipe, load_recipe
+from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
 SPEECH_OF = {"base": "hubert:facebook/hubert-base-ls960", "large": "hubert:facebook/hubert-large-ll60k"}
 IMAGE_OF = {"base": "clip:ViT-B-32/openai", "large": "clip:ViT-L-14/openai"}

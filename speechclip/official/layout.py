@@ -10,7 +10,7 @@ from speechclip.errors import InvalidInput
 from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig
 from speechclip.heads.weighted_sum import Normalization
 from speechclip.official.lightning import LightningFile, settings
-from speechclip.recipe import HeadKind
+from speechclip.training.recipe import HeadKind
 
 PARALLEL, CASCADED = "parallel_branch.", "cascaded_branch."
 TOKENS, ALL_TOKENS = "clip.model.token_embedding.weight", "clip.original_text_emb_weight"

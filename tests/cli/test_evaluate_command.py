@@ -8,7 +8,7 @@ import pytest
 from keyword_corpus import KeywordCorpus, write_keyword_corpus
 
 from speechclip.cli import main
-from speechclip.report import EvaluationReport
+from speechclip.evaluation.report import EvaluationReport
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from two_workers import Worker, run_two
 from speechclip.errors import InvalidInput
 from speechclip.heads import HeadOutput, KeywordConfig, KeywordHead, TextTower
 from speechclip.heads.quantizer import Usage
-from speechclip.losses import ContrastiveLoss
+from speechclip.training.losses import ContrastiveLoss
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from speechclip.errors import InvalidInput
 from speechclip.heads import ParallelConfig, ParallelHead
-from speechclip.losses import ContrastiveLoss
+from speechclip.training.losses import ContrastiveLoss
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -7,15 +7,15 @@ import msgspec
 import pytest
 from paired_corpus import SPEECH, Corpus, write_corpus
 
-from speechclip.checkpoint import RunFolder, RunInfo, load_run
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import validator
+from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.train import TrainRequest, train
 from speechclip.manifest import Manifest
-from speechclip.metrics import read_metrics
-from speechclip.recipe import Recipe
 from speechclip.storage import Storage
-from speechclip.trainer import Progress
+from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
+from speechclip.training.metrics import read_metrics
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Progress
 
 # Ray's own code warns of its own deprecations.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechclip.checkpoint import RunFolder, load_run
 from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
@@ -19,7 +18,8 @@ from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
 from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
-from speechclip.recipe import load_recipe
+from speechclip.training.checkpoint import RunFolder, load_run
+from speechclip.training.recipe import load_recipe
 
 SIZES = official_files.TINY
 HUBERT, CLIP = "hubert:untrained-tiny", "clip:untrained-tiny"

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from speechclip.batches import Order, load_vectors
-from speechclip.recipe import Recipe
 from speechclip.store import Frames, Vectors
-from speechclip.world import World
+from speechclip.training.batches import Order, load_vectors
+from speechclip.training.recipe import Recipe
+from speechclip.training.world import World
 
 # Batches that are read or ready beyond the one in use.
 NUM_AHEAD = 2

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from speechclip.precision import Precision
+from speechclip.training.precision import Precision
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])

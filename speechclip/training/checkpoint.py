@@ -17,11 +17,11 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.heads import Head, HeadConfig, TextTower
-from speechclip.recipe import Recipe
 from speechclip.records import Record, from_json, to_json
 from speechclip.spec import CODEC_DTYPES, Codec, EncoderSpec, Window
 from speechclip.storage import Storage
-from speechclip.vocabulary import Vocabulary
+from speechclip.training.recipe import Recipe
+from speechclip.training.vocabulary import Vocabulary
 
 HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
 CHECKPOINT, RUN, VOCABULARY = "checkpoint.json", "run.json", "vocabulary.json"

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from speechclip.blueprint import count_trainable
-from speechclip.recipe import load_recipe, recipe_names
+from speechclip.training.blueprint import count_trainable
+from speechclip.training.recipe import load_recipe, recipe_names
 
 SIZES, HEADS = ("base", "large"), ("parallel", "cascaded", "hybrid", "cascaded-plus", "hybrid-plus")
 

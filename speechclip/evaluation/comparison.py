@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from speechclip.checkpoint import RunIdentity
 from speechclip.errors import InvalidInput
-from speechclip.published import TEST_POOLS, corpus_of
-from speechclip.recipe import Recipe, load_recipe
-from speechclip.report import EvaluationReport
+from speechclip.evaluation.published import TEST_POOLS, corpus_of
+from speechclip.evaluation.report import EvaluationReport
+from speechclip.training.checkpoint import RunIdentity
+from speechclip.training.recipe import Recipe, load_recipe
 
 # The published encoders: their hidden states and width, and the CLIP.
 _ENCODERS = {"base": (13, 768, "clip:ViT-B-32"), "large": (25, 1024, "clip:ViT-L-14")}

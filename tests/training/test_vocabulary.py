@@ -1,7 +1,7 @@
 import pytest
 
 from speechclip.errors import InvalidInput
-from speechclip.vocabulary import END, PADDING, START, Vocabulary, count_tokens
+from speechclip.training.vocabulary import END, PADDING, START, Vocabulary, count_tokens
 
 CAPTIONS = ["a dog runs", "a dog", "a cat runs .", " ", "a\x07"]
 

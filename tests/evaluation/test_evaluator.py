@@ -6,13 +6,20 @@ import pytest
 import torch
 from paired_corpus import IMAGE, SPEECH, Corpus, key, write_corpus
 
-from speechclip.checkpoint import Run, load_run
 from speechclip.errors import InvalidInput, NotStored
-from speechclip.evaluation import EvaluationReport, embed_images, embed_speech, evaluate, gather_pool, validator
+from speechclip.evaluation.evaluator import (
+    EvaluationReport,
+    embed_images,
+    embed_speech,
+    evaluate,
+    gather_pool,
+    validator,
+)
 from speechclip.manifest import Manifest
-from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
-from speechclip.world import World
+from speechclip.training.checkpoint import Run, load_run
+from speechclip.training.recipe import Recipe
+from speechclip.training.world import World
 
 RECIPE = Recipe(
     name="small", batch_size=18, max_steps=80, warmup_steps=5, learning_rate=2e-3, num_heads=4, feed_forward_factor=2,

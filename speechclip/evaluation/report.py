@@ -8,10 +8,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from speechclip.keywords import HitRate, KeywordReport
-from speechclip.published import Measure, Published
+from speechclip.evaluation.keywords import HitRate, KeywordReport
+from speechclip.evaluation.published import Measure, Published
+from speechclip.evaluation.retrieval import CUTOFFS, RetrievalReport, TwoWays
 from speechclip.records import Record
-from speechclip.retrieval import CUTOFFS, RetrievalReport, TwoWays
 from speechclip.storage import Storage
 
 Candidates = Literal["split", "all"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from speechclip.evaluation.keywords import KeywordReader, Readings, find_hits, gold_tokens, read_keywords
+from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Keywords
 from speechclip.heads.quantizer import Quantizer
-from speechclip.keywords import KeywordReader, Readings, find_hits, gold_tokens, read_keywords
-from speechclip.token_space import Scoring
-from speechclip.vocabulary import END, PADDING, START, Vocabulary, count_tokens
+from speechclip.training.vocabulary import END, PADDING, START, Vocabulary, count_tokens
 
 CAPTIONS = ("a dog runs", "a red ball", None, "two dogs run on the grass", "a dog and a ball", "")
 SLOTS = 4
@@ -98,7 +98,7 @@ def test_neighbours_are_those_of_the_token_and_of_the_query(
     matrix: torch.Tensor, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keywords = choose(matrix, vocabulary, [4] * 6)
-    monkeypatch.setattr("speechclip.keywords._BLOCK_SCORES", 50)
+    monkeypatch.setattr("speechclip.evaluation.keywords._BLOCK_SCORES", 50)
     found = read(matrix, vocabulary, keywords, [[0, 1, 2, 3, 4, 5]])
     for place, (row, slot) in enumerate(zip(found.rows, found.slots, strict=True)):
         assert found.tokens[place] == keywords.tokens[row, slot]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from speechclip.losses import ContrastiveLoss
+from speechclip.training.losses import ContrastiveLoss
 
 
 def pairs(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,17 +9,17 @@ import torch
 from keyword_corpus import CLIP, KeywordCorpus, write_keyword_corpus
 
 from speechclip import evaluation
-from speechclip.batches import open_pair
-from speechclip.checkpoint import Run
-from speechclip.discovery import discover
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_speech, evaluate, hear, validator
-from speechclip.keywords import gold_tokens
+from speechclip.evaluation.discovery import discover
+from speechclip.evaluation.evaluator import embed_speech, evaluate, hear, validator
+from speechclip.evaluation.keywords import gold_tokens
+from speechclip.evaluation.report import EvaluationReport
 from speechclip.manifest import Manifest
-from speechclip.report import EvaluationReport
 from speechclip.searcher import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
-from speechclip.world import World
+from speechclip.training.batches import open_pair
+from speechclip.training.checkpoint import Run
+from speechclip.training.world import World
 
 
 @pytest.fixture(scope="module")

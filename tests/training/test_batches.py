@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paired_corpus import IMAGE, SPEECH, key, write_corpus
 
-from speechclip.batches import Order, Rows, choose_feature_set, load_vectors, open_pair, stored_rows
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
+from speechclip.training.batches import Order, Rows, choose_feature_set, load_vectors, open_pair, stored_rows
 
 
 def rows(count: int, prefix: str = "u") -> Rows:

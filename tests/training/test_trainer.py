@@ -8,14 +8,14 @@ import pytest
 import torch
 from paired_corpus import Corpus, write_corpus
 
-from speechclip.checkpoint import HEAD, RunFolder, load_run
 from speechclip.errors import Damaged, InvalidInput
-from speechclip.evaluation import validator
-from speechclip.metrics import EVENTS, read_metrics
-from speechclip.recipe import Recipe
+from speechclip.evaluation.evaluator import validator
 from speechclip.storage import Storage
-from speechclip.trainer import Progress
-from speechclip.world import World
+from speechclip.training.checkpoint import HEAD, RunFolder, load_run
+from speechclip.training.metrics import EVENTS, read_metrics
+from speechclip.training.recipe import Recipe
+from speechclip.training.trainer import Progress
+from speechclip.training.world import World
 
 RECIPE = Recipe(
     name="small", batch_size=9, max_steps=12, warmup_steps=2, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,

@@ -9,19 +9,19 @@ import soundfile
 from PIL import Image
 from small_runs import RECIPE, train_small
 
-from speechclip.checkpoint import Run
 from speechclip.cli import main
-from speechclip.compat import PaddedFrames
 from speechclip.corpora.table import read_table
 from speechclip.encoders import load_encoder
 from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import embed_speech, evaluate
+from speechclip.evaluation.compat import PaddedFrames
+from speechclip.evaluation.evaluator import embed_speech, evaluate
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes
 from speechclip.store import FeatureStore
 from speechclip.tasks import EncoderRequest
+from speechclip.training.checkpoint import Run
 
 REQUESTS = [
     EncoderRequest(source="hubert:untrained-tiny", modality="speech", codec="fp32"),
@@ -66,7 +66,7 @@ def run_uri(manifest: Manifest, store: FeatureStore, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def trained(run_uri: str) -> Run:
-    from speechclip.checkpoint import load_run
+    from speechclip.training.checkpoint import load_run
 
     return load_run(run_uri)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from paired_corpus import Corpus, write_corpus
 
-from speechclip.checkpoint import RunFolder, build_head, load_run
 from speechclip.errors import Damaged, InvalidInput
-from speechclip.evaluation import embed_speech, validator
-from speechclip.metrics import read_metrics
-from speechclip.recipe import Recipe
+from speechclip.evaluation.evaluator import embed_speech, validator
 from speechclip.storage import Storage
-from speechclip.world import World
+from speechclip.training.checkpoint import RunFolder, build_head, load_run
+from speechclip.training.metrics import read_metrics
+from speechclip.training.recipe import Recipe
+from speechclip.training.world import World
 
 RECIPE = Recipe(
     name="keywords", head="hybrid", batch_size=9, max_steps=20, warmup_steps=2, learning_rate=1e-3, num_keywords=3,

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from speechclip.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
-from speechclip.checkpoint import Run
-from speechclip.comparison import caveats_of
-from speechclip.compat import PaddedFrames
 from speechclip.errors import InvalidInput
+from speechclip.evaluation.comparison import caveats_of
+from speechclip.evaluation.compat import PaddedFrames
+from speechclip.evaluation.keywords import KeywordReader, KeywordReport, read_keywords
+from speechclip.evaluation.published import published_rows
+from speechclip.evaluation.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
+from speechclip.evaluation.retrieval import TwoWays, retrieve_both
+from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
-from speechclip.keywords import KeywordReader, KeywordReport, read_keywords
-from speechclip.loader import judged_span, read_frames
 from speechclip.manifest import Manifest
-from speechclip.published import published_rows
-from speechclip.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
-from speechclip.retrieval import TwoWays, retrieve_both
 from speechclip.store import Frames, Snapshot, Vectors
-from speechclip.token_space import Scoring
-from speechclip.world import World
+from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
+from speechclip.training.checkpoint import Run
+from speechclip.training.loader import judged_span, read_frames
+from speechclip.training.world import World
 
 # Bounds what is held at once: 13 states of width 768 in fp16 make 20 kB a frame.
 FRAMES_PER_BATCH = 16_000

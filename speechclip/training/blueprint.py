@@ -4,11 +4,11 @@ import torch
 
 from speechclip.errors import InvalidInput
 from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig, TextTower
-from speechclip.losses import ContrastiveLoss
-from speechclip.recipe import Recipe
 from speechclip.records import Modality
 from speechclip.spec import EncoderSpec
-from speechclip.vocabulary import Vocabulary
+from speechclip.training.losses import ContrastiveLoss
+from speechclip.training.recipe import Recipe
+from speechclip.training.vocabulary import Vocabulary
 
 # Layers and width of HuBERT, and width of CLIP's joint space and tokens, of the two published pairs (SPEC 2.8).
 PUBLISHED_SIZES = {"base": (13, 768, 512), "large": (25, 1024, 768)}

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from speechclip.encoders.prepare import clip_tokens
 from speechclip.errors import EmptyText
+from speechclip.evaluation.retrieval import Trials, bootstrap_interval
+from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
 from speechclip.heads import Keywords
 from speechclip.heads.quantizer import Quantizer, Usage, UsageFigures
 from speechclip.records import Record
-from speechclip.retrieval import Trials, bootstrap_interval
-from speechclip.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
-from speechclip.vocabulary import END, PADDING, START, Vocabulary
+from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
 Neighbours = Literal["token", "query"]
 GoldKind = Literal["literal", "plain"]

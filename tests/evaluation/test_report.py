@@ -6,14 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from speechclip.checkpoint import FeatureSource, RunIdentity
-from speechclip.comparison import caveats_of
+from speechclip.evaluation.comparison import caveats_of
+from speechclip.evaluation.published import published_rows
+from speechclip.evaluation.report import EvaluationReport, TextReport, write_report
+from speechclip.evaluation.retrieval import TwoWays, retrieve_both
 from speechclip.heads import ParallelConfig
-from speechclip.published import published_rows
-from speechclip.recipe import Recipe, load_recipe
-from speechclip.report import EvaluationReport, TextReport, write_report
-from speechclip.retrieval import TwoWays, retrieve_both
 from speechclip.storage import Storage
+from speechclip.training.checkpoint import FeatureSource, RunIdentity
+from speechclip.training.recipe import Recipe, load_recipe
 
 
 def two_ways(num_images: int, captions: int) -> TwoWays:

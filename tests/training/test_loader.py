@@ -6,9 +6,9 @@ import torch
 from paired_corpus import Corpus, key, write_corpus
 
 from speechclip.errors import Damaged
-from speechclip.recipe import Recipe
 from speechclip.store import FeatureStore
-from speechclip.world import World
+from speechclip.training.recipe import Recipe
+from speechclip.training.world import World
 
 RECIPE = Recipe(name="small", batch_size=7, window="sliced", max_frames=8, seed=1)
 

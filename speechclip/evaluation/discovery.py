@@ -5,12 +5,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from speechclip.checkpoint import Run
 from speechclip.errors import InvalidInput
+from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
 from speechclip.heads import KeywordHead
 from speechclip.records import Record
-from speechclip.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
-from speechclip.vocabulary import Vocabulary
+from speechclip.training.checkpoint import Run
+from speechclip.training.vocabulary import Vocabulary
 
 
 class NearToken(Record, frozen=True):

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechclip.blueprint import build_criterion
-from speechclip.checkpoint import (
+from speechclip.errors import InvalidInput
+from speechclip.heads import Head, HeadOutput, KeywordHead
+from speechclip.records import Record
+from speechclip.training.blueprint import build_criterion
+from speechclip.training.checkpoint import (
     CRITERION,
     Best,
     CheckpointInfo,
@@ -21,14 +24,11 @@ from speechclip.checkpoint import (
     build_head,
     check_continues,
 )
-from speechclip.errors import InvalidInput
-from speechclip.heads import Head, HeadOutput, KeywordHead
-from speechclip.loader import Batch, Loader
-from speechclip.metrics import MetricsLog
-from speechclip.precision import Precision
-from speechclip.records import Record
-from speechclip.vocabulary import Vocabulary
-from speechclip.world import World
+from speechclip.training.loader import Batch, Loader
+from speechclip.training.metrics import MetricsLog
+from speechclip.training.precision import Precision
+from speechclip.training.vocabulary import Vocabulary
+from speechclip.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from speechclip.errors import InvalidInput
-from speechclip.recipe import Recipe, load_recipe
+from speechclip.training.recipe import Recipe, load_recipe
 
 
 def test_the_named_recipes_are_those_of_the_paper():

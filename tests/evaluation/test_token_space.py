@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechclip.token_space import TokenSpace, first_places
+from speechclip.evaluation.token_space import TokenSpace, first_places
 
 
 def falling(scores: torch.Tensor, count: int) -> list[list[int]]:

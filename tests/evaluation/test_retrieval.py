@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechclip.errors import InvalidInput
-from speechclip.retrieval import Trials, bootstrap_interval, chance_at, rank_answers, retrieve, retrieve_both, summarize
+from speechclip.evaluation.retrieval import (
+    Trials,
+    bootstrap_interval,
+    chance_at,
+    rank_answers,
+    retrieve,
+    retrieve_both,
+    summarize,
+)
 
-GOLDEN = Path(__file__).parent / "data" / "golden" / "retrieval.pt"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "retrieval.pt"
 
 
 def unit(rows: int, width: int = 8, seed: int = 0) -> np.ndarray:
@@ -48,7 +56,7 @@ def test_the_ranks_do_not_depend_on_the_size_of_a_block(monkeypatch):
     queries, candidates = unit(50), unit(30, seed=1)
     groups, candidate_groups = np.arange(50) % 10, np.arange(30) % 10
     whole = rank_answers(queries, candidates, groups, candidate_groups)
-    monkeypatch.setattr("speechclip.retrieval._BLOCK_SCORES", 90)
+    monkeypatch.setattr("speechclip.evaluation.retrieval._BLOCK_SCORES", 90)
     np.testing.assert_array_equal(rank_answers(queries, candidates, groups, candidate_groups), whole)
     assert len(set(whole)) > 3
 

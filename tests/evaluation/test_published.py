@@ -1,6 +1,6 @@
 import pytest
 
-from speechclip.published import PUBLISHED, TEST_POOLS, corpus_of, published_rows
+from speechclip.evaluation.published import PUBLISHED, TEST_POOLS, corpus_of, published_rows
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Training: batches from stored features, recipes, checkpoints, and the loop that every worker runs."""
