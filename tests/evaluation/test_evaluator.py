@@ -99,7 +99,7 @@ def test_embeddings_come_in_the_order_of_their_keys_whatever_the_batch(
     assert together.shape == (4, 8)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(together[1], together[3], atol=1e-6)
-    monkeypatch.setattr("speechclip.evaluation.FRAMES_PER_BATCH", 1)
+    monkeypatch.setattr("speechclip.evaluation.evaluator.FRAMES_PER_BATCH", 1)
     np.testing.assert_allclose(embed_speech(run.head, frames, keys), together, atol=1e-6)
     assert embed_speech(run.head, frames, []).shape == (0, 8)
     images = embed_images(run.head, vectors, [key("i4")])

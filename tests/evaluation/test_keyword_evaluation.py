@@ -8,13 +8,14 @@ import pytest
 import torch
 from keyword_corpus import CLIP, KeywordCorpus, write_keyword_corpus
 
-from speechclip import evaluation
 from speechclip.errors import InvalidInput
+from speechclip.evaluation import evaluator
 from speechclip.evaluation.discovery import discover
 from speechclip.evaluation.evaluator import embed_speech, evaluate, hear, validator
 from speechclip.evaluation.keywords import gold_tokens
 from speechclip.evaluation.report import EvaluationReport
 from speechclip.manifest import Manifest
+from speechclip.model import Model
 from speechclip.searcher import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.training.batches import open_pair
@@ -183,7 +184,7 @@ def test_batches_change_nothing(
     keys = [row["speech_key"] for row in train_rows(corpus)]
     together = hear(hybrid.head, frames, keys)
     np.testing.assert_array_equal(embed_speech(hybrid.head, frames, keys), together.embeddings["parallel"])
-    monkeypatch.setattr(evaluation, "FRAMES_PER_BATCH", 1)
+    monkeypatch.setattr(evaluator, "FRAMES_PER_BATCH", 1)
     apart = hear(hybrid.head, frames, keys)
     for branch, embeddings in together.embeddings.items():
         np.testing.assert_allclose(apart.embeddings[branch], embeddings, atol=1e-5)
@@ -244,7 +245,7 @@ def test_a_stored_utterance_and_its_recording_have_the_same_keywords(corpus: Key
     searcher = Searcher(corpus.store, hybrid)
     row = corpus.manifest.rows()[3]
     stored = searcher.stored_frames(row["utterance"])
-    assert discover(hybrid, stored) == discover(hybrid, searcher.encode_audio(row["audio_uri"]).astype(np.float16))
+    assert discover(hybrid, stored) == discover(hybrid, Model(hybrid).encode_audio(row["audio_uri"]).astype(np.float16))
     with pytest.raises(InvalidInput, match="no manifest names it"):
         searcher.stored_frames("nobody-said-this")
 
@@ -259,5 +260,5 @@ def test_a_head_without_keywords_discovers_none(corpus: KeywordCorpus, hybrid: R
 def test_a_store_without_texts_has_no_text_set(tmp_path: Path, corpus: KeywordCorpus, hybrid: Run) -> None:
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    assert evaluation.find_texts(hybrid, store.snapshot()) is None
-    assert evaluation.find_texts(hybrid, corpus.store.snapshot()) == corpus.info("text").fingerprint
+    assert evaluator.find_texts(hybrid, store.snapshot()) is None
+    assert evaluator.find_texts(hybrid, corpus.store.snapshot()) == corpus.info("text").fingerprint
