@@ -10,6 +10,12 @@ import s3_servers
 from fault_proxy import FaultProxy, Schedule
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crds", default=str(Path(__file__).parent.parent / "crds"), help="folder of KubeRay's CRDs (default: crds)"
+    )
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback, spoken to over HTTP."""
