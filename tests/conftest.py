@@ -10,6 +10,10 @@ import s3_servers
 from fault_proxy import FaultProxy, Schedule
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--crds", help="folder of KubeRay's CRDs; by default crds/ if it is there, else their tests skip")
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback, spoken to over HTTP."""
