@@ -130,7 +130,7 @@ def _encode_anew(
         lost = replace_lost(store, lost, receipts, work.run)
     for name, keys in keys_of(lost).items():
         if name in encoders:
-            problems += _why_left(name, keys, encoded, reasons)
+            problems += _why_left(store, name, keys, encoded, reasons)
     return len(encoded), list(lost)
 
 
@@ -169,20 +169,35 @@ def _advice(finding: Finding) -> str:
 
 
 def _why_left(
-    name: str, keys: set[str], encoded: set[tuple[str, str]], reasons: Mapping[tuple[str, str], str]
+    store: FeatureStore,
+    name: str,
+    keys: set[str],
+    encoded: set[tuple[str, str]],
+    reasons: Mapping[tuple[str, str], str],
 ) -> Iterator[str]:
     without = sorted(key for key in keys if (name, key) not in encoded)
     if without:
         reason = reasons.get((name, without[0]), "no kept manifest names a source")
         yield (
-            f"{name}: {len(without)} damaged assets, first {without[0]}, can't be encoded anew ({reason}); put the "
-            "sources back and repair again, or give them up by `speechclip drop`"
+            f"{name}: damaged assets that can't be encoded anew: {len(without)}, first {_who(store, name, without[0])} "
+            f"({reason}); put the sources back and repair again, or give them up by `speechclip drop`"
         )
-    if len(without) < len(keys):
+    others = sorted(keys - set(without))
+    if others:
         yield (
-            f"{name}: {len(keys) - len(without)} assets come out otherwise here than tagged versions say; the newest "
-            "version names them anew; delete the tags, or repair on the kind of machine that encoded them"
+            f"{name}: assets that come out otherwise here than tagged versions say: {len(others)}, first "
+            f"{_who(store, name, others[0])}; the newest version names them anew; delete the tags, or repair on the "
+            "kind of machine that encoded them"
         )
+
+
+def _who(store: FeatureStore, name: str, key: str) -> str:
+    """An asset by the first utterance that has it, if a kept manifest names one, and by its key."""
+    modality = store.read_spec(name).spec.modality
+    for manifest in _readable_manifests(store):
+        for utterance in manifest.utterances(modality).get(key, ())[:1]:
+            return f"utterance {utterance} ({key})"
+    return key
 
 
 def _is_tagged(store: FeatureStore, finding: Finding) -> bool:

@@ -239,7 +239,7 @@ def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: P
     Injury("shard", shard, "truncate", 100).inflict(store.storage.root)
     done = repair(store)
     assert {name: set(left) for name, left in done.left.items()} == {SPEECH: set(keys[2:])}
-    assert "no kept manifest names a source" in done.problems[0]
+    assert f"first {min(keys[2:])} (no kept manifest names a source)" in done.problems[0]
     features = store.snapshot().feature_set(SPEECH)
     assert all(features[key].tobytes() == before[SPEECH, key] for key in keys[:2])
     done = repair(store, manifests=[manifest])

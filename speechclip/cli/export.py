@@ -2,7 +2,7 @@
 
 import click
 
-from speechclip.cli.options import say, settings_options
+from speechclip.cli.options import counted, say, settings_options
 from speechclip.config import Settings
 
 
@@ -47,4 +47,5 @@ def export_webdataset(
         if kind not in chosen and manifest.assets(kind):
             say(f"note: no {kind} feature set is stored in catalog version {snapshot.version}: the tars hold none")
     done = write(snapshot, manifest.select(splits) if splits else manifest, chosen, out)
-    say(f"{out}: {done.num_utterances:,} utterances in {len(done.shards)} shards; {done.num_left_out:,} lack a feature")
+    written = f"{counted(done.num_utterances, 'utterance')} in {counted(len(done.shards), 'shard')}"
+    say(f"{out}: {written}; {done.num_left_out:,} without a feature")

@@ -9,12 +9,14 @@ import msgspec
 from speechclip.cli.options import (
     ProgressLine,
     console,
+    counted,
     human_bytes,
     human_seconds,
     note_untrained,
     printable,
     say,
     settings_options,
+    show,
     table,
 )
 from speechclip.config import Settings
@@ -144,16 +146,18 @@ def rejected(settings: Settings, as_json: bool) -> None:
         detail = row.detail.removeprefix(f"{row.source}: ")
         cells = (f"{row.utterances[0]}{others}", row.reason, row.source, detail, row.feature_set)
         shown.add_row(*(printable(cell)[:SHOWN_CHARACTERS] for cell in cells))
-    console().print(shown)
+    show(shown, "nothing of this manifest is rejected there")
 
 
 def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
     num_missing = sum(len(part.missing) for part in work.before)
     num_planned = sum(part.num_planned for part in work.before)
-    say(f"{num_planned:,} features planned, {num_planned - num_missing:,} settled before, {num_missing:,} to encode")
+    planned = counted(num_planned, "feature")
+    say(f"{planned} planned, {num_planned - num_missing:,} settled before, {num_missing:,} to encode")
     if num_missing:
         size = human_bytes(sum(part.remaining_bytes(sizes) for part in work.before))
-        say(f"plan {work.plan.id}: {len(work.plan.tasks)} tasks, about {size}; `speechclip plan` estimates the hours")
+        tasks = counted(len(work.plan.tasks), "task")
+        say(f"plan {work.plan.id}: {tasks}, about {size}; `speechclip plan` estimates the hours")
     note_untrained([spec.fingerprint for spec in specs if not spec.is_trained], PLUMBING)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from speechclip.cli.options import ProgressLine, human_seconds, say
+from speechclip.cli.options import ProgressLine, counted, human_seconds, say
 
 SHOWN_PROBLEMS = 10
 OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
@@ -146,7 +146,9 @@ def _write(manifest: Any, out: str) -> None:
     splits = ", ".join(
         f"{entry['values']} {entry['counts']:,}" for entry in manifest.table["split"].value_counts().to_pylist()
     )
-    say(f"{out}: {len(manifest):,} utterances ({splits}); assets: {counts}; {human_seconds(seconds)} of speech")
+    say(
+        f"{out}: {counted(len(manifest), 'utterance')} ({splits}); assets: {counts}; {human_seconds(seconds)} of speech"
+    )
     rows = {name: number for number, name in enumerate(manifest.table["utterance"].to_pylist(), start=1)}
     for problem in problems[:SHOWN_PROBLEMS]:
         first = problem.utterances[0]

@@ -122,6 +122,19 @@ def table(*columns: str, figures: Sequence[str] = ()) -> Table:
     return made
 
 
+def show(filled: Table, otherwise: str) -> None:
+    """Print the table, or say what it means that it is empty."""
+    if filled.row_count:
+        console().print(filled)
+    else:
+        say(otherwise)
+
+
+def counted(count: int, noun: str) -> str:
+    """As 1 file, or 2,300 files."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def human_bytes(count: float) -> str:
     """As 1.3 GB, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -5,7 +5,16 @@ import dataclasses
 import click
 import msgspec
 
-from speechclip.cli.options import ProgressLine, console, human_seconds, note_untrained, say, settings_options, table
+from speechclip.cli.options import (
+    ProgressLine,
+    counted,
+    human_seconds,
+    note_untrained,
+    say,
+    settings_options,
+    show,
+    table,
+)
 from speechclip.config import Settings
 from speechclip.records import Modality
 
@@ -29,8 +38,8 @@ def embed(settings: Settings, as_json: bool) -> None:
         on_receipt=lambda receipt: progress.advance(len(receipt.stored)),
     )
     say(
-        f"{summary.encoded:,} utterances embedded, {summary.stored_before:,} before, {summary.missing:,} without "
-        f"features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
+        f"{counted(summary.encoded, 'utterance')} embedded, {summary.stored_before:,} before, {summary.missing:,} "
+        f"without features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
     )
     if as_json:
         click.echo(msgspec.json.encode(summary))
@@ -78,5 +87,5 @@ def query(
     shown = table("cosine", "utterance", "text", "recording", "picture", figures=["cosine"])
     for answer in answers:
         shown.add_row(f"{answer.score:.3f}", answer.utterance, answer.text, answer.audio_uri, answer.image_uri)
-    console().print(shown)
+    show(shown, "nothing is stored to be found; `speechclip embed` and `featurize` put it there")
     note_untrained(searcher.identity.untrained, "these answers show the road, not SpeechCLIP's quality")

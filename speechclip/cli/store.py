@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, human_bytes, progress_line, say, settings_options, table
+from speechclip.cli.options import console, counted, human_bytes, progress_line, say, settings_options, show, table
 from speechclip.config import Settings
 from speechclip.records import MODALITIES
 
@@ -51,14 +51,15 @@ def drop(
     chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
     run = new_run()
     if erase and not dry_run:
-        say(f"{repack(store, chosen, run=run, on_progress=progress_line('shards')):,} shared shards written anew")
+        num_moved = repack(store, chosen, run=run, on_progress=progress_line("shards"))
+        say(f"{counted(num_moved, 'shared shard')} written anew")
     version = None if dry_run else store.drop(chosen, run=run)
     counts = {name: len(keys) for name, keys in chosen.items()}
     if as_json:
         click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
         return
     for name, count in counts.items():
-        say(f"{name}: {count:,} assets {'would be ' if dry_run else ''}dropped")
+        say(f"{name}: {counted(count, 'asset')} {'would be ' if dry_run else ''}dropped")
     if not any(counts.values()):
         say("nothing of that is stored; `speechclip history` shows what is")
     elif not dry_run:
@@ -83,11 +84,11 @@ def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
         return
     tags = f" and the tagged {', '.join(map(str, freed.versions))}" if freed.versions else ""
     say(
-        f"{freed.files:,} files with {freed.bytes:,} bytes ({human_bytes(freed.bytes)}) "
-        f"{'would be' if dry_run else 'were'} freed; catalog versions from {freed.since} on{tags} stay readable"
+        f"{'would free' if dry_run else 'freed'} {counted(freed.files, 'file')} with {counted(freed.bytes, 'byte')} "
+        f"({human_bytes(freed.bytes)}); catalog versions from {freed.since} on{tags} stay readable"
     )
     if freed.uploads:
-        say(f"{freed.uploads:,} unfinished uploads with {human_bytes(freed.upload_bytes)} likewise")
+        say(f"{counted(freed.uploads, 'unfinished upload')} with {human_bytes(freed.upload_bytes)} likewise")
 
 
 @click.command()
@@ -147,7 +148,7 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
         shown = table("tag", "version", "since (UTC)", figures=("version",))
         for one in tags:
             shown.add_row(one.name, str(one.version), f"{one.time:%Y-%m-%d %H:%M:%S}")
-        console().print(shown)
+        show(shown, "there is no tag yet; `speechclip tag NAME` gives the newest version a name")
         return
     if delete:
         store.tags.read(name)

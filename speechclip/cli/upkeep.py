@@ -7,6 +7,7 @@ import msgspec
 
 from speechclip.cli.options import (
     console,
+    counted,
     human_bytes,
     printable,
     progress_line,
@@ -42,8 +43,8 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
             say("nothing was encoded anew: repair first")
     if report.findings:
         raise Damaged(
-            f"{store.storage.root}: {len(report.findings)} files are damaged or gone, {_num_keys(report)} assets must "
-            "be encoded anew; run `speechclip repair`"
+            f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, to be encoded anew: "
+            f"{counted(_num_keys(report), 'asset')}; run `speechclip repair`"
         )
     unequal = [found.feature_set for found in again if not found.is_equal]
     if unequal:
@@ -91,9 +92,9 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
     else:
         for finding in done.mended:
             say(f"mended {finding.path}: {_bare(finding)}")
-        say(f"{len(done.mended):,} files mended, {done.encoded:,} assets encoded anew")
+        say(f"{counted(len(done.mended), 'file')} mended, {counted(done.encoded, 'asset')} encoded anew")
     if done.dropped_embeddings:
-        say(f"{done.dropped_embeddings:,} damaged embeddings dropped; `speechclip embed` makes them again")
+        say(f"{counted(done.dropped_embeddings, 'damaged embedding')} dropped; `speechclip embed` makes them again")
     if done.problems:
         raise WorkLeft("; ".join(done.problems))
 
@@ -107,13 +108,13 @@ def _show_report(report: Any) -> None:
     versions = ", ".join(map(str, report.versions))
     if versions:
         say(
-            f"catalog version {versions}: {report.assets:,} features in {report.files:,} files, "
+            f"catalog version {versions}: {counted(report.assets, 'feature')} in {counted(report.files, 'file')}, "
             f"{human_bytes(report.bytes)} read; {len(report.findings):,} damaged or gone"
         )
     if report.orphans:
         say(
-            f"{report.orphans:,} files with {human_bytes(report.orphan_bytes)} are named by no such version: a run is "
-            "at work on them, or `speechclip gc` will free them"
+            f"no such version names {counted(report.orphans, 'file')} with {human_bytes(report.orphan_bytes)}: a run "
+            "is at work on that, or `speechclip gc` will free it"
         )
 
 

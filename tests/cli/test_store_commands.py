@@ -47,6 +47,30 @@ def test_history_says_when_what_and_how_many(store: FeatureStore, capsys: pytest
     assert len(shown.splitlines()) >= 3
 
 
+def test_a_table_without_rows_says_what_that_means(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(store, "tag") == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (
+        "",
+        "there is no tag yet; `speechclip tag NAME` gives the newest version a name\n",
+    )
+    manifest = Path(store.storage.root).parent / "m.parquet"
+    synthetic().write(str(manifest))
+    assert run(store, "rejected", "--manifest", manifest) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "nothing of this manifest is rejected there\n")
+
+
+def test_one_is_counted_as_one(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(store.storage.address(f"features/{SPEECH}/.incoming-1")).write_bytes(b"?")
+    assert run(store, "gc", "--now", "--dry-run") == 0
+    assert "would free 1 file with 1 byte (1 B);" in capsys.readouterr().err
+    assert run(store, "gc", "--now") == 0
+    assert "freed 1 file with 1 byte (1 B);" in capsys.readouterr().err
+    assert run(store, "gc", "--now") == 0
+    assert "freed 0 files with 0 bytes (0 B);" in capsys.readouterr().err
+
+
 def test_a_tag_pins_what_export_and_evaluate_read(
     store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

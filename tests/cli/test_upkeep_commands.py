@@ -65,7 +65,7 @@ def test_verify_and_repair_tell_the_file_and_the_number(
     assert run(store, "repair", "--inline") == 0
     shown = capsys.readouterr()
     assert f"mended {STORE_FILE}: the file is gone" in shown.err
-    assert "1 assets encoded anew" in shown.err
+    assert "1 file mended, 1 asset encoded anew" in shown.err
     assert run(store, "verify", "--json") == 0
     assert content(store.snapshot()) == before
     Injury("shard", str(row["shard"]), "flip", 8 * int(str(row["offset"]))).inflict(store.storage.root)
@@ -74,7 +74,7 @@ def test_verify_and_repair_tell_the_file_and_the_number(
     assert [finding["path"] for finding in json.loads(shown.out.splitlines()[-1])["report"]["findings"]] == [
         row["shard"]
     ]
-    assert "1 assets must be encoded anew; run `speechclip repair`" in shown.err
+    assert "damaged or gone: 1 file, to be encoded anew: 1 asset; run `speechclip repair`" in shown.err
     assert run(store, "repair", "--inline", "--json") == 0
     assert json.loads(capsys.readouterr().out)["encoded"] == 1
 

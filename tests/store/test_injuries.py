@@ -173,6 +173,8 @@ def check_unrepaired(
         done = repair(store)
     assert (done.encoded, {name: set(keys) for name, keys in done.left.items()}) == (0, lost)
     assert ["put the sources back" in problem for problem in done.problems] == [True]
+    utterances = {row["utterance"] for manifest in store.manifests() for row in manifest.rows()}
+    assert any(f"first utterance {name} (" in done.problems[0] for name in utterances)
     assert keys_of(verify(store).findings) == lost
     assert read(store, patient) >= readable
 
