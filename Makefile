@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # What repeats something at random, and how often depends on SPEECHCLIP_LONG.
 LONG := $(shell grep -rl --include='test_*.py' 'from counts import' tests)
-# How many tests run at the same time there.
+# How many tests run at the same time.
 WORKERS ?= 2
 # The folder of KubeRay's CRDs, which are not ours to keep: one beside the checkout, else crds/, else make test CRDS=FOLDER.
 CRDS ?= $(wildcard ../shared/crds)
@@ -31,7 +31,7 @@ demo: $(READY)   ## the main job on real input, ten minutes; DEMO="--limit 0" ta
 	$(BIN)/python pipelines/demo.py $(DEMO)
 
 test: $(READY)   ## all tests that CI runs
-	$(BIN)/python -m pytest -q -m "not slow" $(if $(CRDS),--crds $(CRDS)) $(TESTS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=12 -m "not slow" $(if $(CRDS),--crds $(CRDS)) $(TESTS)
 
 check: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .
