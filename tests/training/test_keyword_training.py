@@ -90,11 +90,14 @@ def work(rank: int, corpus: Corpus, runs: dict[str, Recipe], meeting: str) -> No
 
 @pytest.fixture(scope="module")
 def two_workers(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A run of each head by two workers with common statistics, and one with statistics of their own."""
+    """A run of each head by two workers with common statistics, one with statistics of their own, one begun by one."""
     folder = tmp_path_factory.mktemp("two")
     recipes = {head: changed(head=head, text_weight=0.5, accumulation=2) for head in HEADS}
     recipes["local"] = changed(head="cascaded", norm_scope="local", max_steps=5)
+    recipes["taken over"] = changed()
     runs = {str(folder / name): recipe for name, recipe in recipes.items()}
+    with pytest.raises(Interrupted):
+        corpus.trainer(recipes["taken over"], str(folder / "taken over"), validate=interrupt_at(3)).fit()
     arguments = (corpus, runs, str(folder / "meeting"))
     other = multiprocessing.get_context("spawn").Process(target=work, args=(1, *arguments))
     other.start()
@@ -117,6 +120,16 @@ def test_two_workers_with_common_statistics_do_what_one_does(
     for double, single in zip(*(read_metrics(Storage(run)) for run in (two, one)), strict=True):
         assert double["loss"] == pytest.approx(single["loss"], abs=1e-5)
         assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
+
+
+def test_two_workers_go_on_with_what_one_began_in_the_same_order(
+    corpus: Corpus, two_workers: dict[str, str], tmp_path: Path
+):
+    whole = corpus.trainer(changed(), str(tmp_path / "whole"), validate=interrupt_at(0)).fit()
+    taken_over = RunFolder(two_workers["taken over"]).finished()
+    assert taken_over is not None
+    assert taken_over.order_digest == whole.order_digest
+    assert losses(two_workers["taken over"]) == pytest.approx(losses(str(tmp_path / "whole")), abs=1e-5)
 
 
 def test_statistics_of_each_workers_own_rows_are_another_choice_which_shows(

@@ -1,4 +1,5 @@
 import multiprocessing
+import random
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,34 @@ def test_a_run_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path):
     losses = [[line["loss"] for line in read_metrics(Storage(run))] for run in (straight, cut)]
     assert len(losses[0]) == 12
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_interrupted_at_any_step_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, seed: int):
+    recipe = msgspec.structs.replace(RECIPE, checkpoint_every=3)
+    straight, cut = str(tmp_path / "straight"), str(tmp_path / "cut")
+    whole = corpus.trainer(recipe, straight).fit()
+    for last in sorted(random.Random(seed).sample(range(1, recipe.max_steps), 2)):
+        trainer = corpus.trainer(recipe, cut)
+        trainer.take_step = until(last, trainer.take_step)  # type: ignore[method-assign]
+        with pytest.raises(Interrupted):
+            trainer.fit()
+        assert trainer.step == last
+    assert corpus.trainer(recipe, cut).fit() == whole
+    losses = [[line["loss"] for line in read_metrics(Storage(run))] for run in (straight, cut)]
+    assert losses[0] == losses[1]
+
+
+def until(last: int, take_step: Any) -> Any:
+    """Steps as they are, and a crash in place of the one after `last`."""
+
+    def crash_after(batches: Any) -> Any:
+        if crash_after.trainer.step == last:
+            raise Interrupted
+        return take_step(batches)
+
+    crash_after.trainer = take_step.__self__  # type: ignore[attr-defined]
+    return crash_after
 
 
 def test_a_run_does_not_go_on_as_another(corpus: Corpus, tmp_path: Path):
