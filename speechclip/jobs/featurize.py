@@ -11,6 +11,7 @@ import ray.data
 
 from speechclip.errors import SpeechClipError, WorkLeft
 from speechclip.featurizer import Work
+from speechclip.jobs.meters import FeaturizeMeters
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
@@ -84,9 +85,12 @@ def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
     _configure_data()
     branches = [_branch(work, name, tasks, pools, batch_sizes) for name, tasks in by_set.items()]
     dataset = functools.reduce(lambda left, right: left.union(right), branches)
+    meters = FeaturizeMeters(work)
     try:
         for row in dataset.iter_rows():
-            yield msgspec.msgpack.decode(row["receipt"], type=Receipt)
+            receipt = msgspec.msgpack.decode(row["receipt"], type=Receipt)
+            meters.count(receipt)
+            yield receipt
     except ray.exceptions.RayTaskError as error:
         # An error of ours crosses as itself; anything else is a bug and keeps its traceback.
         if isinstance(error.cause, SpeechClipError):

@@ -20,6 +20,7 @@ from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
 from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.board import Board
 from speechclip.jobs.cluster import connect
+from speechclip.jobs.meters import TrainMeters
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
 from speechclip.store import FeatureStore
@@ -89,9 +90,15 @@ def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None 
     if vocabulary is not None:
         folder.write_vocabulary(vocabulary)
     connect(request.num_cpus)
-    scaling, tell = _scale(request), on_progress or _log
+    scaling, tell, meters = _scale(request), on_progress or _log, TrainMeters()
+
+    def show(line: bytes) -> None:
+        progress = msgspec.json.decode(line, type=Progress)
+        meters.show(progress)
+        tell(progress)
+
     with (
-        Board(lambda line: tell(msgspec.json.decode(line, type=Progress))) as lines,
+        Board(show) as lines,
         tempfile.TemporaryDirectory(prefix="sc-train-") as ray_folder,
     ):
         trainer = ray.train.torch.TorchTrainer(
