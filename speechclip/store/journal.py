@@ -4,6 +4,7 @@ Delta Lake keeps no checksum of its log. With the copy a damaged or lost entry i
 A writer killed between its commit and the copy leaves the copying to the next one.
 """
 
+import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,6 +111,9 @@ class Journal:
         parse_entry(version, text)
         sums = {}
         if self.storage.size(checkpoint_path(version)) is not None:
-            sums = {path: checksum(self.storage.read(path)) for path in (checkpoint_path(version), LAST_CHECKPOINT)}
+            sums[checkpoint_path(version)] = checksum(self.storage.read(checkpoint_path(version)))
+            # Whoever was killed between the two has left no pointer.
+            with contextlib.suppress(FileNotFoundError):
+                sums[LAST_CHECKPOINT] = checksum(self.storage.read(LAST_CHECKPOINT))
         body = msgspec.json.encode(JournalEntry(text=text.decode(), checkpoint=sums))
         return checksum(body).encode() + b"\n" + body

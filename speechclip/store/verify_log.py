@@ -27,7 +27,7 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
             yield Finding(kind="log", path=log_path(version), problem=problem)
         checkpoint = dict(copy.checkpoint) if copy else {}
         if checkpoint:
-            newest_checkpoint, last_sum = version, checkpoint.pop(LAST_CHECKPOINT)
+            newest_checkpoint, last_sum = version, checkpoint.pop(LAST_CHECKPOINT, "")
         yield from _verify_sums(catalog.storage, checkpoint)
     # It points to the newest checkpoint, which may have no copy that could be read, or no copy yet.
     if last_sum and newest_checkpoint >= max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=-1):

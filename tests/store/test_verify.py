@@ -10,6 +10,7 @@ from stores import IMAGE, SPEECH, TEXT, fill
 
 from speechclip.errors import NotStored, UnsupportedStore
 from speechclip.records import to_json
+from speechclip.repairer import repair
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.feature_store import StoreFile
 from speechclip.store.frames import pack_shard, write_shard
@@ -153,6 +154,26 @@ def test_the_pointer_to_the_newest_checkpoint_is_verified(store: FeatureStore, m
     assert [finding.path for finding in verify(store).findings] == [LAST_CHECKPOINT]
 
 
+def test_a_checkpoint_whose_maker_was_killed_before_the_pointer_to_it_stops_nobody(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of a store: the next commit copies the entry, with the checksum of what lies there."""
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 2)
+    version = store.drop({TEXT: None})
+    if version is not None and version % 2:
+        version = store.drop({IMAGE: None})
+    assert version is not None
+    store.storage.delete([LAST_CHECKPOINT, journal_path(version)])
+    assert verify(store).findings == ()
+    monkeypatch.undo()
+    assert store.drop({SPEECH: None}) == version + 1
+    assert verify(store).findings == ()
+    Injury("checkpoint", checkpoint_path(version), "truncate", 99).inflict(store.storage.root)
+    assert [finding.path for finding in verify(store).findings] == [checkpoint_path(version)]
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()
+
+
 def test_verify_changes_nothing(store: FeatureStore) -> None:
     for path in ("store.json", next(store.storage.list("manifests")), log_path(2)):
         Injury("any", path, "truncate", 5).inflict(store.storage.root)
@@ -168,8 +189,6 @@ def test_a_place_without_a_store_is_not_stored(tmp_path: Path) -> None:
 
 
 def test_a_store_on_s3_is_verified_and_repaired_alike(s3_uri: str) -> None:
-    from speechclip.repairer import repair
-
     store = fill(s3_uri)
     before = content(store.snapshot())
     shard = next(path for path in store.storage.list(f"features/{SPEECH}") if path.endswith(".tar"))
