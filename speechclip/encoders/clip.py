@@ -63,7 +63,7 @@ def load_text_weights(source: str) -> TextWeights:
     if parsed.family != "clip":
         raise InvalidInput(f"{source} has no text tower of CLIP; keywords need an image encoder of the family clip")
     encoder = load_clip(parsed, "text")
-    tensors = {name: value for name, value in encoder.model.state_dict().items() if not name.startswith("visual.")}
+    tensors = {name: value for name, value in encoder.weights().items() if not name.startswith("visual.")}
     return TextWeights(
         tensors=tensors,
         num_heads=encoder.spec.architecture["text_cfg"]["heads"],

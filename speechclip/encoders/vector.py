@@ -20,13 +20,18 @@ class VectorEncoder:
     ) -> None:
         self.spec = spec
         self.source = source
-        self._forward, self.model = forward, model
+        self._forward, self._model = forward, model
         self._device = next(model.parameters()).device
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's numbers by its library's names."""
+        found: dict[str, torch.Tensor] = self._model.state_dict()
+        return found
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
-        assert_frozen(self.model)
+        assert_frozen(self._model)
         assert_exact(self._device)
         vectors: list[np.ndarray[Any, Any]] = []
         for first in range(0, len(inputs), BATCH):

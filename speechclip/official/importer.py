@@ -200,7 +200,7 @@ def _hubert_pairs(file: LightningFile, ears: Encoder) -> dict[str, Tensor | None
 
 def _clip_pairs(eyes: Encoder) -> dict[str, Tensor | None]:
     """The same of CLIP's image tower."""
-    own = eyes.model.state_dict() if isinstance(eyes, VectorEncoder) else {}
+    own = eyes.weights() if isinstance(eyes, VectorEncoder) else {}
     return {f"clip.model.{name}": own.get(name) for name in ("visual.conv1.weight", "visual.proj")}
 
 

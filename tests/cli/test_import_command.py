@@ -61,8 +61,9 @@ def test_an_imported_head_evaluates_embeds_and_answers(
     assert report["num_utterances"] > 0
     run("embed", "--run", tmp_path / "run", "--manifest", manifest, "--store", store)
     capsys.readouterr()
-    run("query", "--run", tmp_path / "run", "--store", store, "--text", "a red circle", "--among", "speech", "-k", 2)
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    asked = ("--text", "a red circle", "--among", "speech", "-k", 2)
+    run("query", "--run", tmp_path / "run", "--store", store, *asked, "--json")
+    assert [answer["rank"] for answer in json.loads(capsys.readouterr().out)] == [1, 2]
 
 
 def test_a_malicious_file_ends_with_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

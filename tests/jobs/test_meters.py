@@ -12,6 +12,7 @@ import ray
 from paired_corpus import SPEECH
 
 from speechclip.featurizer import Work
+from speechclip.jobs import cluster
 from speechclip.jobs.meters import FeaturizeMeters, TrainMeters
 from speechclip.manifest import Manifest
 from speechclip.plan import Plan
@@ -29,6 +30,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, flo
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # As every cluster of ours; a token of another in the same process would shut the next one out.
+    cluster._protect()
     ray.init(
         "local", num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 500},
