@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import official_files
 import pytest
 import torch
@@ -15,6 +16,7 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
+from speechclip.model import load
 from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
@@ -156,6 +158,17 @@ def test_a_run_says_where_it_came_from_and_what_it_binds_to(tokens: Tensor, tmp_
     assert recipe.max_steps == load_recipe(RECIPE).max_steps
     weights = RunFolder(str(tmp_path / "run")).read_tensors("head.safetensors", info.head_sha256)
     assert weights["criterion.temperature"].item() == pytest.approx(2.659)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "fp32"])
+def test_an_imported_head_embeds_a_recording_whatever_the_stored_type(
+    codec: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    bring(write(tmp_path, official_files.parallel_state(SIZES), tokens), tmp_path, codec=codec)
+    model = load(str(tmp_path / "run"))
+    noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32) * 0.1
+    assert np.linalg.norm(model.embed((noise, 16_000))) == pytest.approx(1, abs=1e-5)
+    assert model.encoder("image").spec.codec == codec
 
 
 def test_the_true_base_sizes_have_the_published_number_of_parameters(tmp_path: Path) -> None:
