@@ -246,6 +246,9 @@ class Trainer:
                 value.copy_(head[name])
         state: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self._parameters()):
+            # A branch without a weight never got a gradient, so Adam keeps nothing of it.
+            if f"{name}.step" not in optimizer:
+                continue
             state[index] = {kind: optimizer[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.precision.load(optimizer)

@@ -75,6 +75,15 @@ def test_a_run_with_keywords_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_p
     assert not any("token_embedding" in name or name.startswith("tower") for name in names)
 
 
+@pytest.mark.parametrize("off", ["parallel_weight", "cascaded_weight"])
+def test_a_run_with_a_branch_that_is_not_trained_goes_on_too(corpus: Corpus, tmp_path: Path, off: str):
+    recipe = changed(max_steps=6, validate_every=2, checkpoint_every=2, **{off: 0.0})
+    whole = corpus.trainer(recipe, str(tmp_path / "straight"), validate=interrupt_at(0)).fit()
+    with pytest.raises(Interrupted):
+        corpus.trainer(recipe, str(tmp_path / "cut"), validate=interrupt_at(3)).fit()
+    assert corpus.trainer(recipe, str(tmp_path / "cut"), validate=interrupt_at(0)).fit() == whole
+
+
 def work(rank: int, corpus: Corpus, runs: dict[str, Recipe], meeting: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
