@@ -107,7 +107,7 @@ def rank_answers(
     query_groups: Int[np.ndarray, " queries"],
     candidate_groups: Int[np.ndarray, " candidates"],
 ) -> Int[np.ndarray, " queries"]:
-    """The rank of each query's best answer, from 1; a wrong candidate with an equal score counts as ahead of it."""
+    """The rank of each query's best answer, from 1; a wrong candidate with an equal score or NaN is ahead of it."""
     ranks = np.empty(len(queries), np.int64)
     wide = candidates.astype(np.float64).T
     block = max(1, _BLOCK_SCORES // max(1, len(candidates)))
@@ -116,7 +116,8 @@ def rank_answers(
         scores = (queries[start : start + block].astype(np.float64) @ wide).astype(np.float32)
         is_answer = query_groups[start : start + block, None] == candidate_groups
         best = np.where(is_answer, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[start : start + block] = 1 + ((scores >= best) & ~is_answer).sum(axis=1)
+        # Not `>=`, which is false of NaN: a head that has diverged would answer everything first.
+        ranks[start : start + block] = 1 + (~(scores < best) & ~is_answer).sum(axis=1)
     return ranks
 
 

@@ -84,11 +84,11 @@ def import_checkpoint(
         identity = RunIdentity(
             manifest="",
             catalog_version=NO_VERSION,
-            speech=_source(ears),
-            image=_source(eyes),
+            speech=FeatureSource.of(ears.spec, ears.source),
+            image=FeatureSource.of(eyes.spec, eyes.source),
             recipe=chosen,
             head=layout.head,
-            text=_source_of_text(text, eyes.source) if text else None,
+            text=FeatureSource.of(text.spec, eyes.source) if text else None,
             vocabulary=vocabulary.digest if vocabulary else "",
             imported=file.sha256(),
         )
@@ -251,13 +251,3 @@ def _check_head(
     if wrong:
         raise InvalidInput(f"{path}: does not fit a {layout.setting} head: {'; '.join(wrong[:6])} ({len(wrong)} such)")
     return sum(parameter.numel() for parameter in head.parameters()) + (TEMPERATURE in tensors)
-
-
-def _source(encoder: Encoder) -> FeatureSource:
-    return FeatureSource(
-        fingerprint=encoder.spec.fingerprint, source=encoder.source, is_trained=encoder.spec.is_trained
-    )
-
-
-def _source_of_text(text: TextWeights, source: str) -> FeatureSource:
-    return FeatureSource(fingerprint=text.spec.fingerprint, source=source, is_trained=text.spec.is_trained)

@@ -27,6 +27,11 @@ class Precision:
         self._device, self._dtype = device, _DTYPES[name] if is_mixed else None
         self._scaler = GradScaler(device.type, enabled=self._dtype is torch.float16)
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the loss is scaled, so that gradients which overflow cost a step and no more."""
+        return self._scaler.is_enabled()
+
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
@@ -46,13 +51,13 @@ class Precision:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the moments; nothing unless the loss is scaled."""
-        if not self._scaler.is_enabled():
+        if not self.is_scaled:
             return {}
         kept = self._scaler.state_dict()
         return {_SCALE: torch.tensor(kept["scale"]), _STREAK: torch.tensor(kept["_growth_tracker"])}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        if self._scaler.is_enabled() and _SCALE in state:
+        if self.is_scaled and _SCALE in state:
             kept = {"scale": state[_SCALE].item(), "_growth_tracker": int(state[_STREAK].item())}
             self._scaler.load_state_dict(self._scaler.state_dict() | kept)

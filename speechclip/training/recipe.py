@@ -1,5 +1,6 @@
 """A recipe: every choice of a training run that can change its result, and nothing else (SPEECHCLIP_SPEC 2.7)."""
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import resources
@@ -16,9 +17,12 @@ from speechclip.spec import EncoderSpec
 # The least value of whole numbers and weights.
 LEAST = {
     "batch_size": 2, "accumulation": 1, "max_steps": 1, "max_frames": 1, "validate_every": 1, "checkpoint_every": 1,
-    "num_heads": 1, "num_keywords": 1, "feed_forward_factor": 1, "warmup_steps": 0, "seed": 0, "parallel_weight": 0,
-    "cascaded_weight": 0, "length_weight": 0, "image_weight": 0, "text_weight": 0,
+    "num_heads": 1, "num_keywords": 1, "feed_forward_factor": 1, "embedding_width": 1, "warmup_steps": 0, "seed": 0,
+    "parallel_weight": 0, "cascaded_weight": 0, "length_weight": 0, "image_weight": 0, "text_weight": 0,
+    "final_factor": 0, "weight_decay": 0,
 }  # fmt: skip
+# What NumPy's and torch's generators take alike.
+MOST_SEED = 2**63 - 1
 ABOVE_ZERO = ("temperature", "quantizer_temperature", "learning_rate", "clip_norm")
 HeadKind = Literal["parallel", "cascaded", "hybrid", "cascaded-plus", "hybrid-plus"]
 
@@ -81,6 +85,10 @@ class Recipe(Record, frozen=True):
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInput(f"recipe {self.name}: {name} is {value}, expected a finite number")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -88,6 +96,11 @@ class Recipe(Record, frozen=True):
         for name in ABOVE_ZERO:
             if getattr(self, name) <= 0:
                 raise InvalidInput(f"recipe {self.name}: {name} is {getattr(self, name)}, it must be above 0")
+        if self.seed > MOST_SEED:
+            raise InvalidInput(f"recipe {self.name}: seed is {self.seed}, above {MOST_SEED}")
+        for name in ("keyword_projection", "parallel_projection"):
+            if (least_width := min(getattr(self, name), default=1)) < 1:
+                raise InvalidInput(f"recipe {self.name}: {name} has a width of {least_width}, below 1")
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"recipe {self.name}: dropout is {self.dropout}, expected 0 up to (not including) 1")
         if not self.image_weight + self.text_weight:
@@ -148,7 +161,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     A value of an override may be text. Unknown keys and values that do not fit are `InvalidInput` that names the key.
     """
     values = _read(name_or_path) | dict(overrides or {})
-    unknown = sorted(values.keys() - set(Recipe.__struct_fields__))
+    unknown = sorted(str(key) for key in values.keys() - set(Recipe.__struct_fields__))
     if unknown:
         known = ", ".join(Recipe.__struct_fields__)
         raise InvalidInput(f"recipe {name_or_path}: no such key {', '.join(unknown)}; a recipe has {known}")
@@ -178,7 +191,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         )
     try:
         values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise InvalidInput(f"{name_or_path}: can't be read as a recipe ({error})") from None
     if not isinstance(values, dict):
         raise InvalidInput(f"{name_or_path}: a recipe is a mapping of keys to values")

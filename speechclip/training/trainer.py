@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -144,6 +145,11 @@ class Trainer:
         parameters = list(self._parameters().values())
         self.world.average([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = self.precision.step(self.optimizer, parameters, self.recipe.clip_norm)
+        if not math.isfinite(norm) and not self.precision.is_scaled:
+            raise InvalidInput(
+                f"{self.folder.uri}: step {self.step + 1}: gradients of norm {norm}, the run has diverged; lower "
+                "learning_rate or raise temperature, and train into a new folder"
+            )
         for batch in batches:
             self.order_digest = self.loader.order.extend_digest(self.order_digest, batch.number)
         self.step += 1
@@ -246,6 +252,9 @@ class Trainer:
                 value.copy_(head[name])
         state: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self._parameters()):
+            # A branch without a weight never got a gradient, so Adam keeps nothing of it.
+            if f"{name}.step" not in optimizer:
+                continue
             state[index] = {kind: optimizer[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.precision.load(optimizer)

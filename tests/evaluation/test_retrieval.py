@@ -52,6 +52,13 @@ def test_equal_candidates_tie_wherever_they_stand_and_ties_count_against_the_mod
     assert report.mean_rank == num_candidates
 
 
+def test_scores_that_are_no_numbers_rank_last():
+    good, lost = unit(4), np.full((4, 8), np.nan, np.float32)
+    groups = np.arange(4)
+    assert rank_answers(lost, good, groups, groups).tolist() == [4, 4, 4, 4]
+    assert rank_answers(good, lost, groups, groups).tolist() == [4, 4, 4, 4]
+
+
 def test_the_ranks_do_not_depend_on_the_size_of_a_block(monkeypatch):
     queries, candidates = unit(50), unit(30, seed=1)
     groups, candidate_groups = np.arange(50) % 10, np.arange(30) % 10

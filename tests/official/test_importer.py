@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import official_files
 import pytest
 import torch
@@ -15,6 +17,7 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
+from speechclip.model import load
 from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
@@ -158,6 +161,17 @@ def test_a_run_says_where_it_came_from_and_what_it_binds_to(tokens: Tensor, tmp_
     assert weights["criterion.temperature"].item() == pytest.approx(2.659)
 
 
+@pytest.mark.parametrize("codec", ["fp16", "fp32"])
+def test_an_imported_head_embeds_a_recording_whatever_the_stored_type(
+    codec: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    bring(write(tmp_path, official_files.parallel_state(SIZES), tokens), tmp_path, codec=codec)
+    model = load(str(tmp_path / "run"))
+    noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32) * 0.1
+    assert np.linalg.norm(model.embed((noise, 16_000))) == pytest.approx(1, abs=1e-5)
+    assert model.encoder("image").spec.codec == codec
+
+
 def test_the_true_base_sizes_have_the_published_number_of_parameters(tmp_path: Path) -> None:
     """Poster: 7.5 M; SPEECHCLIP_SPEC 2.9: 7 483 917."""
     sizes = official_files.BASE
@@ -253,6 +267,36 @@ def test_the_config_in_the_file_decides_what_shapes_can_not_tell(
         layout = describe(file)
     assert getattr(layout.head, field) == expected
     assert layout.corpus == "spokencoco"
+
+
+def nested(times: int) -> Any:
+    """Few bytes in a pickle, and 2 to the power of `times` words when it is shown."""
+    found: Any = "x"
+    for _ in range(times):
+        found = (found, found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data__dataset__name",
+        "audio_encoder__normalize_type",
+        f"{CASCADED}type",
+        f"{CASCADED}transformer_args__layer_norm_eps",
+        f"{CASCADED}vq__args__temp",
+    ],
+)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(lambda: nested(60), "a tuple"), (lambda: 10**5000, "an int"), (lambda: "x" * 1000, "a str")],
+    ids=["tuple", "int", "str"],
+)
+def test_a_config_that_would_take_for_ever_to_show_is_refused(
+    place: str, make: Callable[[], Any], kind: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    path = write(tmp_path, official_files.cascaded_state(SIZES), tokens, settings(**{place: make()}))
+    refuses(path, tmp_path, f"its config has {place.rpartition('__')[2]} {kind}, which no official checkpoint has")
 
 
 def test_a_file_without_a_readable_config_takes_the_published_choices(tokens: Tensor, tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_a_run_with_keywords_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_p
     assert not any("token_embedding" in name or name.startswith("tower") for name in names)
 
 
+@pytest.mark.parametrize("off", ["parallel_weight", "cascaded_weight"])
+def test_a_run_with_a_branch_that_is_not_trained_goes_on_too(corpus: Corpus, tmp_path: Path, off: str):
+    recipe = changed(max_steps=6, validate_every=2, checkpoint_every=2, **{off: 0.0})
+    whole = corpus.trainer(recipe, str(tmp_path / "straight"), validate=interrupt_at(0)).fit()
+    with pytest.raises(Interrupted):
+        corpus.trainer(recipe, str(tmp_path / "cut"), validate=interrupt_at(3)).fit()
+    assert corpus.trainer(recipe, str(tmp_path / "cut"), validate=interrupt_at(0)).fit() == whole
+
+
 def work(rank: int, corpus: Corpus, runs: dict[str, Recipe], meeting: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -153,6 +162,14 @@ def test_a_finished_run_with_keywords_embeds_as_it_did_when_it_was_trained(corpu
     RunFolder(run).write_vocabulary(type(corpus.vocabulary)(ids=corpus.vocabulary.ids[::-1]))
     with pytest.raises(Damaged, match="not the run's vocabulary"):
         load_run(run)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"ids": [0]}', b'{"ids": [0, 49406, 49407, -1]}'])
+def test_a_file_that_is_no_vocabulary_is_damage(corpus: Corpus, tmp_path: Path, content: bytes):
+    identity = corpus.identity(changed(head="cascaded"))
+    (tmp_path / "vocabulary.json").write_bytes(content)
+    with pytest.raises(Damaged, match="not the run's vocabulary"):
+        RunFolder(str(tmp_path)).read_vocabulary(identity)
 
 
 def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):

@@ -56,6 +56,16 @@ def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
         ({"head": "cascaded"}, "image_projection must be false"),
         ({"head": "cascade"}, "head"),
         ({"precision": "fp8"}, "precision"),
+        ({"temperature": "nan"}, "temperature is nan"),
+        ({"learning_rate": "inf"}, "learning_rate is inf"),
+        ({"image_weight": "nan"}, "image_weight is nan"),
+        ({"final_factor": "nan"}, "final_factor is nan"),
+        ({"final_factor": -0.1}, r"final_factor is -0\.1, below 0"),
+        ({"weight_decay": -1e-6}, "weight_decay is -1e-06, below 0"),
+        ({"embedding_width": 0}, "embedding_width is 0, below 1"),
+        ({"keyword_projection": [64, 0]}, "keyword_projection has a width of 0, below 1"),
+        ({"parallel_projection": [-3]}, "parallel_projection has a width of -3, below 1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, above"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_key(overrides, message):
@@ -72,6 +82,21 @@ def test_a_missing_or_broken_recipe_is_refused(tmp_path: Path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(InvalidInput, match="can't be read"):
         load_recipe(str(tmp_path / "broken.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1: 2\n", "no such key 1;"),
+        (b"~: 2\nfoo: 3\n", "no such key None, foo;"),
+        (b"name: caf\xe9\n", "can't be read as a recipe"),
+        (b"head: " + b"[" * 20_000, "can't be read as a recipe"),
+    ],
+)
+def test_a_file_that_is_no_recipe_at_all_is_refused(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(InvalidInput, match=message):
+        load_recipe(str(tmp_path / "odd.yaml"))
 
 
 def test_a_branch_that_a_head_lacks_has_no_weight():

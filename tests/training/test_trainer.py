@@ -141,6 +141,17 @@ def test_other_batches_under_the_same_identity_are_noticed(corpus: Corpus, tmp_p
         trainer.fit()
 
 
+def test_a_run_that_diverges_ends_with_a_sentence_and_keeps_no_such_head(corpus: Corpus, tmp_path: Path):
+    recipe = msgspec.structs.replace(RECIPE, learning_rate=1e30, warmup_steps=0, checkpoint_every=1)
+    with pytest.raises(InvalidInput, match=r"step \d+: gradients of norm nan, the run has diverged; lower"):
+        corpus.trainer(recipe, str(tmp_path / "run"), validate=dev(corpus)).fit()
+    folder = RunFolder(str(tmp_path / "run"))
+    assert folder.finished() is None
+    losses = [line["loss"] for line in read_metrics(folder.storage)]
+    assert len(losses) == folder.steps()[-1] < 12
+    assert torch.tensor(losses).isfinite().all()
+
+
 def test_what_a_crash_left_half_written_does_not_count(corpus: Corpus, tmp_path: Path):
     run = tmp_path / "run"
     (run / "checkpoints" / "step-000005").mkdir(parents=True)
@@ -158,6 +169,18 @@ def test_a_second_training_in_the_same_folder_is_refused(corpus: Corpus, tmp_pat
     second.resume = lambda: None  # type: ignore[method-assign]
     with pytest.raises(InvalidInput, match="another training writes"):
         second.fit()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"\xff": 1}'])
+def test_a_record_of_a_run_that_is_none_is_damage(tmp_path: Path, content: bytes):
+    folder = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints" / "step-000005").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step-000005" / "checkpoint.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"step-000005/checkpoint\.json: no record of a run"):
+        folder.last_checkpoint()
+    (tmp_path / "run" / "run.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"run\.json: no record of a run"):
+        load_run(str(tmp_path / "run"))
 
 
 def test_a_changed_head_file_is_damage(corpus: Corpus, tmp_path: Path):
