@@ -33,6 +33,7 @@ _TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch
 _KINDS: dict[tuple[bool, bool], HeadKind] = {
     (False, False): "cascaded", (True, False): "hybrid", (False, True): "cascaded-plus", (True, True): "hybrid-plus",
 }  # fmt: skip
+_NORMALIZATIONS: dict[str, Normalization] = {"s3prl": "s3prl", "method1": "method1", "method2": "method2"}
 # The most characters of a text in a config that are looked at.
 _LONGEST = 200
 _SIZES = {768: "base", 1024: "large"}
@@ -211,8 +212,8 @@ def _normalization(file: LightningFile, width: int, *, is_plus: bool) -> Normali
     if not encoder.get("normalize_hiddenstates", False):
         return "none"
     kind = _look(file, "audio_encoder", "normalize_type") or "s3prl"
-    if kind in ("s3prl", "method1", "method2"):
-        return kind  # type: ignore[no-any-return]
+    if kind in _NORMALIZATIONS:
+        return _NORMALIZATIONS[kind]
     raise InvalidInput(f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known")
 
 
