@@ -67,11 +67,13 @@ class Settings(Record, frozen=True):
             )
         return requests
 
-    def need(self, name: str) -> str:
-        """A setting that this command can't do without; `InvalidInput` says where to give it."""
+    def need(self, name: str, option: str = "") -> str:
+        """A setting that this command can't do without; `InvalidInput` says where to give it (by default `--name`)."""
         value = getattr(self, name)
         if value is None:
-            raise InvalidInput(f"no {name}: give --{name}, or set metadata.speechclip.{name} in {DEFAULT_CONFIG}")
+            raise InvalidInput(
+                f"no {name}: give {option or f'--{name}'}, or set metadata.speechclip.{name} in {DEFAULT_CONFIG}"
+            )
         return str(value)
 
 

@@ -59,3 +59,10 @@ def test_what_a_command_needs_and_lacks_is_named_with_both_places() -> None:
 def test_layers_are_a_choice_of_speech_alone() -> None:
     settings = load_settings(str(PROJECT / "ray_config.yaml"), {"speech": "toy", "image": "toy", "layers": (1, 2)}, [])
     assert [request.layers for request in settings.encoder_requests()] == [(1, 2), None]
+
+
+def test_the_run_folder_of_a_training_may_stand_in_the_config(tmp_path: Path) -> None:
+    found = load_settings(write(tmp_path, {"run": "s3://b/run"}), {}, [])
+    assert found.need("run", "--out") == "s3://b/run"
+    with pytest.raises(InvalidInput, match="no run: give --out, or set"):
+        load_settings(write(tmp_path, {"store": "s"}), {}, []).need("run", "--out")

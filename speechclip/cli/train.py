@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from speechclip.cli.options import human_seconds, note_untrained, say, settings_options
-from speechclip.config import Settings, whole_path
+from speechclip.config import Settings
 
 
 @click.command()
@@ -13,9 +13,7 @@ from speechclip.config import Settings, whole_path
 @click.option(
     "--recipe", metavar="NAME", help="A recipe's name or YAML file; `--set key=value` changes single keys of it."
 )
-@click.option(
-    "--out", required=True, metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on."
-)
+@click.option("--out", "run", metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on.")
 @click.option("--workers", type=int, help="Training processes; the result does not depend on their number.")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option(
@@ -30,7 +28,6 @@ from speechclip.config import Settings, whole_path
 )
 def train(
     settings: Settings,
-    out: str,
     num_cpus: int | None,
     speech_set: str | None,
     image_set: str | None,
@@ -43,11 +40,12 @@ def train(
     from speechclip.store import FeatureStore
     from speechclip.training.recipe import load_recipe
 
+    out = settings.need("run", "--out")
     recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     request = TrainRequest(
         manifest=settings.need("manifest"),
         store=settings.need("store"),
-        out=whole_path(out),
+        out=out,
         recipe=recipe,
         speech=speech_set or settings.speech,
         image=image_set or settings.image,
