@@ -33,6 +33,8 @@ _TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch
 _KINDS: dict[tuple[bool, bool], HeadKind] = {
     (False, False): "cascaded", (True, False): "hybrid", (False, True): "cascaded-plus", (True, True): "hybrid-plus",
 }  # fmt: skip
+# The most characters of a text in a config that are looked at.
+_LONGEST = 200
 _SIZES = {768: "base", 1024: "large"}
 _CORPORA = {"flickr": "flickr8k", "coco": "spokencoco"}
 _CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
@@ -208,7 +210,7 @@ def _normalization(file: LightningFile, width: int, *, is_plus: bool) -> Normali
         return "s3prl" if width == 1024 and not is_plus else "none"
     if not encoder.get("normalize_hiddenstates", False):
         return "none"
-    kind = encoder.get("normalize_type", "s3prl")
+    kind: Any = _look(file, "audio_encoder", "normalize_type") or "s3prl"
     if kind in ("s3prl", "method1", "method2"):
         return kind  # type: ignore[no-any-return]
     raise InvalidInput(f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known")
@@ -223,11 +225,23 @@ def _check(file: LightningFile, wanted: Mapping[str, object], *path: str) -> Non
 
 
 def _look(file: LightningFile, *path: str) -> Any:
-    """The value at a place of the config, None where there is none."""
+    """The number, flag or short text at a place of the config, None where there is none."""
     found: Any = file.config
     for key in path:
         found = settings(found).get(key)
-    return found
+    match found:
+        case None | bool() | float():
+            return found
+        case int() if abs(found) < 1 << 63:
+            return found
+        case str() if len(found) <= _LONGEST:
+            return found
+    # A tuple of tuples that share their content is small in the file and without end where it is shown.
+    kind = type(found).__name__
+    raise InvalidInput(
+        f"{file.path}: its config has {path[-1]} {'an' if kind[0] in 'aeioAEIO' else 'a'} {kind}, which no official "
+        "checkpoint has; nothing of it was used"
+    )
 
 
 def _count(file: LightningFile, default: int, *path: str) -> int:

@@ -32,8 +32,9 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# Official files have some 0.5 MB of pickle.
-MAX_PICKLE_BYTES = 64 << 20
+# Official files have some 0.5 MB of pickle; a byte of it can make an object of 64.
+MAX_PICKLE_BYTES = 8 << 20
+MAX_AXES = 8
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, ValueError, OverflowError)
 
 
@@ -142,7 +143,9 @@ class LightningFile:
 
     def _tensor(self, arguments: tuple[Any, ...]) -> StoredTensor:
         match arguments:
-            case (_Storage() as storage, int(offset), tuple(shape), tuple(stride), *_) if len(shape) == len(stride):
+            case (_Storage() as storage, int(offset), tuple(shape), tuple(stride), *_) if (
+                len(shape) == len(stride) <= MAX_AXES
+            ):
                 sizes = (offset, *shape, *stride)
                 if all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
                     reach = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1

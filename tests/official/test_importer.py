@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,36 @@ def test_the_config_in_the_file_decides_what_shapes_can_not_tell(
         layout = describe(file)
     assert getattr(layout.head, field) == expected
     assert layout.corpus == "spokencoco"
+
+
+def nested(times: int) -> Any:
+    """Few bytes in a pickle, and 2 to the power of `times` words when it is shown."""
+    found: Any = "x"
+    for _ in range(times):
+        found = (found, found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data__dataset__name",
+        "audio_encoder__normalize_type",
+        f"{CASCADED}type",
+        f"{CASCADED}transformer_args__layer_norm_eps",
+        f"{CASCADED}vq__args__temp",
+    ],
+)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(lambda: nested(60), "a tuple"), (lambda: 10**5000, "an int"), (lambda: "x" * 1000, "a str")],
+    ids=["tuple", "int", "str"],
+)
+def test_a_config_that_would_take_for_ever_to_show_is_refused(
+    place: str, make: Callable[[], Any], kind: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    path = write(tmp_path, official_files.cascaded_state(SIZES), tokens, settings(**{place: make()}))
+    refuses(path, tmp_path, f"its config has {place.rpartition('__')[2]} {kind}, which no official checkpoint has")
 
 
 def test_a_file_without_a_readable_config_takes_the_published_choices(tokens: Tensor, tmp_path: Path) -> None:

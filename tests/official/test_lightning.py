@@ -225,6 +225,7 @@ class Tensorlike:
         (0, (4.0,), (1,)),
         (True, (2,), (1,)),
         (0, (1 << 60, 1 << 60, 0), (1, 1, 1)),
+        (0, (1,) * 9, (1,) * 9),
     ],
 )
 def test_a_tensor_that_does_not_fit_its_storage_is_refused(
