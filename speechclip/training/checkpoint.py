@@ -8,6 +8,7 @@ A checkpoint counts once its `checkpoint.json` lies there, which names the sha25
 
 import hashlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import safetensors.torch
@@ -25,6 +26,7 @@ from speechclip.training.vocabulary import Vocabulary
 
 HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
 CHECKPOINT, RUN, VOCABULARY = "checkpoint.json", "run.json", "vocabulary.json"
+_Kind = TypeVar("_Kind", bound=Record)
 # What belongs to the loss lies beside the head's weights under this prefix.
 CRITERION = "criterion."
 
@@ -178,7 +180,7 @@ class RunFolder:
         """What `run.json` says, None while the run is not at its end."""
         if self.storage.size(RUN) is None:
             return None
-        return msgspec.json.decode(self.storage.read(RUN), type=RunInfo)
+        return self._read_record(RUN, RunInfo)
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""
@@ -189,7 +191,7 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> CheckpointInfo:
         """What is known of the checkpoint of that step."""
-        return msgspec.json.decode(self.storage.read(f"{_folder(step)}/{CHECKPOINT}"), type=CheckpointInfo)
+        return self._read_record(f"{_folder(step)}/{CHECKPOINT}", CheckpointInfo)
 
     def last_checkpoint(self) -> CheckpointInfo | None:
         """The newest complete checkpoint, if there is one."""
@@ -232,8 +234,11 @@ class RunFolder:
         """The run's reduced vocabulary, None for a head without keywords; `Damaged` if it is not the one it names."""
         if not identity.vocabulary:
             return None
-        vocabulary = from_json(self.storage.read(VOCABULARY), Vocabulary)
-        if vocabulary.digest != identity.vocabulary:
+        try:
+            vocabulary = from_json(self.storage.read(VOCABULARY), Vocabulary)
+        except (msgspec.DecodeError, InvalidInput):
+            vocabulary = None
+        if vocabulary is None or vocabulary.digest != identity.vocabulary:
             raise Damaged(f"{self.storage.address(VOCABULARY)}: not the run's vocabulary; train again in a new folder")
         return vocabulary
 
@@ -250,6 +255,14 @@ class RunFolder:
         if not self.storage.create(RUN, to_json(complete)):
             raise InvalidInput(f"{self.uri}: the run is finished already; another training writes to this folder")
         return complete
+
+    def _read_record(self, path: str, kind: type[_Kind]) -> _Kind:
+        try:
+            return from_json(self.storage.read(path), kind)
+        except (msgspec.DecodeError, InvalidInput) as error:
+            raise Damaged(
+                f"{self.storage.address(path)}: no record of a run ({error}); train again from a new folder"
+            ) from None
 
     def _replace(self, path: str, data: bytes) -> str:
         """Write a file that nothing names yet, over what a run cut short may have left; its sha256."""

@@ -25,6 +25,9 @@ class Vocabulary(Record, frozen=True, dict=True):
             raise InvalidInput(
                 f"a vocabulary of {len(self.ids)} ids: each must occur once, and {PADDING}, {START} and {END} be there"
             )
+        # A negative one would be counted from the end of CLIP's tokens.
+        if strange := [token for token in self.ids if not 0 <= token <= END]:
+            raise InvalidInput(f"a vocabulary with the token {strange[0]}, CLIP has 0 to {END}")
 
     def __len__(self) -> int:
         return len(self.ids)

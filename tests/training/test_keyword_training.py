@@ -151,6 +151,14 @@ def test_a_finished_run_with_keywords_embeds_as_it_did_when_it_was_trained(corpu
         load_run(run)
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"ids": [0]}', b'{"ids": [0, 49406, 49407, -1]}'])
+def test_a_file_that_is_no_vocabulary_is_damage(corpus: Corpus, tmp_path: Path, content: bytes):
+    identity = corpus.identity(changed(head="cascaded"))
+    (tmp_path / "vocabulary.json").write_bytes(content)
+    with pytest.raises(Damaged, match="not the run's vocabulary"):
+        RunFolder(str(tmp_path)).read_vocabulary(identity)
+
+
 def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):
     identity = corpus.identity(RECIPE)
     assert identity.text is not None

@@ -142,6 +142,18 @@ def test_a_second_training_in_the_same_folder_is_refused(corpus: Corpus, tmp_pat
         second.fit()
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"\xff": 1}'])
+def test_a_record_of_a_run_that_is_none_is_damage(tmp_path: Path, content: bytes):
+    folder = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints" / "step-000005").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step-000005" / "checkpoint.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"step-000005/checkpoint\.json: no record of a run"):
+        folder.last_checkpoint()
+    (tmp_path / "run" / "run.json").write_bytes(content)
+    with pytest.raises(Damaged, match=r"run\.json: no record of a run"):
+        load_run(str(tmp_path / "run"))
+
+
 def test_a_changed_head_file_is_damage(corpus: Corpus, tmp_path: Path):
     corpus.trainer(RECIPE, str(tmp_path / "run")).fit()
     file = tmp_path / "run" / HEAD

@@ -29,5 +29,11 @@ def test_a_vocabulary_without_start_end_and_padding_or_with_one_twice_is_refused
         Vocabulary(ids=ids)
 
 
+@pytest.mark.parametrize("strange", [-1, END + 1, 10**12])
+def test_an_id_that_clip_does_not_have_is_refused(strange: int):
+    with pytest.raises(InvalidInput, match=f"token {strange}, CLIP has 0 to {END}"):
+        Vocabulary(ids=(PADDING, START, END, strange))
+
+
 def test_no_caption_at_all_leaves_the_three_that_are_always_there():
     assert count_tokens([]).ids == (PADDING, START, END)
