@@ -134,9 +134,9 @@ def write_corpus(
     missing = {key(name) for name in unstored}
     store = FeatureStore(store_uri)
     _store_frames(store, [entry for entry in frames if entry[0] not in missing])
-    _store_vectors(store, image_spec, CLIP if with_clip else "toy", vectors, missing)
+    store_vectors(store, image_spec, CLIP if with_clip else "toy", vectors, missing)
     if text_spec is not None:
-        _store_vectors(store, text_spec, CLIP, texts, missing)
+        store_vectors(store, text_spec, CLIP, texts, missing)
     return Corpus(Manifest.from_rows(rows), store_uri, image_spec, text_spec)
 
 
@@ -159,7 +159,7 @@ def _store_frames(store: FeatureStore, frames: list[tuple[str, np.ndarray]]) -> 
     store.commit([_receipt("speech", SPEECH, path, stored)], "m")
 
 
-def _store_vectors(
+def store_vectors(
     store: FeatureStore, spec: EncoderSpec, source: str, vectors: dict[str, np.ndarray], missing: set[str]
 ) -> None:
     store.add_spec(spec, source)

@@ -146,6 +146,11 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     vocabulary, tower = None, None
     if recipe.has_keywords:
         tower = find_tower(image.source, image.spec)
+        if text and text.spec.fingerprint != msgspec.structs.replace(tower, codec=text.spec.codec).fingerprint:
+            raise InvalidInput(
+                f"texts {text.spec.fingerprint} and images of {image.source} lie in different spaces, and keywords are "
+                "read by the text tower of one CLIP; name that CLIP's texts by --text"
+            )
         vocabulary = count_tokens(caption for caption in manifest.table["text"].to_pylist() if caption)
         source = source or FeatureSource.of(tower, image.source)
     identity = RunIdentity(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from speechclip.errors import InvalidInput
 from speechclip.store import Frames, Vectors
 from speechclip.training.batches import Order, load_vectors
 from speechclip.training.recipe import Recipe
@@ -72,6 +73,13 @@ class Loader:
         self.order, self.frames, self.recipe, self.world = order, frames, recipe, world or World()
         self.read_threads = read_threads
         recipe.check_fits(frames.spec)
+        # BatchNorm makes of a single row its bias, whatever was said, and of none NaN.
+        least = 2 if recipe.has_keywords and recipe.norm_scope == "local" else 1
+        if order.rows_per_batch < least * self.world.size:
+            raise InvalidInput(
+                f"recipe {recipe.name}: batches of {order.rows_per_batch} rows are too small for {self.world.size} "
+                f"workers, each of which needs {least}; ask for fewer by --workers"
+            )
         self._targets = {"image": load_vectors(order.rows.image_keys, vectors)} if recipe.image_weight else {}
         if recipe.text_weight:
             assert texts is not None

@@ -82,6 +82,7 @@ class Trainer:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.identity, self.recipe, self.loader, self.folder = identity, identity.recipe, loader, folder
+        self.vocabulary = vocabulary
         self.world, self.device = loader.world, torch.device(device)
         self.validate, self.on_progress = validate, on_progress or (lambda progress: None)
         with torch.random.fork_rng(devices=[]):
@@ -294,4 +295,7 @@ class Trainer:
         if self.world.rank != 0:
             return info
         weights, _ = self.folder.read_checkpoint(self.folder.checkpoint(info.head_step))
+        if self.vocabulary is not None:
+            # A second training may have begun here before our first checkpoint, with other words.
+            self.folder.write_vocabulary(self.vocabulary)
         return self.folder.finish(info, weights)

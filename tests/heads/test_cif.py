@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -98,6 +100,8 @@ def test_no_more_than_the_most_keywords_and_no_fewer_than_one():
     for is_training in (True, False):
         loud = made(loud=9.0, max_keywords=5).train(is_training)
         assert loud(values, lengths, None, is_rescaled=False, together=Alone()).counts.max() == 5
+        rescaled = made(max_keywords=5).train(is_training)
+        assert rescaled(values, lengths, None, is_rescaled=True, together=Alone()).counts.max() == 5
         quiet = made(loud=-9.0).train(is_training)
         fired = quiet(values, lengths, None, is_rescaled=False, together=Alone())
         assert fired.counts.tolist() == [1] * 6
@@ -119,6 +123,17 @@ def test_a_tail_of_half_a_weight_fires_outside_training_alone():
     assert trained.counts.tolist() == [2, 3]
     # What had not fired stays in its slot, where it counts for BatchNorm alone, as officially.
     assert trained.slots[:, :, 0].tolist() == [[1.5, 3.5, 2.5], [1.5, 3.5, 5.5]]
+
+
+def test_a_tail_of_less_than_half_a_weight_is_lost_outside_training():
+    # Weights of 0.3 each: 4 frames are 1.2 keywords, 11 are 3.3.
+    cif = made().eval()
+    with torch.no_grad():
+        cif.weight_proj[1].weight.zero_()
+        cif.weight_proj[1].bias.fill_(math.log(0.3 / 0.7))
+    fired = cif(torch.ones(2, 11, WIDTH), torch.tensor([4, 11]), None, is_rescaled=False, together=Alone())
+    assert fired.counts.tolist() == [1, 3]
+    torch.testing.assert_close(fired.slots[:, :, 0], torch.tensor([[1.0, 0, 0], [1, 1, 1]]))
 
 
 def test_the_fullest_row_of_all_workers_sets_the_number_of_slots_in_training():

@@ -33,6 +33,7 @@ def test_nothing_is_dropped_without_seeds_or_probability():
     assert drop(values, probability=0.0, seeds=SEEDS[:3], site=0) is values
 
 
-def test_a_probability_of_one_is_refused():
-    with pytest.raises(InvalidInput, match=r"1\.5"):
-        drop(torch.ones(2, 2), probability=1.5, seeds=SEEDS[:2], site=0)
+@pytest.mark.parametrize("probability", [1.0, 1.5, -0.1])
+def test_a_probability_outside_0_to_1_is_refused(probability: float):
+    with pytest.raises(InvalidInput, match=f"dropout is {probability}"):
+        drop(torch.ones(2, 2), probability=probability, seeds=SEEDS[:2], site=0)

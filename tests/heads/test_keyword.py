@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from two_workers import Worker, run_two
 
 from speechclip.errors import InvalidInput
-from speechclip.heads import HeadOutput, KeywordConfig, KeywordHead, TextTower
+from speechclip.heads import HeadOutput, KeywordConfig, KeywordHead, TextTower, attention, cif, projection
+from speechclip.heads.dropout import drop
 from speechclip.heads.quantizer import Usage
 from speechclip.training.losses import ContrastiveLoss
 
@@ -211,8 +212,37 @@ def check_alone(alone: HeadOutput, together: HeadOutput, row: int) -> None:
     assert count == together.keywords.counts[row]
     assert torch.equal(alone.keywords.tokens[0, :count], together.keywords.tokens[row, :count])
     assert not together.keywords.chosen[row, count:].any()
+    assert not together.keywords.queries[row, count:].any()
     torch.testing.assert_close(alone.cascaded[0], together.cascaded[row], atol=1e-6, rtol=0)
     torch.testing.assert_close(alone.embedding[0], together.embedding[row], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.2] * 3),
+        ({"block": "transformer", "feed_forward_width": 32}, [0.2] * 6),
+        ({"segmentation": "cif"}, [0.2, 0.5, 0.5, 0.2, 0.2]),
+        ({"has_parallel": True, "parallel_projection": (10, 10)}, [0.2] * 5),
+        (
+            {"segmentation": "cif", "has_parallel": True, "parallel_projection": (10,)},
+            [0.2, 0.5, 0.5, 0.2, 0.2, 0.2],
+        ),
+    ],
+)
+def test_every_dropout_of_a_head_has_its_own_site_and_the_rate_of_its_part(options, expected, monkeypatch):
+    seen: list[tuple[int, float]] = []
+
+    def spy(values: Tensor, *, probability: float, seeds: Tensor | None, site: int) -> Tensor:
+        seen.append((site, probability))
+        return drop(values, probability=probability, seeds=seeds, site=site)
+
+    for part in (attention, cif, projection):
+        monkeypatch.setattr(part, "drop", spy)
+    frames, lengths, seeds = tiny_batch()
+    tiny(dropout=0.2, projection=(10, 10), **options).train()(frames, lengths, seeds)
+    assert [rate for _, rate in seen] == expected
+    assert len({site for site, _ in seen}) == len(seen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -411,6 +441,16 @@ def test_scaled_steps_end_where_the_config_says():
     assert head.eval()(frames, lengths, step=9).keywords.counts.tolist() == [1] * 5
 
 
+def test_the_parts_of_a_head_are_made_as_the_config_says():
+    head = tiny(segmentation="cif", max_keywords=3, quantizer_temperature=0.3, is_quantizer_learnable=True).train()
+    assert head.config.build(tower()).vector_quantizer.curr_temp.tolist() == pytest.approx([0.3])
+    assert "vector_quantizer.curr_temp" in dict(head.named_parameters())
+    with torch.no_grad():
+        head.downsampling.weight_proj[1].bias += 9
+    frames, lengths, _ = tiny_batch()
+    assert head(frames, lengths, step=9_999).keywords.counts.max() == 3
+
+
 def test_a_batch_of_300_rows_trains_at_a_cold_temperature():
     head = tiny(has_parallel=True).train()
     frames = torch.randn(300, 3, 9, 16)
@@ -433,8 +473,13 @@ def test_sizes_that_do_not_fit_together_are_refused():
         tiny(num_heads=5)
     with pytest.raises(InvalidInput, match="30 tokens of width 8 and gives width 12"):
         tiny(vocabulary_size=31)
-    with pytest.raises(InvalidInput, match="76 keywords, but the text tower takes 75"):
-        tiny(num_keywords=76)
+    with pytest.raises(InvalidInput, match=r"the head is for 30, 9 and 12"):
+        tiny(keyword_width=9)
+    with pytest.raises(InvalidInput, match=r"the head is for 30, 8 and 13"):
+        tiny(image_width=13)
+    for options in ({"num_keywords": 76}, {"segmentation": "cif", "max_keywords": 76}):
+        with pytest.raises(InvalidInput, match="76 keywords, but the text tower takes 75"):
+            tiny(**options)
     for options in ({"segmentation": "cif", "feed_forward_width": 32}, {"feed_forward_width": 0}):
         with pytest.raises(InvalidInput, match="transformer block"):
             tiny(block="transformer", **options)

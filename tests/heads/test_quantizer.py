@@ -25,6 +25,7 @@ def test_the_nearest_token_by_cosine_is_taken_and_never_a_barred_one():
     cosines[..., BARRED] = -torch.inf
     assert torch.equal(tokens, cosines.argmax(-1))
     assert torch.equal(chosen, embeddings[tokens])
+    assert not made(queries.clone().requires_grad_(), embeddings)[1].requires_grad
     own, _ = made(3 * embeddings[None], embeddings)
     is_barred = torch.isin(torch.arange(40), BARRED)
     assert torch.equal(own[0][~is_barred], torch.arange(40)[~is_barred])

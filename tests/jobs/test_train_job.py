@@ -4,14 +4,16 @@ import signal
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
-from paired_corpus import SPEECH, Corpus, write_corpus
+from paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
 
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
-from speechclip.jobs.train import TrainRequest, train
+from speechclip.jobs.train import TrainRequest, identify, train
 from speechclip.manifest import Manifest
 from speechclip.storage import Storage
+from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
@@ -141,6 +143,17 @@ def test_keywords_need_the_clip_that_made_the_images(corpus: Corpus, tmp_path: P
     no_texts = msgspec.structs.replace(KEYWORDS, text_weight=0.0)
     with pytest.raises(InvalidInput, match="toy has no text tower of CLIP"):
         train(msgspec.structs.replace(asked, recipe=no_texts))
+
+
+def test_texts_of_another_clip_than_the_images_are_refused_for_keywords(clip_corpus: Corpus, tmp_path: Path):
+    assert clip_corpus.text is not None
+    store = FeatureStore(clip_corpus.store_uri)
+    other = msgspec.structs.replace(clip_corpus.text, weights="f" * 64)
+    key = clip_corpus.manifest.rows()[0]["text_key"]
+    store_vectors(store, other, "clip:another", {key: np.zeros(other.width, "<f4")}, set())
+    asked = request(clip_corpus, tmp_path, recipe=KEYWORDS, text="clip:another")
+    with pytest.raises(InvalidInput, match=f"{other.fingerprint} and images of .* lie in different spaces"):
+        identify(asked, RunFolder(asked.out))
 
 
 def test_an_imported_head_is_not_trained_on(corpus: Corpus, tmp_path: Path):

@@ -16,6 +16,7 @@ from speechclip.storage import Storage
 from speechclip.training.checkpoint import RunFolder, build_head, load_run
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.training.vocabulary import Vocabulary
 from speechclip.training.world import World
 
 RECIPE = Recipe(
@@ -170,6 +171,14 @@ def test_a_file_that_is_no_vocabulary_is_damage(corpus: Corpus, tmp_path: Path, 
     (tmp_path / "vocabulary.json").write_bytes(content)
     with pytest.raises(Damaged, match="not the run's vocabulary"):
         RunFolder(str(tmp_path)).read_vocabulary(identity)
+
+
+def test_a_finished_run_has_its_own_words_whatever_another_training_left_there(corpus: Corpus, tmp_path: Path):
+    trainer = corpus.trainer(changed(head="cascaded", max_steps=2), str(tmp_path / "run"))
+    other = Vocabulary(ids=corpus.vocabulary.ids[::-1])
+    RunFolder(str(tmp_path / "run")).write_vocabulary(other)
+    trainer.fit()
+    assert load_run(str(tmp_path / "run")).vocabulary == corpus.vocabulary
 
 
 def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from paired_corpus import Corpus, key, write_corpus
 
-from speechclip.errors import Damaged
+from speechclip.errors import Damaged, InvalidInput
 from speechclip.store import FeatureStore
 from speechclip.training.recipe import Recipe
 from speechclip.training.world import World
@@ -59,6 +61,23 @@ def test_crops_change_from_step_to_step_and_full_never_crops(corpus: Corpus):
     assert starts == set(range(loader.frames.num_frames(name) - 8 + 1))
     uncropped = corpus.loader(Recipe(name="small", batch_size=7, window="full", max_frames=8))
     assert max(int(batch.lengths.max()) for batch in uncropped.batches(0, 5)) > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "least"),
+    [
+        ({"batch_size": 3}, 4, 1),
+        ({"head": "cascaded", "batch_size": 7}, 4, 2),
+        ({"head": "cascaded", "batch_size": 3, "norm_scope": "synchronised"}, 4, 1),
+    ],
+)
+def test_more_workers_than_a_batch_has_rows_for_are_refused(corpus: Corpus, changes: Any, workers: int, least: int):
+    recipe = Recipe(name="wide", **changes)
+    sentence = f"batches of {recipe.batch_size} rows are too small for 4 workers, each of which needs {least}"
+    with pytest.raises(InvalidInput, match=sentence):
+        corpus.loader(recipe, World(0, workers))
+    enough = msgspec.structs.replace(recipe, batch_size=least * workers)
+    assert corpus.loader(enough, World(0, workers)).order.rows_per_batch == least * workers
 
 
 def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
