@@ -67,8 +67,9 @@ def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Comman
         wrapped: Any = wrapper
         for name in reversed(names):
             wrapped = OPTIONS[name](wrapped)
+        keys = "the config or of the recipe" if sets_recipe else "the config"
         wrapped = click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any key of the config."
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Set any key of {keys}."
         )(wrapped)
         wrapped = click.option(
             "-c", "--config", metavar="FILE", help="Settings; default ./ray_config.yaml if it is there."

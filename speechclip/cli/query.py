@@ -30,10 +30,11 @@ def embed(settings: Settings, as_json: bool) -> None:
 
     manifest = Manifest.read(settings.need("manifest"))
     progress = ProgressLine(len(manifest.assets("speech")), "utterances")
+    run = load_run(settings.need("run"))
     summary = embed_manifest(
         FeatureStore(settings.need("store")),
         manifest,
-        load_run(settings.need("run")),
+        run,
         sizes=settings.featurize.tasks,
         on_receipt=lambda receipt: progress.advance(len(receipt.stored)),
     )
@@ -41,6 +42,7 @@ def embed(settings: Settings, as_json: bool) -> None:
         f"{counted(summary.encoded, 'utterance')} embedded, {summary.stored_before:,} before, {summary.missing:,} "
         f"without features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
     )
+    note_untrained(run.info.identity.untrained, "these vectors show the road, not SpeechCLIP's quality")
     if as_json:
         click.echo(msgspec.json.encode(summary))
 

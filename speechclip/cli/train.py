@@ -35,13 +35,15 @@ def train(
     version: str | None,
 ) -> None:
     """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
+    from speechclip.training.recipe import load_recipe
+
+    # Before the imports that take seconds: a misspelt recipe is told at once.
+    recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     from speechclip.jobs.train import TrainRequest
     from speechclip.jobs.train import train as train_on_ray
     from speechclip.store import FeatureStore
-    from speechclip.training.recipe import load_recipe
 
     out = settings.need("run", "--out")
-    recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     request = TrainRequest(
         manifest=settings.need("manifest"),
         store=settings.need("store"),
@@ -54,9 +56,11 @@ def train(
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
     )
-    info = train_on_ray(request, _follow)
+    info = train_on_ray(request, _follow, lambda found: say(f"{out}: {found}"))
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
     say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
+    if info.batch_size < recipe.batch_size:
+        say(f"note: the recipe's batch of {recipe.batch_size} is more than there is; every step took all utterances")
     note_untrained(info.identity.untrained, "this head shows the road, not SpeechCLIP's quality")
 
 

@@ -26,7 +26,15 @@ from speechclip.records import Record, to_json
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity, RunInfo, check_continues, find_tower
+from speechclip.training.checkpoint import (
+    FeatureSource,
+    RunFolder,
+    RunIdentity,
+    RunInfo,
+    check_continues,
+    find_tower,
+    what_differs,
+)
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Progress, Trainer
@@ -75,18 +83,34 @@ class _Assignment(Record, frozen=True):
     identity: RunIdentity
 
 
-def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None = None) -> RunInfo:
+class _InterruptibleTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """A trainer that Ctrl-C ends by `KeyboardInterrupt`: Ray's handler would end this process, silent and with 1."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+
+def train(
+    request: TrainRequest,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_found: Callable[[str], None] | None = None,
+) -> RunInfo:
     """Train the head, or go on where its folder stopped; a finished run of the same identity is returned as it is.
 
+    `on_found` is told in words what of the run the folder holds already.
     `InvalidInput` where the folder holds another run or the cluster is too small, `WorkLeft` where workers fail.
     """
-    folder = RunFolder(request.out)
+    folder, found = RunFolder(request.out), on_found or logger.info
     identity, vocabulary = identify(request, folder)
     finished = folder.finished()
     if finished is not None and finished.identity == identity:
-        logger.info("%s: finished already, nothing to train", request.out)
+        found("finished already, nothing to train")
         return finished
-    check_continues(folder, identity)
+    last = check_continues(folder, identity)
+    if last is not None:
+        found(f"goes on after step {last.step}")
     if vocabulary is not None:
         folder.write_vocabulary(vocabulary)
     connect(request.num_cpus)
@@ -101,7 +125,7 @@ def train(request: TrainRequest, on_progress: Callable[[Progress], None] | None 
         Board(show) as lines,
         tempfile.TemporaryDirectory(prefix="sc-train-") as ray_folder,
     ):
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _InterruptibleTrainer(
             _work,
             train_loop_config={"assignment": to_json(_Assignment(request=request, identity=identity)), "lines": lines},
             scaling_config=scaling,
@@ -164,7 +188,10 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
         vocabulary=vocabulary.digest if vocabulary else "",
     )
     if finished is not None and finished.identity != identity:
-        raise InvalidInput(f"{request.out}: holds a finished run of another manifest, snapshot, feature set or recipe")
+        raise InvalidInput(
+            f"{request.out}: holds a finished run of another making ({what_differs(finished.identity, identity)}); "
+            "train into a new folder"
+        )
     return identity, vocabulary
 
 
@@ -239,12 +266,16 @@ def _scale(request: TrainRequest) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
-def _run(trainer: ray.train.torch.TorchTrainer, request: TrainRequest) -> None:
+def _run(trainer: _InterruptibleTrainer, request: TrainRequest) -> None:
     """Run Ray's trainer to its end and say in one sentence why it ended, if it failed."""
     for name, value in (CLUSTER_SETTINGS if os.environ.get("RAY_ADDRESS") else PRIVATE_SETTINGS).items():
         os.environ.setdefault(name, value)
     try:
         trainer.fit()
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            ray.kill(trainer.controller)
+        raise
     except ray.train.WorkerGroupError as error:
         causes = list(error.worker_failures.values())
         for cause in causes:

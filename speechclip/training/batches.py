@@ -31,7 +31,12 @@ def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | Non
     fitting = [info for info in there if wanted is None or info.fingerprint.startswith(wanted) or info.source == wanted]
     if len(fitting) == 1:
         return fitting[0]
-    listed = ", ".join(info.fingerprint for info in there) or "none"
+    listed = (
+        ", ".join(
+            f"{info.fingerprint} ({info.spec.window})" if modality == "speech" else info.fingerprint for info in there
+        )
+        or "none"
+    )
     asked = f" for {wanted!r}" if wanted else ""
     raise InvalidInput(
         f"{len(fitting)} {modality} feature sets fit{asked}, needed is one; catalog version {snapshot.version} holds "

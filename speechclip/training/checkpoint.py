@@ -275,14 +275,31 @@ def check_continues(folder: RunFolder, identity: RunIdentity) -> CheckpointInfo 
     found = folder.last_checkpoint()
     if found is None or found.identity == identity:
         return found
-    changed = [
-        f"{name} was {getattr(found.identity, name)!r}, is {getattr(identity, name)!r}"
-        for name in RunIdentity.__struct_fields__
-        if getattr(found.identity, name) != getattr(identity, name)
-    ]
     raise InvalidInput(
-        f"{folder.uri}: holds step {found.step} of another run ({'; '.join(changed)}); train into a new folder"
+        f"{folder.uri}: holds step {found.step} of another run ({what_differs(found.identity, identity)}); "
+        "train into a new folder"
     )
+
+
+def what_differs(before: RunIdentity, now: RunIdentity) -> str:
+    """The choices in which two runs differ, as `recipe.seed was 1, is 2`; what follows from others is left out."""
+    changed = _changes(before, now)
+    # The head's sizes follow from recipe and features; they alone differ only after a change of the code.
+    chosen = [change for change in changed if not change.startswith("head.")]
+    return "; ".join(chosen or changed)
+
+
+def _changes(before: Record, now: Record, prefix: str = "") -> list[str]:
+    changes: list[str] = []
+    for name in before.__struct_fields__:
+        was, is_now = getattr(before, name), getattr(now, name)
+        if was == is_now:
+            continue
+        if isinstance(was, Record) and isinstance(is_now, Record):
+            changes += _changes(was, is_now, f"{prefix}{name}.")
+        else:
+            changes.append(f"{prefix}{name} was {was!r}, is {is_now!r}")
+    return changes
 
 
 def _folder(step: int) -> str:

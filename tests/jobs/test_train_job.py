@@ -1,5 +1,6 @@
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -55,9 +56,30 @@ def test_two_workers_train_on_ray_what_one_worker_trains_without(corpus: Corpus,
     losses = [[line["loss"] for line in read_metrics(Storage(run))] for run in (asked.out, alone)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     # Asked again it starts nothing; asked for something else it says so.
-    assert train(asked) == info
-    with pytest.raises(InvalidInput, match="finished run of another"):
+    found: list[str] = []
+    assert train(asked, on_found=found.append) == info
+    assert found == ["finished already, nothing to train"]
+    with pytest.raises(InvalidInput, match=r"finished run of another making \(recipe\.seed was 7122, is 3\)"):
         train(msgspec.structs.replace(asked, recipe=msgspec.structs.replace(RECIPE, seed=3)))
+
+
+def test_ctrl_c_ends_a_run_by_keyboard_interrupt_and_it_goes_on(corpus: Corpus, tmp_path: Path):
+    recipe = msgspec.structs.replace(RECIPE, max_steps=600, validate_every=100, checkpoint_every=20)
+    asked, seen = request(corpus, tmp_path, recipe=recipe), list[int]()
+
+    def interrupt_once(progress: Progress) -> None:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)
+        seen.append(progress.step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, interrupt_once)
+    assert RunFolder(asked.out).finished() is None
+    found: list[str] = []
+    info = train(asked, on_found=found.append)
+    assert re.fullmatch("goes on after step [1-9][0-9]*", *found)
+    assert [line["step"] for line in read_metrics(Storage(asked.out))] == list(range(1, 601))
+    assert info.num_steps == 600
 
 
 @pytest.mark.slow
