@@ -104,8 +104,8 @@ def _entrypoint(job: Document, documents: list[Document]) -> Iterator[str]:
     if isinstance(settings, str):
         yield f"entrypoint: {settings}"
         return
-    if "out" in given and given["out"] != settings.run:
-        yield f"entrypoint: --out is {given['out']}, the settings' run is {settings.run}"
+    if given.get("run") not in (None, settings.run):
+        yield f"entrypoint: --out is {given['run']}, the settings' run is {settings.run}"
     if "workers" in given:
         num_pods = sum(group["replicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
         if given["workers"] != num_pods:
