@@ -4,6 +4,7 @@ Our own checkpoints in the run's folder are the truth. Ray starts the workers, a
 they then go on from the folder's last checkpoint.
 """
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 # The least share of a logical CPU that a worker is given; below it, more workers only wait for each other.
 LEAST_CPUS = 0.25
 MAX_FAILURES = 2
+ABORT_SECONDS = 30.0
 # How often Ray tries to find room for the workers; on a cluster it waits longer, which may have to start nodes first.
 MAX_STARTS = 2
 CLUSTER_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
@@ -90,6 +92,15 @@ class _InterruptibleTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.controller = controller
+
+    def abort(self) -> None:
+        """End the workers and give their room back: the cluster may outlive this run."""
+        if self.controller is None:
+            return
+        # The controller answers by its death.
+        with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            ray.get(self.controller.abort.remote(), timeout=ABORT_SECONDS)
+        ray.kill(self.controller)
 
 
 def train(
@@ -273,8 +284,7 @@ def _run(trainer: _InterruptibleTrainer, request: TrainRequest) -> None:
     try:
         trainer.fit()
     except KeyboardInterrupt:
-        if trainer.controller is not None:
-            ray.kill(trainer.controller)
+        trainer.abort()
         raise
     except ray.train.WorkerGroupError as error:
         causes = list(error.worker_failures.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import ray.util
 from paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
 
 from speechclip.errors import InvalidInput
@@ -78,6 +79,7 @@ def test_ctrl_c_ends_a_run_by_keyboard_interrupt_and_the_next_one_says_where_it_
         train(asked, interrupt_once)
     assert interrupted
     assert RunFolder(asked.out).finished() is None
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
     with pytest.raises(RuntimeError, match=r"goes on after step [1-9]"):
         train(asked, on_found=stop)
 
