@@ -124,6 +124,8 @@ def train(
         found(f"goes on after step {last.step}")
     if vocabulary is not None:
         folder.write_vocabulary(vocabulary)
+    if not ray.is_initialized():
+        found("starting Ray")
     connect(request.num_cpus)
     scaling, tell, meters = _scale(request), on_progress or _log, TrainMeters()
 

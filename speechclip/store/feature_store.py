@@ -157,7 +157,7 @@ class FeatureStore:
             kept = from_json(self.storage.read(path), StoredSpec)
         except FileNotFoundError:
             raise NotStored(
-                f"{self.storage.root}: no feature set {fingerprint}; `speechclip plan` lists what is stored"
+                f"{self.storage.root}: no feature set {fingerprint}; `speechclip history` lists what came when"
             ) from None
         except (msgspec.DecodeError, InvalidInput) as error:
             raise Damaged(f"{path}: {error}; run `speechclip featurize` with the same encoder again") from None

@@ -102,7 +102,7 @@ def test_a_feature_set_is_found_by_its_modality_or_by_the_start_of_its_name(tmp_
     assert choose_feature_set(snapshot, "speech").fingerprint == SPEECH.fingerprint
     assert choose_feature_set(snapshot, "image", "toy-image").fingerprint == IMAGE.fingerprint
     assert choose_feature_set(snapshot, "image", "toy").fingerprint == IMAGE.fingerprint
-    with pytest.raises(InvalidInput, match=f"0 speech feature sets fit for 'hubert'.*{SPEECH.fingerprint}"):
+    with pytest.raises(InvalidInput, match=f"0 speech feature sets fit for 'hubert'.*{SPEECH.fingerprint} .full."):
         choose_feature_set(snapshot, "speech", "hubert")
     with pytest.raises(InvalidInput, match="0 text feature sets"):
         choose_feature_set(snapshot, "text")
