@@ -11,7 +11,8 @@ from speechclip.evaluation.evaluator import embed_images, find_texts
 from speechclip.index import ExactIndex
 from speechclip.model import Model
 from speechclip.records import Modality
-from speechclip.store import FeatureStore, Frames, Snapshot, Vectors
+from speechclip.store import FeatureStore, Frames, Snapshot
+from speechclip.training.batches import open_vectors
 from speechclip.training.checkpoint import Run
 from speechclip.training.loader import judged_span
 
@@ -72,16 +73,11 @@ class Searcher:
             fingerprint = embedding_spec(self.trained.info).fingerprint
             if fingerprint not in [info.fingerprint for info in self.snapshot.feature_sets()]:
                 raise InvalidInput("this run's speech is not embedded in the store; run `speechclip embed` first")
-            vectors = self._vectors(fingerprint)
+            vectors = open_vectors(self.snapshot, fingerprint)
             return ExactIndex(keys := list(vectors), vectors.read(keys))
         fingerprint = self.identity.image.fingerprint if among == "image" else self._text_fingerprint()
-        vectors = self._vectors(fingerprint)
+        vectors = open_vectors(self.snapshot, fingerprint)
         return ExactIndex(keys := list(vectors), embed_images(self.trained.head, vectors, keys))
-
-    def _vectors(self, fingerprint: str) -> Vectors:
-        vectors = self.snapshot.feature_set(fingerprint)
-        assert isinstance(vectors, Vectors)
-        return vectors
 
     def _text_fingerprint(self) -> str:
         """The stored texts of the encoder that made the run's images."""

@@ -1,7 +1,14 @@
 """Small real runs: what `speechclip train` does on a worker, without Ray, from features that are stored."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
+from PIL import Image
+
+from speechclip.corpora.table import read_table
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
@@ -12,6 +19,18 @@ from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer
 
 RECIPE = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_heads=2, dropout=0.0)
+
+
+def write_noise(folder: Path, seconds: Mapping[str, float], split: str) -> Manifest:
+    """Noise of these lengths by name, each with a picture of its own."""
+    lines = ["id,audio,image,split"]
+    for number, (name, length) in enumerate(seconds.items()):
+        noise = np.random.default_rng(number).standard_normal(round(length * 16_000))
+        soundfile.write(folder / f"{name}.wav", 0.05 * noise, 16_000)
+        Image.new("RGB", (20, 20), (50 * number, 9, 200)).save(folder / f"{name}.png")
+        lines.append(f"{name},{name}.wav,{name}.png,{split}")
+    (folder / "rows.csv").write_text("\n".join(lines))
+    return read_table(str(folder / "rows.csv"))
 
 
 def train_small(manifest: Manifest, store: FeatureStore, out: str, *, recipe: Recipe = RECIPE, **wanted: Any) -> Run:

@@ -7,11 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
-from small_runs import RECIPE, train_small
+from small_runs import RECIPE, train_small, write_noise
 
 from speechclip.cli import main
-from speechclip.corpora.table import read_table
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import embed_speech, evaluate
@@ -54,15 +52,7 @@ class Road:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = ["id,audio,image,split"]
-    for number, (name, seconds) in enumerate(SECONDS.items()):
-        noise = np.random.default_rng(number).standard_normal(round(seconds * 16_000))
-        soundfile.write(folder / f"{name}.wav", 0.05 * noise, 16_000)
-        Image.new("RGB", (16, 16), (60 * number, 9, 9)).save(folder / f"{name}.png")
-        lines.append(f"{name},{name}.wav,{name}.png,train")
-    (folder / "rows.csv").write_text("\n".join(lines))
-    return read_table(str(folder / "rows.csv"))
+    return write_noise(tmp_path_factory.mktemp("corpus"), SECONDS, "train")
 
 
 @pytest.fixture(scope="module")

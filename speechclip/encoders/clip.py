@@ -57,12 +57,15 @@ class TextWeights:
     spec: EncoderSpec
 
 
-def load_text_weights(source: str) -> TextWeights:
-    """The text tower of ``clip:…``; `InvalidInput` where it is no CLIP with a tower of CLIP's own make."""
+def load_text_weights(source: str, codec: Codec = "fp16") -> TextWeights:
+    """The text tower of ``clip:…``; `InvalidInput` where it is no CLIP with a tower of CLIP's own make.
+
+    `codec` is that of the stored texts which the spec is compared with; it changes no weight.
+    """
     parsed = Source.parse(source)
     if parsed.family != "clip":
         raise InvalidInput(f"{source} has no text tower of CLIP; keywords need an image encoder of the family clip")
-    encoder = load_clip(parsed, "text")
+    encoder = load_clip(parsed, "text", codec=codec)
     tensors = {name: value for name, value in encoder.weights().items() if not name.startswith("visual.")}
     return TextWeights(
         tensors=tensors,

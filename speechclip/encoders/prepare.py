@@ -95,7 +95,7 @@ def clip_tokens(text: str, *, context_length: int = 77) -> Prepared:
     """CLIP's ids (context_length,): start, the text's, end, then zeros; `EmptyText` where no token is left of it."""
     if not text.strip():
         raise EmptyText(f"nothing but white space: {text!r}; write the caption or leave its cell out")
-    tokens = np.asarray(_clip_tokenizer(context_length)([text])[0], dtype=np.int32)
+    tokens = np.asarray(clip_tokenizer()([text], context_length)[0], dtype=np.int32)
     if tokens[1] == tokens.max():
         # Entities and control characters are cleaned away: only start and end are left.
         raise EmptyText(f"no token is left of {text!r}")
@@ -103,7 +103,8 @@ def clip_tokens(text: str, *, context_length: int = 77) -> Prepared:
 
 
 @functools.cache
-def _clip_tokenizer(context_length: int) -> Any:
+def clip_tokenizer() -> Any:
+    """CLIP's own BPE, read once a process."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    return SimpleTokenizer(context_length=context_length)
+    return SimpleTokenizer()

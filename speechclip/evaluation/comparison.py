@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.published import TEST_POOLS, corpus_of
 from speechclip.evaluation.report import EvaluationReport
+from speechclip.training.blueprint import PUBLISHED_SIZES
 from speechclip.training.checkpoint import RunIdentity
 from speechclip.training.recipe import Recipe, load_recipe
 
-# The published encoders: their hidden states and width, and the CLIP.
-_ENCODERS = {"base": (13, 768, "clip:ViT-B-32"), "large": (25, 1024, "clip:ViT-L-14")}
+_CLIPS = {"base": "clip:ViT-B-32", "large": "clip:ViT-L-14"}
 
 
 def caveats_of(report: EvaluationReport, identity: RunIdentity) -> tuple[str, ...]:
@@ -37,7 +37,8 @@ def _differences(report: EvaluationReport, identity: RunIdentity) -> Iterator[st
         yield f"{report.text.retrieval.from_speech.num_candidates:,} captions compete, {corpus} has {utterances:,}"
     if report.num_missing:
         yield f"{report.num_missing:,} utterances have no stored features"
-    num_layers, width, clip = _ENCODERS[report.recipe.partition("-")[0]]
+    size = report.recipe.partition("-")[0]
+    (num_layers, width, _), clip = PUBLISHED_SIZES[size], _CLIPS[size]
     is_hubert = identity.speech.source.startswith("hubert:")
     if not is_hubert or (identity.head.num_layers, identity.head.width) != (num_layers, width):
         yield f"speech is encoded by {identity.speech.source}, published by HuBERT of width {width}, all states"

@@ -20,7 +20,7 @@ from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.manifest import Manifest
 from speechclip.store import Frames, Snapshot, Vectors
-from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, stored_rows
+from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, open_vectors, stored_rows
 from speechclip.training.checkpoint import Run
 from speechclip.training.loader import judged_span, read_frames
 from speechclip.training.world import World
@@ -113,9 +113,7 @@ def _open(run: Run, snapshot: Snapshot, speech: str | None, padded: PaddedFrames
         return open_pair(snapshot, fingerprint, identity.image.fingerprint)
     if speech is not None:
         raise InvalidInput(f"speech set {speech} and --compat-batch were both given; padded batches read no store")
-    vectors = snapshot.feature_set(identity.image.fingerprint)
-    assert isinstance(vectors, Vectors)
-    return padded, vectors
+    return padded, open_vectors(snapshot, identity.image.fingerprint)
 
 
 def _judged(frames: Frames) -> str:
@@ -225,8 +223,8 @@ def _score_texts(
     """Speech against the captions of `rows`, or a note that says how to get there."""
     source = (run.info.identity.text or run.info.identity.image).source
     fingerprint = find_texts(run, snapshot)
-    vectors = None if fingerprint is None else snapshot.feature_set(fingerprint)
-    captions = [row for row in rows if isinstance(vectors, Vectors) and row["text_key"] in vectors]
+    vectors = None if fingerprint is None else open_vectors(snapshot, fingerprint)
+    captions = [row for row in rows if vectors is not None and row["text_key"] in vectors]
     groups = np.array([codes[row["group"]] for row in captions], np.int64)
     asks = np.isin(pool.rows.groups, groups)
     if not asks.any():
@@ -236,7 +234,7 @@ def _score_texts(
             else "the manifest has none"
         )
         return None, (f"no speech-text figures: no captions of these utterances are stored as {source}; {how}",)
-    assert isinstance(vectors, Vectors)
+    assert vectors is not None
     assert fingerprint is not None
     keys = list(dict.fromkeys(row["text_key"] for row in captions))
     places = {key: place for place, key in enumerate(keys)}

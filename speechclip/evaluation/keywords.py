@@ -1,16 +1,15 @@
 """Which words a head with keywords chose: hit rates and perplexities over a split (SPEECHCLIP_SPEC 2.4, 3.3)."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from speechclip.encoders.prepare import clip_tokens
+from speechclip.encoders.prepare import clip_tokenizer, clip_tokens
 from speechclip.errors import EmptyText
 from speechclip.evaluation.retrieval import Trials, bootstrap_interval
 from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
@@ -137,7 +136,7 @@ def gold_tokens(caption: str | None) -> Gold | None:
         tokens = [int(token) for token in clip_tokens(caption or "")]
     except EmptyText:
         return None
-    tokenizer = _tokenizer()
+    tokenizer = clip_tokenizer()
     literal = frozenset(tokenizer.encode(tokenizer.decode(tokens)))
     return Gold(literal, frozenset(tokens) - {START, END, PADDING})
 
@@ -210,10 +209,3 @@ def find_hits(
     """Whether any of each keyword's ids is among the gold ids of its row."""
     pairs = np.array([row * _ROW + token for row, tokens in enumerate(gold) for token in tokens], np.int64)
     return np.asarray(np.isin(rows[:, None] * _ROW + ids, pairs).any(axis=1))
-
-
-@functools.cache
-def _tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()

@@ -182,8 +182,8 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     source = FeatureSource.of(text.spec, text.source) if text else None
     vocabulary, tower = None, None
     if recipe.has_keywords:
-        tower = find_tower(image.source, image.spec)
-        if text and text.spec.fingerprint != msgspec.structs.replace(tower, codec=text.spec.codec).fingerprint:
+        tower = find_tower(image.source, image.spec, text.spec.codec if text else "fp16")
+        if text and text.spec.fingerprint != tower.fingerprint:
             raise InvalidInput(
                 f"texts {text.spec.fingerprint} and images of {image.source} lie in different spaces, and keywords are "
                 "read by the text tower of one CLIP; name that CLIP's texts by --text"
@@ -212,16 +212,12 @@ def _check_targets(request: TrainRequest, manifest: Manifest) -> None:
     """Refuse a manifest whose training rows lack what the recipe trains towards, or the captions of its vocabulary."""
     recipe = request.recipe
     table = manifest.select([recipe.train_split]).table
-    needed = (
-        {"image": "image_key", "text": "text_key"}
-        if recipe.text_weight or recipe.has_keywords
-        else {"image": "image_key"}
-    )
-    for name, column in needed.items():
-        if table[column].null_count == len(table):
+    needed = {"image": "an image"} | ({"text": "a text"} if recipe.text_weight or recipe.has_keywords else {})
+    for name, one in needed.items():
+        if table[f"{name}_key"].null_count == len(table):
             raise InvalidInput(
                 f"{request.manifest}: none of the {len(table):,} utterances of split {recipe.train_split!r} has "
-                f"{'an image' if name == 'image' else 'a text'}, and recipe {recipe.name} ({recipe.head}) needs them; "
+                f"{one}, and recipe {recipe.name} ({recipe.head}) needs them; "
                 f"ingest the corpus with its {name}s, or choose another recipe"
             )
 

@@ -16,11 +16,11 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.encoders.load import load_encoder
 from speechclip.encoders.vector import VectorEncoder
 from speechclip.errors import InvalidInput
-from speechclip.heads import KeywordConfig, TextTower
+from speechclip.heads import KeywordConfig
 from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, describe
 from speechclip.official.lightning import LightningFile
 from speechclip.spec import Codec
-from speechclip.training.checkpoint import CRITERION, FeatureSource, RunFolder, RunIdentity, RunInfo
+from speechclip.training.checkpoint import CRITERION, FeatureSource, RunFolder, RunIdentity, RunInfo, build_tower
 from speechclip.training.recipe import Recipe, load_recipe
 from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
@@ -238,12 +238,7 @@ def _check_head(
     path: str, layout: Layout, tensors: Mapping[str, Tensor], text: TextWeights | None, vocabulary: Vocabulary | None
 ) -> int:
     """The number of trained parameters; `InvalidInput` unless the tensors are exactly those of the head."""
-    tower = None
-    if text and vocabulary:
-        tower = TextTower(
-            text.tensors, num_heads=text.num_heads, is_quick_gelu=text.is_quick_gelu, vocabulary=vocabulary.ids
-        )
-    head = layout.head.build(tower)
+    head = layout.head.build(build_tower(text, vocabulary) if text and vocabulary else None)
     wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith(CRITERION)}
     wrong = [f"{name} is {found.get(name, 'missing')}" for name in wanted if found.get(name) != wanted[name]]

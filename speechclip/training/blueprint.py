@@ -4,7 +4,6 @@ import torch
 
 from speechclip.errors import InvalidInput
 from speechclip.heads import HeadConfig, KeywordConfig, ParallelConfig, TextTower
-from speechclip.records import Modality
 from speechclip.spec import EncoderSpec
 from speechclip.training.losses import ContrastiveLoss
 from speechclip.training.recipe import Recipe
@@ -23,21 +22,25 @@ def configure_head(
 ) -> HeadConfig:
     """The head that a recipe asks for, at the sizes of these encoders; one with keywords needs all of them."""
     if not recipe.has_keywords:
-        return ParallelConfig(
-            num_layers=len(speech.layers),
-            width=speech.width,
-            image_width=image.width,
-            embedding_width=recipe.embedding_width or image.width,
-            feed_forward_width=recipe.feed_forward_factor * speech.width,
-            num_heads=recipe.num_heads or 8,
-            dropout=recipe.dropout,
-            normalize=recipe.normalize_states,
-            image_projection=recipe.image_projection,
-        )
+        return _configure_parallel(recipe, len(speech.layers), speech.width, image.width)
     assert text is not None
     assert vocabulary is not None
     return _configure_keywords(
         recipe, len(speech.layers), speech.width, image.width, text.architecture["text_cfg"]["width"], len(vocabulary)
+    )
+
+
+def _configure_parallel(recipe: Recipe, num_layers: int, width: int, image_width: int) -> ParallelConfig:
+    return ParallelConfig(
+        num_layers=num_layers,
+        width=width,
+        image_width=image_width,
+        embedding_width=recipe.embedding_width or image_width,
+        feed_forward_width=recipe.feed_forward_factor * width,
+        num_heads=recipe.num_heads or 8,
+        dropout=recipe.dropout,
+        normalize=recipe.normalize_states,
+        image_projection=recipe.image_projection,
     )
 
 
@@ -95,17 +98,9 @@ def count_trainable(recipe: Recipe) -> int | None:
         if recipe.has_keywords:
             head = _configure_keywords(recipe, num_layers, width, joint, joint, 4).build(_bare_tower(joint))
         else:
-            speech, image = _stand_in("speech", width, num_layers), _stand_in("image", joint, 0)
-            head = configure_head(recipe, speech, image).build()
+            head = _configure_parallel(recipe, num_layers, width, joint).build()
         modules = (head, build_criterion(recipe))
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def _stand_in(modality: Modality, width: int, num_layers: int) -> EncoderSpec:
-    return EncoderSpec(
-        name="published", family="", modality=modality, weights="", is_trained=True, width=width,
-        layers=tuple(range(num_layers)),
-    )  # fmt: skip
 
 
 def _bare_tower(width: int) -> TextTower:

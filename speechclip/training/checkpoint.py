@@ -15,11 +15,11 @@ import safetensors.torch
 from torch import Tensor
 
 from speechclip.encoders import load_encoder
-from speechclip.encoders.clip import load_text_weights
+from speechclip.encoders.clip import TextWeights, load_text_weights
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.heads import Head, HeadConfig, TextTower
 from speechclip.records import Record, from_json, to_json
-from speechclip.spec import CODEC_DTYPES, Codec, EncoderSpec, Window
+from speechclip.spec import Codec, EncoderSpec, Window
 from speechclip.storage import Storage
 from speechclip.training.recipe import Recipe
 from speechclip.training.vocabulary import Vocabulary
@@ -143,23 +143,28 @@ def build_head(identity: RunIdentity, vocabulary: Vocabulary | None) -> Head:
     if vocabulary is None:
         return identity.head.build()
     assert identity.text is not None
-    text = load_text_weights(identity.text.source)
-    # The codec of stored texts is no matter of the tower.
-    here = {msgspec.structs.replace(text.spec, codec=codec).fingerprint for codec in CODEC_DTYPES}
-    if identity.text.fingerprint not in here:
+    text = load_text_weights(identity.text.source, identity.text.codec)
+    if text.spec.fingerprint != identity.text.fingerprint:
         raise InvalidInput(
             f"{identity.text.source} is {text.spec.fingerprint} here, but the head was trained on "
             f"{identity.text.fingerprint}; give the weights that it was trained with"
         )
-    tower = TextTower(
+    return identity.head.build(build_tower(text, vocabulary))
+
+
+def build_tower(text: TextWeights, vocabulary: Vocabulary) -> TextTower:
+    """A CLIP's text tower over these words."""
+    return TextTower(
         text.tensors, num_heads=text.num_heads, is_quick_gelu=text.is_quick_gelu, vocabulary=vocabulary.ids
     )
-    return identity.head.build(tower)
 
 
-def find_tower(source: str, image: EncoderSpec) -> EncoderSpec:
-    """The spec of the text tower beside stored image vectors; `InvalidInput` where `source` now gives another CLIP."""
-    text = load_text_weights(source).spec
+def find_tower(source: str, image: EncoderSpec, codec: Codec) -> EncoderSpec:
+    """The spec of the text tower beside stored image vectors; `InvalidInput` where `source` now gives another CLIP.
+
+    `codec` is that of the texts which the spec will be compared with.
+    """
+    text = load_text_weights(source, codec).spec
     found = load_encoder(source, "image", codec=image.codec).spec
     if found.weights != image.weights:
         raise InvalidInput(

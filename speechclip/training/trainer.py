@@ -176,13 +176,14 @@ class Trainer:
     def _losses(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss of each branch towards each target over the whole global batch, and that of the lengths."""
         num_rows = self.loader.order.rows_per_batch
+        targets = {name: self.head.embed_images(vectors) for name, vectors in batch.targets.items()}
         parts: dict[str, Tensor] = {}
         for branch, branch_weight in self.recipe.branch_weights.items():
             if not branch_weight:
                 continue
             speech = self.world.gather_rows(getattr(output, branch), num_rows)
             for target, target_weight in self.recipe.target_weights.items():
-                loss = self.criterion(speech, self.head.embed_images(batch.targets[target]), batch.groups)
+                loss = self.criterion(speech, targets[target], batch.groups)
                 parts[f"{branch}_{target}"] = branch_weight * target_weight * loss
         if output.length_errors is not None:
             errors = self.world.gather_rows(output.length_errors[:, None], num_rows)
@@ -220,7 +221,8 @@ class Trainer:
             return None
         self.head.eval()
         # Statistics of local rows differ by worker; the ones that are kept are worker 0's.
-        self.world.copy_first([value for name, value in self._state().items() if name not in self._parameters()])
+        learned = self._parameters()
+        self.world.copy_first([value for name, value in self._state().items() if name not in learned])
         recall = self.validate(self.head, self.world)
         self.head.train()
         # A tie goes to the later step: on small dev splits recall at 10 saturates while the head still improves.

@@ -8,7 +8,7 @@ from functools import cached_property
 import msgspec
 import numpy as np
 
-from speechclip.encoders.prepare import clip_tokens
+from speechclip.encoders.prepare import clip_tokenizer, clip_tokens
 from speechclip.errors import EmptyText, InvalidInput
 from speechclip.records import Record, to_json
 
@@ -44,9 +44,7 @@ class Vocabulary(Record, frozen=True, dict=True):
 
     def words(self, places: Sequence[int]) -> list[str]:
         """The tokens at these places as CLIP writes them, a word's end as `</w>`."""
-        from open_clip.tokenizer import SimpleTokenizer
-
-        decoder = SimpleTokenizer().decoder
+        decoder = clip_tokenizer().decoder
         return [decoder[self.ids[place]] for place in places]
 
     def to_bytes(self) -> bytes:

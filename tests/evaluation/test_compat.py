@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
-from small_runs import RECIPE, train_small
+from small_runs import RECIPE, train_small, write_noise
 
 from speechclip.cli import main
-from speechclip.corpora.table import read_table
 from speechclip.encoders import load_encoder
 from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
@@ -37,15 +35,8 @@ def encoder() -> HubertEncoder:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = ["id,audio,image,split"]
-    for number, seconds in enumerate(SECONDS):
-        noise = np.random.default_rng(number).standard_normal(round(seconds * 16_000))
-        soundfile.write(folder / f"{number}.wav", 0.05 * noise, 16_000)
-        Image.new("RGB", (20, 20), (50 * number, 9, 200)).save(folder / f"{number}.png")
-        lines.append(f"{number},{number}.wav,{number}.png,test")
-    (folder / "rows.csv").write_text("\n".join(lines))
-    return read_table(str(folder / "rows.csv"))
+    seconds = {str(number): length for number, length in enumerate(SECONDS)}
+    return write_noise(tmp_path_factory.mktemp("corpus"), seconds, "test")
 
 
 @pytest.fixture(scope="module")
