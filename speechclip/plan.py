@@ -115,10 +115,11 @@ def cut(
 
 @dataclass(frozen=True)
 class Plan:
-    """A stored plan and the tasks of it that no commit holds yet."""
+    """A stored plan, the tasks of it that no commit holds yet, and how many need nothing more."""
 
     id: str
     tasks: tuple[Task, ...]
+    num_settled: int = 0
 
 
 def open_plan(
@@ -152,7 +153,7 @@ def open_plan(
             for name, segment in {(task.feature_set, task.segment) for task in tasks if task.segment}:
                 # Its metadata at its final shape, before any task writes its chunk.
                 create_segment(store.storage, specs[name], segment)
-            return Plan(plan_id, open_tasks)
+            return Plan(plan_id, open_tasks, len(tasks) - len(open_tasks))
     raise AssertionError("ten thousand plans of one manifest")
 
 

@@ -15,7 +15,7 @@ from speechclip.jobs.meters import FeaturizeMeters
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, decode_task, encode_task
+from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, TaskEncoder, decode_task
 
 logger = logging.getLogger(__name__)
 
@@ -135,18 +135,17 @@ class _EncodeRow:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
         torch.set_num_threads(1)
-        self.encoder = request.build(device)
-        if self.encoder.spec != spec:
+        encoder = request.build(device)
+        if encoder.spec != spec:
             raise WorkLeft(
-                f"{request.source}: this worker resolves it to {self.encoder.spec.fingerprint}, "
+                f"{request.source}: this worker resolves it to {encoder.spec.fingerprint}, "
                 f"the driver to {spec.fingerprint}; give all nodes the same weights"
             )
-        self.storage, self.batch_sizes = Storage(store), batch_sizes
+        self.encode = TaskEncoder(encoder, Storage(store), batch_sizes)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         decoded = msgspec.msgpack.decode(row["decoded"], type=DecodedTask)
-        receipt = encode_task(decoded, self.encoder, self.storage, self.batch_sizes)
-        return {"receipt": msgspec.msgpack.encode(receipt)}
+        return {"receipt": msgspec.msgpack.encode(self.encode(decoded))}
 
 
 def _configure_data() -> None:
