@@ -108,7 +108,7 @@ def featurize(
         from speechclip.jobs.cluster import connect
         from speechclip.jobs.featurize import run_on_ray
 
-        connect(num_cpus or options.num_cpus)
+        connect(num_cpus or options.num_cpus, settings.runtime_env)
         receipts = run_on_ray(work, options.batches)
     carry_out(
         work,

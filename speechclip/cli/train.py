@@ -60,6 +60,7 @@ def train(
         catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
+        runtime_env=settings.runtime_env,
     )
     last: list[Any] = [None]
 
