@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SpeechClipError as error:
         _end(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort) as end:
-        code = EXIT_TERMINATED if isinstance(end, _Terminated) else EXIT_INTERRUPTED
+        # click turns either into its own Abort.
+        code = EXIT_TERMINATED if isinstance(end.__cause__ or end, _Terminated) else EXIT_INTERRUPTED
         _end("interrupted; all that was committed is kept, run the same command again to go on", code)
     except Exception as error:
         sentence = _outside_failure(error)

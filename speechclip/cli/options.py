@@ -81,9 +81,14 @@ def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Comman
     return decorate
 
 
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def refuse_throw_away_paths(settings: Settings) -> None:
     """A relative path under `ray job submit --working-dir` would lie in Ray's throw-away copy of that folder."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if not in_ray_job():
         return
     for name in ("store", "run"):
         value = getattr(settings, name)

@@ -6,13 +6,16 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 import ray.runtime_env
 
+from speechclip import logs
 from speechclip.errors import InvalidInput
 from speechclip.runtime_env import WHERE, RuntimeEnv
 
@@ -35,18 +38,18 @@ def connect(num_cpus: int | None = None, runtime_env: RuntimeEnv | None = None) 
     # Ray's C++ core writes harmless warnings straight to the terminal; failures reach us as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, runtime_env=wanted)
+        # What workers print is in Ray's own logs; between lines of JSON it would be none.
+        _init(runtime_env=wanted, log_to_driver=not logs.is_json())
         return
     _protect()
     # Short: the path of a Unix socket holds 107 characters. "local": without it Ray may join a stranger's cluster.
     folder = tempfile.mkdtemp(prefix="sc-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ray.init(
-        "local",
+    _init(
+        address="local",
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
         log_to_driver=False,
         runtime_env=wanted,
         _temp_dir=folder,
@@ -73,6 +76,14 @@ def join_runtime_env(runtime_env: RuntimeEnv, environment: Mapping[str, str]) ->
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{WHERE}: {' '.join(str(error).split())}") from None
     return added
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, which would take SIGTERM for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _protect() -> None:
