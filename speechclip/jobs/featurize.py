@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 # The share of the CPUs that no encoder may take, so that decoding always goes on.
 DECODE_SHARE = 0.25
 NO_PROGRESS_SECONDS = 1800
+# Ray Data's driver spends as long on a block of eight tasks as on a block of one. Few enough that a slow CPU actor
+# still shows progress within half of the time above, and that a plan this large keeps every actor busy to its end.
+TASKS_A_BLOCK = 8
+LARGE_PLAN = 2000
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ def _rounded_down(share: float) -> float:
     return int(1000 * share) / 1000
 
 
+def count_blocks(num_tasks: int) -> int:
+    """Into how many blocks Ray Data gets the tasks of one feature set: one each, and up to eight in a large plan."""
+    return math.ceil(num_tasks / min(TASKS_A_BLOCK, max(1, num_tasks // LARGE_PLAN)))
+
+
 def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
     """The receipts of all open tasks, as the cluster that `ray.init` joined finishes them."""
     if not work.plan.tasks:
@@ -106,7 +116,7 @@ def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes:
     """Decode tasks and encoder actors of one feature set."""
     spec = work.specs[name]
     rows = [{"task": msgspec.msgpack.encode(task)} for task in tasks]
-    decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    decoded = ray.data.from_items(rows, override_num_blocks=count_blocks(len(rows))).map(
         _decode_row,
         fn_kwargs={"spec": spec},
         compute=ray.data.TaskPoolStrategy(size=pools.decode_tasks),
