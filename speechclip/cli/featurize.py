@@ -111,7 +111,13 @@ def featurize(
         from speechclip.jobs.featurize import run_on_ray
 
         connect(num_cpus or options.num_cpus)
-        receipts = run_on_ray(work, options.batches)
+        receipts = run_on_ray(
+            work,
+            options.batches,
+            node_wait_seconds=settings.node_wait_seconds,
+            no_progress_seconds=options.no_progress_seconds,
+            tell=say,
+        )
     committer = Committer(work, group_seconds=options.commit_seconds)
     try:
         watched = _watched(receipts, sum(len(part.missing) for part in work.before))
