@@ -15,6 +15,7 @@ from speechclip.config import Settings
 )
 @click.option("--out", "run", metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on.")
 @click.option("--workers", type=int, help="Training processes; the result does not depend on their number.")
+@click.option("--min-workers", type=int, help="Go on with so few of them where nodes are lost; default all of them.")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option(
     "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
@@ -55,6 +56,8 @@ def train(
         catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
+        min_workers=settings.min_workers,
+        node_wait_seconds=settings.node_wait_seconds,
     )
     info = train_on_ray(request, _follow, lambda found: say(f"{out}: {found}"))
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
