@@ -30,6 +30,7 @@ class RunSettings(Record, frozen=True):
     batches: BatchSizes = BatchSizes()
     max_rejected: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     commit_seconds: Annotated[float, msgspec.Meta(ge=0)] = 20.0
+    no_progress_seconds: Annotated[float, msgspec.Meta(gt=0)] = 1800.0
 
 
 class Settings(Record, frozen=True):
@@ -48,6 +49,8 @@ class Settings(Record, frozen=True):
     recipe_overrides: dict[str, Any] = {}
     workers: Annotated[int, msgspec.Meta(ge=1)] = 1
     split: str = "test"
+    min_workers: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    node_wait_seconds: Annotated[float, msgspec.Meta(ge=0)] = 300.0
     featurize: RunSettings = RunSettings()
     runtime_env: RuntimeEnv = RuntimeEnv()
 

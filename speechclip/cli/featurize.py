@@ -109,7 +109,13 @@ def featurize(
         from speechclip.jobs.featurize import run_on_ray
 
         connect(num_cpus or options.num_cpus, settings.runtime_env)
-        receipts = run_on_ray(work, options.batches)
+        receipts = run_on_ray(
+            work,
+            options.batches,
+            node_wait_seconds=settings.node_wait_seconds,
+            no_progress_seconds=options.no_progress_seconds,
+            tell=say,
+        )
     carry_out(
         work,
         receipts,

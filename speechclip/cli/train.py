@@ -17,6 +17,7 @@ from speechclip.records import Record
 )
 @click.option("--out", "run", metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on.")
 @click.option("--workers", type=int, help="Training processes; the result does not depend on their number.")
+@click.option("--min-workers", type=int, help="Go on with so few of them where nodes are lost; default all of them.")
 @click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option(
     "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
@@ -61,6 +62,8 @@ def train(
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
         runtime_env=settings.runtime_env,
+        min_workers=settings.min_workers,
+        node_wait_seconds=settings.node_wait_seconds,
     )
     last: list[Any] = [None]
 

@@ -76,7 +76,13 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
         from speechclip.jobs.featurize import run_on_ray
 
         connect(num_cpus or settings.featurize.num_cpus, settings.runtime_env)
-        return run_on_ray(work, settings.featurize.batches)
+        return run_on_ray(
+            work,
+            settings.featurize.batches,
+            node_wait_seconds=settings.node_wait_seconds,
+            no_progress_seconds=settings.featurize.no_progress_seconds,
+            tell=say,
+        )
 
     done = repair_store(
         store,

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @ray.remote(num_cpus=0)
@@ -38,7 +39,9 @@ class Board(AbstractContextManager[Any]):
         self._is_done = threading.Event()
 
     def __enter__(self) -> Any:
-        self._lines = Lines.remote()  # type: ignore[attr-defined]
+        # Beside the driver: elsewhere it would die with a worker's node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._lines = Lines.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._reader = ThreadPoolExecutor(1, "reads-lines")
         self._reading = self._reader.submit(self._read)
         return self._lines

@@ -3,16 +3,18 @@
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import ray
 import ray.data
+import ray.data.exceptions
 
 from speechclip.errors import SpeechClipError, WorkLeft
 from speechclip.featurizer import Work
 from speechclip.jobs.meters import FeaturizeMeters
+from speechclip.jobs.room import Node, Tell, wait_for_room
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
@@ -22,49 +24,69 @@ logger = logging.getLogger(__name__)
 
 # The share of the CPUs that no encoder may take, so that decoding always goes on.
 DECODE_SHARE = 0.25
-NO_PROGRESS_SECONDS = 1800
 # Ray Data's driver spends as long on a block of eight tasks as on a block of one. Few enough that a slow CPU actor
-# still shows progress within half of the time above, and that a plan this large keeps every actor busy to its end.
+# still shows progress in time, and that a plan this large keeps every actor busy to its end.
 TASKS_A_BLOCK = 8
 LARGE_PLAN = 2000
+# Ray is asked for this part of the CPUs that a fixed pool uses: so it finds room again when half the nodes are gone.
+ASKED_SHARE = 0.5
+# Beside GPUs decoding takes every CPU; so little of one that a node of one CPU decodes beside its GPU's three encoders.
+DECODE_CPUS_BESIDE_GPUS = 0.7
 
 
 @dataclass(frozen=True)
 class Pools:
-    """How one CPU and GPU budget is cut: actors per modality, and what each actor and decode task asks of Ray."""
+    """How one CPU and GPU budget is cut: actors per modality, and what each actor and decode task asks of Ray.
+
+    Without `decode_tasks` as many decode as find room, on nodes that come later too.
+    """
 
     actors: dict[Modality, int]
     actor_cpus: float
     actor_gpus: float
     decode_cpus: float
-    decode_tasks: int
+    decode_tasks: int | None
 
 
 def size_pools(num_cpus: float, num_gpus: float, num_tasks: dict[Modality, int]) -> Pools:
-    """Pools that always fit: encoders take what decoding leaves, speech most of it; all modalities share each GPU.
+    """Pools that fit a cluster of this size, and half of it where it has no GPUs.
 
     Everything is fractional, so that a single logical CPU still runs decode and three encoders side by side. An actor
     never asks for just what a decode task asks for: Ray Data would fuse the two and decode inside the actor.
     """
     wanted = {modality: num_tasks[modality] for modality in MODALITIES if num_tasks.get(modality)}
+    return _pools_on_gpus(num_cpus, num_gpus, wanted) if num_gpus else _pools_on_cpus(num_cpus, wanted)
+
+
+def _pools_on_cpus(num_cpus: float, wanted: dict[Modality, int]) -> Pools:
+    """Encoders take what decoding leaves, speech most of it."""
     decode_cpus = min(1.0, DECODE_SHARE * num_cpus)
     encode_cpus = num_cpus * (1 - DECODE_SHARE)
-    if num_gpus:
-        actors = {modality: min(int(num_gpus), count) for modality, count in wanted.items()}
-    else:
-        slots = max(len(wanted), round(encode_cpus))
-        actors = {modality: min(max(1, slots // 8), count) for modality, count in wanted.items()}
-        largest = max(wanted, key=lambda modality: (modality == "speech", wanted[modality]))
-        others = sum(count for modality, count in actors.items() if modality != largest)
-        actors[largest] = min(wanted[largest], slots - others)
-    # An actor on a GPU needs little of a CPU.
-    actor_cpus = _rounded_down(min(0.1 if num_gpus else 1.0, encode_cpus / sum(actors.values())))
+    slots = max(len(wanted), round(encode_cpus))
+    actors = {modality: min(max(1, slots // 8), count) for modality, count in wanted.items()}
+    largest = max(wanted, key=lambda modality: (modality == "speech", wanted[modality]))
+    others = sum(count for modality, count in actors.items() if modality != largest)
+    actors[largest] = min(wanted[largest], slots - others)
+    asked = _rounded_down(ASKED_SHARE * decode_cpus)
+    actor_cpus = _rounded_down(ASKED_SHARE * min(1.0, encode_cpus / sum(actors.values())))
     return Pools(
         actors=actors,
-        actor_cpus=actor_cpus - 0.001 if actor_cpus == decode_cpus else actor_cpus,
-        actor_gpus=_rounded_down(1 / len(wanted)) if num_gpus else 0.0,
-        decode_cpus=decode_cpus,
+        actor_cpus=actor_cpus - 0.001 if actor_cpus == asked else actor_cpus,
+        actor_gpus=0.0,
+        decode_cpus=asked,
         decode_tasks=max(1, int(num_cpus * DECODE_SHARE / decode_cpus)),
+    )
+
+
+def _pools_on_gpus(num_cpus: float, num_gpus: float, wanted: dict[Modality, int]) -> Pools:
+    """All modalities share each GPU, whose actors need little of a CPU; decoding takes the rest."""
+    actors = {modality: min(int(num_gpus), count) for modality, count in wanted.items()}
+    return Pools(
+        actors=actors,
+        actor_cpus=_rounded_down(min(0.1, num_cpus * (1 - DECODE_SHARE) / sum(actors.values()))),
+        actor_gpus=_rounded_down(1 / len(wanted)),
+        decode_cpus=min(DECODE_CPUS_BESIDE_GPUS, DECODE_SHARE * num_cpus),
+        decode_tasks=None,
     )
 
 
@@ -78,21 +100,30 @@ def count_blocks(num_tasks: int) -> int:
     return math.ceil(num_tasks / min(TASKS_A_BLOCK, max(1, num_tasks // LARGE_PLAN)))
 
 
-def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
-    """The receipts of all open tasks, as the cluster that `ray.init` joined finishes them."""
+def run_on_ray(
+    work: Work,
+    batch_sizes: BatchSizes,
+    *,
+    node_wait_seconds: float,
+    no_progress_seconds: float,
+    tell: Tell = logger.info,
+) -> Iterator[Receipt]:
+    """The receipts of all open tasks, as the cluster that `ray.init` joined finishes them.
+
+    `WorkLeft` where no node with a CPU comes in time, or where the nodes that the work needs are lost for good.
+    """
     if not work.plan.tasks:
         return
     modalities = {name: spec.modality for name, spec in work.specs.items()}
     by_set: dict[str, list[Task]] = {}
     for task in work.plan.tasks:
         by_set.setdefault(task.feature_set, []).append(task)
-    resources = ray.cluster_resources()
     num_tasks = {modalities[name]: len(tasks) for name, tasks in by_set.items()}
-    if resources.get("CPU", 0) < 1:
-        raise WorkLeft("the Ray cluster has no CPU for decoding; start it with --num-cpus 1 or more")
-    pools = size_pools(resources["CPU"], resources.get("GPU", 0), num_tasks)
+    advice = "add nodes, or start one by `ray start --num-cpus 1` or more"
+    there = wait_for_room(_lacks_cpus, [{"CPU": 1}], seconds=node_wait_seconds, advice=advice, tell=tell)
+    pools = size_pools(sum(node.cpus for node in there), sum(node.gpus for node in there), num_tasks)
     logger.info("pools: %s", pools)
-    _configure_data()
+    _configure_data(no_progress_seconds)
     branches = [_branch(work, name, tasks, pools, batch_sizes) for name, tasks in by_set.items()]
     dataset = functools.reduce(lambda left, right: left.union(right), branches)
     meters = FeaturizeMeters(work)
@@ -106,10 +137,19 @@ def run_on_ray(work: Work, batch_sizes: BatchSizes) -> Iterator[Receipt]:
         if isinstance(error.cause, SpeechClipError):
             raise error.cause from None
         raise
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise WorkLeft(
+            f"nothing moved for {no_progress_seconds:g} s: nodes that this run began with are gone, or one task takes "
+            "longer; what was committed is kept; add nodes or raise featurize.no_progress_seconds, and run again"
+        ) from error
     except ray.exceptions.RayError as error:
         raise WorkLeft(
             f"Ray stopped before the plan was done ({error}); what was committed is kept, run again"
         ) from error
+
+
+def _lacks_cpus(there: Sequence[Node]) -> str:
+    return "" if sum(node.cpus for node in there) >= 1 else "the Ray cluster has no CPU for decoding"
 
 
 def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes: BatchSizes) -> ray.data.Dataset:
@@ -158,9 +198,9 @@ class _EncodeRow:
         return {"receipt": msgspec.msgpack.encode(self.encode(decoded))}
 
 
-def _configure_data() -> None:
+def _configure_data(no_progress_seconds: float) -> None:
     # The command line has its own line of progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.execution_no_progress_timeout_s = no_progress_seconds

@@ -1,27 +1,25 @@
 """Training on Ray Train: workers read frames straight from the store and speak to each other by torch's collectives.
 
-Our own checkpoints in the run's folder are the truth. Ray starts the workers, and starts them again after a failure;
-they then go on from the folder's last checkpoint.
+Our own checkpoints in the run's folder are the truth: workers that are started again, as many as before or not, go on
+from the last one.
 """
 
-import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import ray
-import ray.train
 import ray.train.torch
 import torch
 
-from speechclip.errors import InvalidInput, SpeechClipError, WorkLeft
+from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.board import Board
 from speechclip.jobs.cluster import connect
 from speechclip.jobs.meters import TrainMeters
+from speechclip.jobs.workers import Crew, run_workers
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
 from speechclip.runtime_env import RuntimeEnv
@@ -45,25 +43,12 @@ from speechclip.training.world import World
 
 logger = logging.getLogger(__name__)
 
-# The least share of a logical CPU that a worker is given; below it, more workers only wait for each other.
-LEAST_CPUS = 0.25
-MAX_FAILURES = 2
-ABORT_SECONDS = 30.0
-# How often Ray tries to find room for the workers; on a cluster it waits longer, which may have to start nodes first.
-MAX_STARTS = 2
-CLUSTER_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
-# A private cluster is never preempted and reports to nobody: fewer processes to start, a quicker end.
-PRIVATE_SETTINGS = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-}
-
 
 class TrainRequest(Record, frozen=True):
     """A run to train. `speech`, `image` and `text` name feature sets where the store has several; without
     `catalog_version` the run's own is taken, or the newest. What follows changes only speed.
+
+    With `min_workers` a run that finds or keeps fewer nodes goes on with so few workers, and takes more as they come.
     """
 
     manifest: str
@@ -78,6 +63,8 @@ class TrainRequest(Record, frozen=True):
     read_threads: int = 2
     text: str | None = None
     runtime_env: RuntimeEnv = RuntimeEnv()
+    min_workers: int | None = None
+    node_wait_seconds: float = 0.0
 
 
 class _Assignment(Record, frozen=True):
@@ -85,24 +72,6 @@ class _Assignment(Record, frozen=True):
 
     request: TrainRequest
     identity: RunIdentity
-
-
-class _InterruptibleTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """A trainer that Ctrl-C ends by `KeyboardInterrupt`: Ray's handler would end this process, silent and with 1."""
-
-    controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
-
-    def abort(self) -> None:
-        """End the workers and give their room back: the cluster may outlive this run."""
-        if self.controller is None:
-            return
-        # The controller answers by its death.
-        with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            ray.get(self.controller.abort.remote(), timeout=ABORT_SECONDS)
-        ray.kill(self.controller)
 
 
 def train(
@@ -113,7 +82,8 @@ def train(
     """Train the head, or go on where its folder stopped; a finished run of the same identity is returned as it is.
 
     `on_found` is told in words what of the run the folder holds already.
-    `InvalidInput` where the folder holds another run or the cluster is too small, `WorkLeft` where workers fail.
+    `InvalidInput` where the folder holds another run or a private Ray is too small, `WorkLeft` where workers fail or a
+    cluster has no room for them.
     """
     folder, found = RunFolder(request.out), on_found or logger.info
     identity, vocabulary = identify(request, folder)
@@ -121,7 +91,7 @@ def train(
     if finished is not None and finished.identity == identity:
         found("finished already, nothing to train")
         return finished
-    last = check_continues(folder, identity)
+    crew, last = _crew(request), check_continues(folder, identity)
     if last is not None:
         found(f"goes on after step {last.step}")
     if vocabulary is not None:
@@ -129,31 +99,20 @@ def train(
     if not ray.is_initialized():
         found("starting Ray")
     connect(request.num_cpus, request.runtime_env)
-    scaling, tell, meters = _scale(request), on_progress or _log, TrainMeters()
+    tell, meters = on_progress or _log, TrainMeters()
 
     def show(line: bytes) -> None:
         progress = msgspec.json.decode(line, type=Progress)
         meters.show(progress)
         tell(progress)
 
-    with (
-        Board(show) as lines,
-        tempfile.TemporaryDirectory(prefix="sc-train-") as ray_folder,
-    ):
-        trainer = _InterruptibleTrainer(
-            _work,
-            train_loop_config={"assignment": to_json(_Assignment(request=request, identity=identity)), "lines": lines},
-            scaling_config=scaling,
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=ray_folder,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=MAX_FAILURES, controller_failure_limit=MAX_STARTS - 1
-                ),
-            ),
-        )
-        _run(trainer, request)
+    def last_step() -> int:
+        last = folder.last_checkpoint()
+        return last.step if last else 0
+
+    with Board(show) as lines:
+        config = {"assignment": to_json(_Assignment(request=request, identity=identity)), "lines": lines}
+        run_workers(_work, config, crew, last_step=last_step, tell=found)
     finished = folder.finished()
     assert finished is not None
     return finished
@@ -258,48 +217,17 @@ def _threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // beside_each_other)
 
 
-def _scale(request: TrainRequest) -> ray.train.ScalingConfig:
-    """Workers that fit beside each other, each with a share of the CPUs; `InvalidInput` where they can't."""
-    there = ray.cluster_resources()
-    cpus, gpus, workers = there.get("CPU", 0.0), there.get("GPU", 0.0), request.workers
+def _crew(request: TrainRequest) -> Crew:
+    """How many workers it may be; `InvalidInput` for more than a batch has rows."""
+    workers = request.workers
     if workers < 1 or workers > request.recipe.batch_size:
         raise InvalidInput(
             f"{workers} workers asked for, expected 1 to the batch's {request.recipe.batch_size}; change --workers"
         )
-    share = min(1.0, int(100 * cpus / workers) / 100)
-    if share < LEAST_CPUS:
-        raise InvalidInput(
-            f"{workers} workers need {workers * LEAST_CPUS:g} CPUs, the Ray cluster has {cpus:g}; "
-            "ask for fewer by --workers, or add nodes"
-        )
-    use_gpu = gpus >= workers
-    resources = {"CPU": share} | ({"GPU": 1} if use_gpu else {})
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
-
-
-def _run(trainer: _InterruptibleTrainer, request: TrainRequest) -> None:
-    """Run Ray's trainer to its end and say in one sentence why it ended, if it failed."""
-    for name, value in (CLUSTER_SETTINGS if os.environ.get("RAY_ADDRESS") else PRIVATE_SETTINGS).items():
-        os.environ.setdefault(name, value)
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        trainer.abort()
-        raise
-    except ray.train.WorkerGroupError as error:
-        causes = list(error.worker_failures.values())
-        for cause in causes:
-            if isinstance(cause, SpeechClipError):
-                raise cause from None
-        raise WorkLeft(
-            f"training failed {MAX_FAILURES + 1} times, last by {causes[0] if causes else error}; "
-            f"run it again to go on from the last checkpoint in {request.out}"
-        ) from error
-    except ray.train.ControllerError as error:
-        raise WorkLeft(
-            f"Ray could not start {request.workers} workers ({error.controller_failure}); "
-            "wait for room in the cluster or ask for fewer by --workers"
-        ) from error
+    least = workers if request.min_workers is None else request.min_workers
+    if least < 1 or least > workers:
+        raise InvalidInput(f"at least {least} workers asked for, expected 1 to {workers}; change --min-workers")
+    return Crew(workers, least, request.node_wait_seconds)
 
 
 def _log(progress: Progress) -> None:

@@ -237,9 +237,10 @@ class Trainer:
         info = CheckpointInfo(
             step=self.step, identity=self.identity, order_digest=self.order_digest, best=self.best, files={}
         )
+        # First the lines: after the checkpoint they will not be written again.
+        log.sync()
         self.folder.write_checkpoint(info, self.weights(), self._moments())
         self.folder.prune(set(self.folder.steps()[-NUM_KEPT:]) | ({self.best.step} if self.best else set()))
-        log.sync()
 
     def _moments(self) -> dict[str, Tensor]:
         state = self.optimizer.state

@@ -2,24 +2,23 @@
 
 import pytest
 
-from speechclip.jobs.featurize import TASKS_A_BLOCK, count_blocks, size_pools
+from speechclip.jobs.featurize import TASKS_A_BLOCK, Pools, count_blocks, size_pools
 from speechclip.records import Modality
 
-
-@pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])
-@pytest.mark.parametrize("num_gpus", [0, 1, 8])
-@pytest.mark.parametrize(
+TASKS = pytest.mark.parametrize(
     "num_tasks",
     [{"speech": 100, "image": 9, "text": 3}, {"speech": 1}, {"image": 4, "text": 1}, {"speech": 2, "image": 500}],
 )
-def test_pools_always_fit_beside_a_decode_task(num_cpus: int, num_gpus: int, num_tasks: dict[Modality, int]) -> None:
-    pools = size_pools(num_cpus, num_gpus, num_tasks)
+
+
+def check(pools: Pools, num_cpus: float, num_gpus: int, num_tasks: dict[Modality, int]) -> float:
+    """The CPUs that the encoders leave; what must be so of any pools."""
     num_actors = sum(pools.actors.values())
     assert pools.actors.keys() == num_tasks.keys()
     assert all(1 <= pools.actors[modality] <= num_tasks[modality] for modality in num_tasks)
-    assert num_actors * pools.actor_cpus + pools.decode_tasks * pools.decode_cpus <= num_cpus
     assert num_actors * pools.actor_gpus <= num_gpus
     assert pools.actor_cpus != pools.decode_cpus, "Ray Data would fuse decode into the actor"
+    return num_cpus - num_actors * pools.actor_cpus
 
 
 def test_a_small_plan_has_a_block_for_each_task_and_a_large_one_for_every_eight() -> None:
@@ -27,3 +26,46 @@ def test_a_small_plan_has_a_block_for_each_task_and_a_large_one_for_every_eight(
     assert count_blocks(100_001) == 12_501
     assert min(count_blocks(num_tasks) for num_tasks in range(4_000, 60_000, 7)) == 2_000
     assert all(num_tasks / count_blocks(num_tasks) <= TASKS_A_BLOCK for num_tasks in range(1, 60_000, 7))
+
+
+@pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])
+@TASKS
+def test_pools_fit_beside_decode_tasks_and_still_do_when_half_of_the_cpus_are_gone(
+    num_cpus: int, num_tasks: dict[Modality, int]
+) -> None:
+    pools = size_pools(num_cpus, 0, num_tasks)
+    assert pools.decode_tasks is not None
+    assert check(pools, num_cpus / 2, 0, num_tasks) >= pools.decode_tasks * pools.decode_cpus
+
+
+@pytest.mark.parametrize("num_nodes", [2, 3, 5, 8])
+@pytest.mark.parametrize("node_cpus", [1, 2, 8])
+@TASKS
+def test_pools_fit_node_by_node_when_one_of_several_is_lost(
+    num_nodes: int, node_cpus: int, num_tasks: dict[Modality, int]
+) -> None:
+    pools = size_pools(num_nodes * node_cpus, 0, num_tasks)
+    left = [float(node_cpus)] * (num_nodes - 1)
+    # The worst order: encoders wherever there is most room, then decoding in what is left.
+    for _ in range(sum(pools.actors.values())):
+        left[left.index(max(left))] -= pools.actor_cpus
+    assert min(left) >= 0
+    assert max(left) >= pools.decode_cpus
+
+
+@pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])
+@pytest.mark.parametrize("num_gpus", [1, 8])
+@TASKS
+def test_beside_gpus_decoding_takes_all_cpus_that_are_there_or_come(
+    num_cpus: int, num_gpus: int, num_tasks: dict[Modality, int]
+) -> None:
+    pools = size_pools(num_cpus, num_gpus, num_tasks)
+    assert pools.decode_tasks is None, "no bound: what the autoscaler adds decodes too"
+    assert check(pools, num_cpus, num_gpus, num_tasks) >= pools.decode_cpus
+    assert sum(pools.actors.values()) * pools.actor_cpus <= max(0.75 * num_cpus, 0.1)
+
+
+@TASKS
+def test_a_node_of_one_cpu_decodes_beside_its_gpus_encoders(num_tasks: dict[Modality, int]) -> None:
+    pools = size_pools(4, 4, num_tasks)
+    assert len(num_tasks) * pools.actor_cpus + pools.decode_cpus <= 1
