@@ -110,7 +110,7 @@ def featurize(
         from speechclip.jobs.cluster import connect
         from speechclip.jobs.featurize import run_on_ray
 
-        connect(num_cpus or options.num_cpus)
+        connect(num_cpus or options.num_cpus, settings.runtime_env)
         receipts = run_on_ray(work, options.batches)
     committer = Committer(work, group_seconds=options.commit_seconds)
     try:

@@ -55,6 +55,7 @@ def train(
         catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
+        runtime_env=settings.runtime_env,
     )
     info = train_on_ray(request, _follow, lambda found: say(f"{out}: {found}"))
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""

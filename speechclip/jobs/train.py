@@ -24,6 +24,7 @@ from speechclip.jobs.cluster import connect
 from speechclip.jobs.meters import TrainMeters
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
+from speechclip.runtime_env import RuntimeEnv
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
@@ -76,6 +77,7 @@ class TrainRequest(Record, frozen=True):
     num_cpus: int | None = None
     read_threads: int = 2
     text: str | None = None
+    runtime_env: RuntimeEnv = RuntimeEnv()
 
 
 class _Assignment(Record, frozen=True):
@@ -126,7 +128,7 @@ def train(
         folder.write_vocabulary(vocabulary)
     if not ray.is_initialized():
         found("starting Ray")
-    connect(request.num_cpus)
+    connect(request.num_cpus, request.runtime_env)
     scaling, tell, meters = _scale(request), on_progress or _log, TrainMeters()
 
     def show(line: bytes) -> None:
