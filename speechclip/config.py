@@ -1,6 +1,7 @@
-"""The project's settings: defaults here, then `metadata.speechclip` of ray_config.yaml, then the command line.
+"""The project's settings: defaults here, then `metadata` of ray_config.yaml, then the command line.
 
-`ray_config.yaml` stays a valid `ray up` file: Ray ignores what stands under its free-form `metadata:`.
+`ray_config.yaml` stays a valid `ray up` file: Ray ignores what stands under its free-form `metadata:`. Of ours are
+`metadata.speechclip` and `metadata.runtime_env` there, and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ import yaml
 from speechclip.errors import InvalidInput
 from speechclip.plan import TaskSizes
 from speechclip.records import MODALITIES, Record, explain
+from speechclip.runtime_env import RuntimeEnv, refuse_secrets
 from speechclip.spec import Codec, Window
 from speechclip.tasks import BatchSizes, EncoderRequest
 
 DEFAULT_CONFIG = "ray_config.yaml"
+METADATA = ("speechclip", "runtime_env")
 
 
 class RunSettings(Record, frozen=True):
@@ -31,7 +34,7 @@ class RunSettings(Record, frozen=True):
 
 
 class Settings(Record, frozen=True):
-    """Everything that `metadata.speechclip` may hold; every command reads it, options win."""
+    """Everything that `metadata.speechclip` may hold, and `metadata.runtime_env`; every command reads it."""
 
     manifest: str | None = None
     store: str | None = None
@@ -49,6 +52,7 @@ class Settings(Record, frozen=True):
     min_workers: Annotated[int, msgspec.Meta(ge=1)] | None = None
     node_wait_seconds: Annotated[float, msgspec.Meta(ge=0)] = 300.0
     featurize: RunSettings = RunSettings()
+    runtime_env: RuntimeEnv = RuntimeEnv()
 
     def encoder_requests(self) -> list[EncoderRequest]:
         """The encoders asked for; layers and window are choices of speech alone."""
@@ -93,6 +97,7 @@ def load_settings(path: str | None, options: Mapping[str, Any], overrides: Seque
         settings = msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"settings: {explain(error)}; see docs/configuration.md for the keys") from None
+    refuse_secrets(settings.runtime_env)
     paths = {name: getattr(settings, name) for name in ("manifest", "store", "run")}
     return msgspec.structs.replace(settings, **{name: whole_path(path) for name, path in paths.items() if path})
 
@@ -105,14 +110,22 @@ def whole_path(value: str) -> str:
 def _read_file(path: str | None) -> dict[str, Any]:
     if path is None and not Path(DEFAULT_CONFIG).exists():
         return {}
+    source = path or DEFAULT_CONFIG
     try:
-        document = yaml.safe_load(Path(path or DEFAULT_CONFIG).read_text())
-        tree = ((document or {}).get("metadata") or {}).get("speechclip") or {}
+        document = yaml.safe_load(Path(source).read_text())
+        metadata = (document or {}).get("metadata") or {}
+        found = {name: metadata.get(name) or {} for name in METADATA}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise InvalidInput(f"{path or DEFAULT_CONFIG}: can't be read as a config ({error})") from None
-    if not isinstance(tree, dict):
-        raise InvalidInput(f"{path or DEFAULT_CONFIG}: metadata.speechclip must be a mapping")
-    return tree
+        raise InvalidInput(f"{source}: can't be read as a config ({error})") from None
+    for name in metadata:
+        if name not in found:
+            raise InvalidInput(f"{source}: metadata holds the unknown key {name!r}; known are {' and '.join(METADATA)}")
+    for name, tree in found.items():
+        if not isinstance(tree, dict):
+            raise InvalidInput(f"{source}: metadata.{name} must be a mapping")
+    if "runtime_env" in found["speechclip"]:
+        raise InvalidInput(f"{source}: runtime_env stands in metadata, beside speechclip, not in it")
+    return found["speechclip"] | {"runtime_env": found["runtime_env"]}
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -2,15 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from speechclip.evaluation.evaluator import embed_speech
-from speechclip.featurizer import Committer, Summary, Work, run
+from speechclip.featurizer import Work
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes, cover, open_plan
 from speechclip.records import Receipt
 from speechclip.spec import EncoderSpec
-from speechclip.store import FeatureStore, Frames
+from speechclip.store import FeatureStore, Frames, Snapshot
 from speechclip.store.vectors import write_chunk
 from speechclip.training.checkpoint import Run, RunInfo
 
@@ -30,10 +30,8 @@ def embedding_spec(run_info: RunInfo) -> EncoderSpec:
     )
 
 
-def embed(
-    store: FeatureStore, manifest: Manifest, trained: Run, *, sizes: TaskSizes, on_receipt: Callable[[Receipt], None]
-) -> Summary:
-    """Embed every stored utterance of the manifest that has no embedding yet, and commit.
+def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, sizes: TaskSizes) -> Work:
+    """Open the plan of every stored utterance of the manifest that has no embedding yet.
 
     Utterances whose frames are not stored count as missing.
     """
@@ -41,32 +39,38 @@ def embed(
     snapshot = store.snapshot()
     store.add_spec(spec, f"head of {spec.architecture['parent']}")
     store.add_manifest(manifest)
-    frames = snapshot.feature_set(spec.architecture["parent"])
-    assert isinstance(frames, Frames)
+    frames = _frames(snapshot, spec)
     coverage = cover(manifest, spec, snapshot)
     possible = tuple(asset for asset in coverage.missing if asset.key in frames)
     plan = open_plan(store, manifest, [dataclasses.replace(coverage, missing=possible)], snapshot, sizes)
-    committer = Committer(Work(store, manifest, {}, {spec.fingerprint: spec}, (coverage,), plan))
-    run(_receipts(committer.work, trained, frames, on_receipt), committer)
-    return committer.summary()
+    return Work(store, manifest, {}, {spec.fingerprint: spec}, (coverage,), plan)
 
 
-def _receipts(work: Work, trained: Run, frames: Frames, on_receipt: Callable[[Receipt], None]) -> Iterator[Receipt]:
+def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
+    """The receipts of all open tasks: the stored frames read, and the head's embeddings written."""
+    (spec,) = work.specs.values()
+    frames = _frames(work.store.snapshot(), spec)
     for task in work.plan.tasks:
-        spec = work.specs[task.feature_set]
         started = time.monotonic()
         keys = [asset.key for asset in task.assets if asset.key in frames]
         features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))
+        embedded = time.monotonic()
         path, stored, num_bytes = write_chunk(work.store.storage, spec, task, features)
-        receipt = Receipt(
+        ended = time.monotonic()
+        yield Receipt(
             task=task.id,
             feature_set=task.feature_set,
             shard=path,
             stored=stored,
             rejected=(),
             num_bytes=num_bytes,
-            seconds=time.monotonic() - started,
+            seconds=ended - started,
+            write_seconds=ended - embedded,
             num_encoded=len(stored),
         )
-        yield receipt
-        on_receipt(receipt)
+
+
+def _frames(snapshot: Snapshot, spec: EncoderSpec) -> Frames:
+    frames = snapshot.feature_set(spec.architecture["parent"])
+    assert isinstance(frames, Frames)
+    return frames

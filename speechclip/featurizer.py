@@ -11,14 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from speechclip.encoders import Encoder
 from speechclip.errors import WorkLeft
 from speechclip.manifest import Manifest
 from speechclip.plan import Coverage, Plan, TaskSizes, cover, open_plan
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
-from speechclip.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
+from speechclip.tasks import BatchSizes, EncoderRequest, TaskEncoder, decode_task
 
 
 def new_run() -> str:
@@ -37,6 +36,11 @@ class Work:
     before: tuple[Coverage, ...]
     plan: Plan
     run: str = field(default_factory=new_run)
+
+    @functools.cached_property
+    def seconds(self) -> dict[str, float]:
+        """The length of every recording to encode, by its key."""
+        return {asset.key: asset.seconds for part in self.before for asset in part.missing if asset.seconds}
 
     @functools.cached_property
     def wanted(self) -> set[tuple[str, str]]:
@@ -72,8 +76,15 @@ def prepare_work(
 
 
 class Summary(Record, frozen=True):
-    """The last line of a run. planned = stored_before + encoded + rejected + missing."""
+    """The last line of a run. planned = stored_before + encoded + rejected + missing.
 
+    Of the plan's tasks, `tasks_skipped` needed nothing more before, and `tasks_failed` still have no receipt.
+    """
+
+    run: str
+    tasks_done: int
+    tasks_skipped: int
+    tasks_failed: int
     planned: int
     stored_before: int
     encoded: int
@@ -89,13 +100,15 @@ class Committer:
     """Commits receipts in groups: every `group_seconds`, or every `group_size` of them."""
 
     work: Work
-    group_size: int = 32
+    # A commit costs the same for one receipt and for hundreds, and on S3 asks for every entry since the checkpoint.
+    group_size: int = 256
     group_seconds: float = 20.0
     _pending: list[Receipt] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _since: float = field(default_factory=time.monotonic)
     encoded: set[tuple[str, str]] = field(default_factory=set)  # (feature set, key) of all that was committed
     _num_bytes: int = 0
+    _num_tasks: int = 0
 
     def add(self, receipt: Receipt) -> None:
         """Take a receipt; it counts once its group is committed."""
@@ -110,6 +123,7 @@ class Committer:
             work.store.commit(self._pending, work.manifest.digest, run=work.run)
             self.encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
+            self._num_tasks += len(self._pending)
         self._pending, self._since = [], time.monotonic()
 
     def summary(self) -> Summary:
@@ -118,6 +132,10 @@ class Committer:
         after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
         encoded = len(self.encoded & self.work.wanted)
         return Summary(
+            run=self.work.run,
+            tasks_done=self._num_tasks,
+            tasks_skipped=self.work.plan.num_settled,
+            tasks_failed=len(self.work.plan.tasks) - self._num_tasks,
             planned=sum(part.num_planned for part in after),
             stored_before=sum(part.num_stored for part in after) - encoded,
             encoded=encoded,
@@ -159,12 +177,12 @@ def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> N
 
 def run_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
     """The receipts of all open tasks, made in this process one after the other."""
-    loaded: dict[str, Encoder] = {}
+    loaded: dict[str, TaskEncoder] = {}
     for task in work.plan.tasks:
         name = task.feature_set
         if name not in loaded:
-            loaded[name] = work.requests[name].build()
-        yield encode_task(decode_task(task, work.specs[name]), loaded[name], work.store.storage, batch_sizes)
+            loaded[name] = TaskEncoder(work.requests[name].build(), work.store.storage, batch_sizes)
+        yield loaded[name](decode_task(task, work.specs[name]))
 
 
 class Rejection(Record, frozen=True):

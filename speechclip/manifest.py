@@ -4,7 +4,7 @@ import hashlib
 import io
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +48,12 @@ KEY_PATTERN = r"^[0-9a-f]{64}(-[0-9]+-[0-9]+)?$"
 BATCH_ROWS = 20_000
 URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
 ERROR_COLUMNS: dict[Modality, str] = {"speech": "audio_error", "image": "image_error"}
+# What an asset is made of.
+_COLUMNS_OF: dict[Modality, list[str]] = {
+    "speech": ["speech_key", "audio_uri", "start_sample", "end_sample", "num_samples", "sample_rate"],
+    "image": ["image_key", "image_uri"],
+    "text": ["text_key", "text"],
+}
 
 
 class UnreadSource(Record, frozen=True):
@@ -111,20 +117,28 @@ class Manifest:
         """The sha256 of all rows, whatever library wrote the file."""
         digest = hashlib.sha256()
         for name in SCHEMA.names:
-            digest.update(msgspec.json.encode([name, self.table[name].to_pylist()]))
+            # The JSON of [name, all values], a part at a time.
+            digest.update(b"[%s,[" % msgspec.json.encode(name))
+            for number, values in enumerate(_batches(self.table.select([name]))):
+                digest.update(b","[:number] + msgspec.json.encode([row[name] for row in values])[1:-1])
+            digest.update(b"]]")
         return digest.hexdigest()
 
     def assets(self, modality: Modality) -> list[Asset]:
         """Each asset of that modality once, in order of first appearance, with all its addresses."""
-        first: dict[str, dict[str, Any]] = {}
-        uris: defaultdict[str, dict[str, None]] = defaultdict(dict)
-        for row in self.table.to_pylist():
+        found: dict[str, Asset] = {}
+        others: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        for row in itertools.chain.from_iterable(_batches(self.table.select(_COLUMNS_OF[modality]))):
             key = row[f"{modality}_key"]
-            if key is not None:
-                first.setdefault(key, row)
-                if modality != "text":
-                    uris[key][row[URI_COLUMNS[modality]]] = None
-        return [_asset(key, modality, row, tuple(uris[key])[1:]) for key, row in first.items()]
+            if key is None:
+                continue
+            if key not in found:
+                found[key] = _asset(key, modality, row)
+            elif modality != "text" and (uri := row[URI_COLUMNS[modality]]) != found[key].uri:
+                others[key][uri] = None
+        for key, uris in others.items():
+            found[key] = msgspec.structs.replace(found[key], other_uris=tuple(uris))
+        return list(found.values())
 
     def utterances(self, modality: Modality) -> dict[str, tuple[str, ...]]:
         """The utterances that name each asset of that modality."""
@@ -181,11 +195,16 @@ def _check_names(names: list[str]) -> None:
     )
 
 
-def _asset(key: str, modality: Modality, row: dict[str, Any], other_uris: tuple[str, ...]) -> Asset:
+def _batches(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """The rows as dictionaries, some at a time."""
+    return (batch.to_pylist() for batch in table.to_batches(max_chunksize=BATCH_ROWS) if len(batch))
+
+
+def _asset(key: str, modality: Modality, row: dict[str, Any]) -> Asset:
     if modality == "text":
         return Asset(key=key, modality=modality, text=row["text"])
     if modality == "image":
-        return Asset(key=key, modality=modality, uri=row["image_uri"], other_uris=other_uris)
+        return Asset(key=key, modality=modality, uri=row["image_uri"])
     seconds = (row["num_samples"] or 0) / (row["sample_rate"] or 1)
     return Asset(
         key=key,
@@ -194,5 +213,4 @@ def _asset(key: str, modality: Modality, row: dict[str, Any], other_uris: tuple[
         start_sample=row["start_sample"],
         end_sample=row["end_sample"],
         seconds=seconds,
-        other_uris=other_uris,
     )

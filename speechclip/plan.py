@@ -115,10 +115,11 @@ def cut(
 
 @dataclass(frozen=True)
 class Plan:
-    """A stored plan and the tasks of it that no commit holds yet."""
+    """A stored plan, the tasks of it that no commit holds yet, and how many need nothing more."""
 
     id: str
     tasks: tuple[Task, ...]
+    num_settled: int = 0
 
 
 def open_plan(
@@ -146,13 +147,15 @@ def open_plan(
             logger.warning("%s: %s; going on with a new plan", plan_path(plan_id), error)
             continue
         open_tasks = _open_tasks(tasks, snapshot, missing)
-        covered = {(task.feature_set, asset.key) for task in open_tasks for asset in task.assets}
-        if all((name, key) in covered for name, keys in missing.items() for key in keys):
+        covered: dict[str, set[str]] = {name: set() for name in missing}
+        for task in open_tasks:
+            covered[task.feature_set].update(asset.key for asset in task.assets)
+        if all(keys <= covered[name] for name, keys in missing.items()):
             specs = {part.spec.fingerprint: part.spec for part in coverage}
             for name, segment in {(task.feature_set, task.segment) for task in tasks if task.segment}:
                 # Its metadata at its final shape, before any task writes its chunk.
                 create_segment(store.storage, specs[name], segment)
-            return Plan(plan_id, open_tasks)
+            return Plan(plan_id, open_tasks, len(tasks) - len(open_tasks))
     raise AssertionError("ten thousand plans of one manifest")
 
 
@@ -216,4 +219,8 @@ def _from_parquet(data: bytes) -> list[Task]:
 
 
 def _sum_of(records: Sequence[bytes]) -> bytes:
-    return xxhash.xxh3_64_hexdigest(b"\n".join(records)).encode()
+    """The xxh3-64 of the records with a line feed between each two."""
+    checksum = xxhash.xxh3_64()
+    for number, record in enumerate(records):
+        checksum.update(b"\n"[:number] + record)
+    return checksum.hexdigest().encode()

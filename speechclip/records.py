@@ -78,7 +78,11 @@ class RejectedAsset(Record, frozen=True):
 
 
 class Receipt(Record, frozen=True):
-    """What a worker returns of a task: what *is* on storage. It counts only once committed."""
+    """What a worker returns of a task: what *is* on storage. It counts only once committed.
+
+    `seconds` is the time of encoding and writing, `write_seconds` the latter's part, and `idle_seconds` how long the
+    encoder had waited for this task before.
+    """
 
     task: str
     feature_set: str
@@ -88,6 +92,8 @@ class Receipt(Record, frozen=True):
     num_bytes: int
     seconds: float
     num_encoded: int
+    write_seconds: float = 0.0
+    idle_seconds: float = 0.0
 
 
 class Sealed(Record, frozen=True, kw_only=True):

@@ -109,14 +109,39 @@ def encode_task(decoded: DecodedTask, encoder: Encoder, storage: Storage, sizes:
     rejected = decoded.rejected + not_finite
     if not features:
         return _receipt(task, "", (), rejected, num_bytes=0, seconds=time.monotonic() - started, num_encoded=0)
+    encoded = time.monotonic()
     if spec.is_frames:
         tar = pack_shard(spec, features.items(), {"fingerprint": spec.fingerprint, "libraries": _libraries()})
         path, stored = write_shard(storage, spec, task.id, tar, list(features))
         num_bytes = len(tar)
     else:
         path, stored, num_bytes = write_chunk(storage, spec, task, features)
-    seconds = time.monotonic() - started
-    return _receipt(task, path, stored, rejected, num_bytes=num_bytes, seconds=seconds, num_encoded=len(features))
+    ended = time.monotonic()
+    return _receipt(
+        task,
+        path,
+        stored,
+        rejected,
+        num_bytes=num_bytes,
+        seconds=ended - started,
+        write_seconds=ended - encoded,
+        num_encoded=len(features),
+    )
+
+
+class TaskEncoder:
+    """An encoder at work, task after task; each receipt also says how long it had waited for the task."""
+
+    def __init__(self, encoder: Encoder, storage: Storage, sizes: BatchSizes) -> None:
+        self.encoder, self.storage, self.sizes = encoder, storage, sizes
+        self._free_since = time.monotonic()
+
+    def __call__(self, decoded: DecodedTask) -> Receipt:
+        """`encode_task` of the next one."""
+        idle = time.monotonic() - self._free_since
+        receipt = encode_task(decoded, self.encoder, self.storage, self.sizes)
+        self._free_since = time.monotonic()
+        return msgspec.structs.replace(receipt, idle_seconds=idle)
 
 
 def batches(lengths: Sequence[int], limit: int, items: int) -> list[list[int]]:

@@ -1,4 +1,5 @@
 import resource
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from speechclip.content import text_key
 from speechclip.errors import InvalidInput, SourceMissing
-from speechclip.manifest import SCHEMA, Manifest
+from speechclip.manifest import BATCH_ROWS, SCHEMA, Manifest
 
 
 def row(name: str, **columns: Any) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def test_the_digest_is_that_of_the_rows_and_not_of_the_file(tmp_path: Path) -> N
     manifest = small_manifest()
     pq.write_table(manifest.table, tmp_path / "other.parquet", compression="none", row_group_size=1)
     assert Manifest.read(str(tmp_path / "other.parquet")).digest == manifest.digest
-    assert Manifest(pa.concat_tables([manifest.table.slice(0, 1), manifest.table.slice(1)])).digest == manifest.digest
+    parts = [manifest.table.slice(0, 0), manifest.table.slice(0, 1), manifest.table.slice(1)]
+    assert Manifest(pa.concat_tables(parts)).digest == manifest.digest
     # Recorded: another value here means that every artifact which names a manifest has lost it.
     assert manifest.digest == "df0bc89525ed1f768d015e55d9c377aad2076d6e3a4469cdcc23bd3794a2e773"
 
@@ -101,6 +103,22 @@ def test_an_asset_keeps_every_address_of_its_bytes() -> None:
     assert (first.uri, first.other_uris) == ("/a.wav", ("/copy.wav",))
     assert segment.other_uris == ()
     assert [asset.other_uris for asset in small_manifest().assets("image")] == [()]
+
+
+def test_the_assets_of_a_large_manifest_take_little_more_memory_than_they_are() -> None:
+    rows = (
+        row(f"{number}", speech_key=f"{number:064x}", audio_uri=f"/{number}.wav", num_samples=1, sample_rate=1)
+        for number in range(3 * BATCH_ROWS)
+    )
+    manifest = Manifest.from_rows(rows)
+    tracemalloc.start()
+    try:
+        assets = manifest.assets("speech")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [asset.uri for asset in assets] == [f"/{number}.wav" for number in range(3 * BATCH_ROWS)]
+    assert peak < 1.5 * kept + 20_000_000
 
 
 def test_each_asset_names_its_utterances() -> None:

@@ -10,10 +10,10 @@ from small_runs import train_small
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.embedder import embed, embedding_spec
+from speechclip.embedder import embed_tasks, embedding_spec, prepare_embedding
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import embed_speech
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.featurizer import Committer, Summary, prepare_work, run, run_inline
 from speechclip.index import ExactIndex, unit
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes
@@ -45,14 +45,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manif
     return train_small(manifest, store, str(tmp_path_factory.mktemp("run")))
 
 
+def embed(store: FeatureStore, manifest: Manifest, trained: Run) -> Summary:
+    work = prepare_embedding(store, manifest, trained, SIZES)
+    committer = Committer(work)
+    run(embed_tasks(work, trained), committer)
+    return committer.summary()
+
+
 def test_embeddings_are_stored_once_and_equal_the_heads_own(
     store: FeatureStore, manifest: Manifest, trained: Run
 ) -> None:
-    received = []
-    first = embed(store, manifest, trained, sizes=SIZES, on_receipt=received.append)
-    assert (first.encoded, first.missing) == (18, 0)
-    assert len(received) == 5
-    assert embed(store, manifest, trained, sizes=SIZES, on_receipt=received.append).encoded == 0
+    first = embed(store, manifest, trained)
+    assert (first.encoded, first.missing, first.tasks_done) == (18, 0, 5)
+    assert embed(store, manifest, trained).encoded == 0
     snapshot = store.snapshot()
     spec = embedding_spec(trained.info)
     assert "untrained" in spec.fingerprint
@@ -67,7 +72,7 @@ def test_embeddings_are_stored_once_and_equal_the_heads_own(
 def test_what_is_stored_finds_itself(
     store: FeatureStore, manifest: Manifest, trained: Run, question: str, among: Modality
 ) -> None:
-    embed(store, manifest, trained, sizes=SIZES, on_receipt=lambda receipt: None)
+    embed(store, manifest, trained)
     searcher = Searcher(store, trained)
     row = manifest.rows()[4]
     asked = row["text"] if question == "text" else row[f"{question}_uri"]

@@ -1,14 +1,18 @@
 """The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 1 failed, 2 usage, 3 work left."""
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 
+from speechclip import logs
 from speechclip.errors import SpeechClipError, WorkLeft
 
-EXIT_FAILED, EXIT_WORK_LEFT, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_FAILED, EXIT_WORK_LEFT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
 
 
 class LazyGroup(click.Group):
@@ -21,6 +25,7 @@ class LazyGroup(click.Group):
         "rejected": "speechclip.cli.featurize",
         "recipes": "speechclip.cli.recipes",
         "train": "speechclip.cli.train",
+        "status": "speechclip.cli.status",
         "evaluate": "speechclip.cli.evaluate",
         "keywords": "speechclip.cli.evaluate",
         "embed": "speechclip.cli.query",
@@ -52,16 +57,26 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="speechclip")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, a line a commit, to stderr.")
-def cli(verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar=logs.VARIABLE,
+    help=f"What stderr holds: sentences, or a JSON object a line; default text, or ${logs.VARIABLE}.",
+)
+def cli(verbose: bool, log_format: logs.Format) -> None:
     """Features of frozen HuBERT and CLIP, computed once and trained from for ever.
 
     The road: ingest a corpus, plan, featurize, train a head, evaluate, embed, query.
     """
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logs.configure(log_format, verbose=verbose)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        # A node that is taken away, or `ray job stop`: as gently as by Ctrl-C.
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -73,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), EXIT_WORK_LEFT)
     except SpeechClipError as error:
         _end(str(error), EXIT_FAILED)
-    except (KeyboardInterrupt, click.Abort):
-        _end("interrupted; all that was committed is kept, run the same command again to go on", EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as end:
+        # click turns either into its own Abort.
+        code = EXIT_TERMINATED if isinstance(end.__cause__ or end, _Terminated) else EXIT_INTERRUPTED
+        _end("interrupted; all that was committed is kept, run the same command again to go on", code)
     except Exception as error:
         sentence = _outside_failure(error)
         if sentence is None:
@@ -97,6 +114,17 @@ def _outside_failure(error: Exception) -> str | None:
     return f"the storage failed ({cause}); what was committed is kept, mend that and run the same command again"
 
 
-def _end(sentence: str, code: int) -> None:
-    click.echo(f"error: {sentence}", err=True)
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def _terminate(*_signal: Any) -> NoReturn:
+    raise _Terminated
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    if logs.is_json():
+        logs.log(sentence, logging.ERROR, exit_code=code)
+    else:
+        click.echo(f"error: {sentence}", err=True)
     sys.exit(code)

@@ -1,13 +1,11 @@
 """plan, featurize and rejected: from a manifest to committed features."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import click
 import msgspec
 
 from speechclip.cli.options import (
-    ProgressLine,
     console,
     counted,
     human_bytes,
@@ -20,8 +18,7 @@ from speechclip.cli.options import (
     table,
 )
 from speechclip.config import Settings
-from speechclip.errors import REASONS, WorkLeft
-from speechclip.records import Receipt
+from speechclip.errors import REASONS
 
 PLUMBING = "this shows speed and plumbing, never quality"
 SHOWN_CHARACTERS = 200
@@ -93,7 +90,8 @@ def featurize(
     inline: bool,
 ) -> None:
     """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
-    from speechclip.featurizer import Committer, prepare_work, run, run_inline
+    from speechclip.cli.follow import carry_out
+    from speechclip.featurizer import prepare_work, run_inline
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 
@@ -110,7 +108,7 @@ def featurize(
         from speechclip.jobs.cluster import connect
         from speechclip.jobs.featurize import run_on_ray
 
-        connect(num_cpus or options.num_cpus)
+        connect(num_cpus or options.num_cpus, settings.runtime_env)
         receipts = run_on_ray(
             work,
             options.batches,
@@ -118,17 +116,15 @@ def featurize(
             no_progress_seconds=options.no_progress_seconds,
             tell=say,
         )
-    committer = Committer(work, group_seconds=options.commit_seconds)
-    try:
-        watched = _watched(receipts, sum(len(part.missing) for part in work.before))
-        run(watched, committer, max_rejected=options.max_rejected if max_rejected is None else max_rejected)
-    finally:
-        summary = committer.summary()
-        if not as_json:
-            _show(summary, store)
-        click.echo(msgspec.json.encode(summary))
-    if summary.missing:
-        raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
+    carry_out(
+        work,
+        receipts,
+        "featurize",
+        (lambda summary: None) if as_json else (lambda summary: _show(summary, store)),
+        must_be_whole=True,
+        max_rejected=options.max_rejected if max_rejected is None else max_rejected,
+        group_seconds=options.commit_seconds,
+    )
 
 
 @click.command()
@@ -165,13 +161,6 @@ def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
         tasks = counted(len(work.plan.tasks), "task")
         say(f"plan {work.plan.id}: {tasks}, about {size}; `speechclip plan` estimates the hours")
     note_untrained([spec.fingerprint for spec in specs if not spec.is_trained], PLUMBING)
-
-
-def _watched(receipts: Iterator[Receipt], num_missing: int) -> Iterator[Receipt]:
-    progress = ProgressLine(num_missing, "assets")
-    for receipt in receipts:
-        yield receipt
-        progress.advance(len(receipt.stored) + len(receipt.rejected))
 
 
 def _show(summary: Any, store: Any) -> None:

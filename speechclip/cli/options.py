@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from speechclip import logs
 from speechclip.config import Settings, load_settings
 from speechclip.errors import InvalidInput
 from speechclip.training.recipe import Recipe
@@ -80,9 +81,14 @@ def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Comman
     return decorate
 
 
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def refuse_throw_away_paths(settings: Settings) -> None:
     """A relative path under `ray job submit --working-dir` would lie in Ray's throw-away copy of that folder."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if not in_ray_job():
         return
     for name in ("store", "run"):
         value = getattr(settings, name)
@@ -98,9 +104,12 @@ def console() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
-def say(sentence: str) -> None:
-    """A line for the person who waits, on stderr."""
-    click.echo(printable(sentence), err=True)
+def say(sentence: str, **fields: Any) -> None:
+    """A line for the person who waits, on stderr; in a log for machines, with these fields beside it."""
+    if logs.is_json():
+        logs.log(sentence, **fields)
+    else:
+        click.echo(printable(sentence), err=True)
 
 
 def printable(text: str) -> str:
@@ -176,8 +185,15 @@ class ProgressLine:
         self._said = now
         rate = self.done / max(now - self._started, 1e-9)
         left = human_seconds((self.total - self.done) / rate) if rate > 0 else "unknown"
-        line = f"{self.done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left{detail}"
-        click.echo(f"\r{line}\x1b[K" if sys.stderr.isatty() else line, err=True, nl=is_end or not sys.stderr.isatty())
+        rewrite(f"{self.done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left{detail}", is_end=is_end)
+
+
+def rewrite(line: str, *, is_end: bool = False, **fields: Any) -> None:
+    """Put the line in the place of the last one on a terminal, below it elsewhere."""
+    if sys.stderr.isatty() and not logs.is_json():
+        click.echo(f"\r{line}\x1b[K", err=True, nl=is_end)
+    else:
+        say(line, **fields)
 
 
 def progress_line(what: str, unit: float = 1) -> Callable[[float, float], None]:

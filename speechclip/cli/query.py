@@ -1,12 +1,12 @@
 """embed and query: a head's embeddings in the store, and questions to them."""
 
 import dataclasses
+from typing import Any
 
 import click
 import msgspec
 
 from speechclip.cli.options import (
-    ProgressLine,
     counted,
     human_seconds,
     note_untrained,
@@ -23,28 +23,28 @@ from speechclip.records import Modality
 @settings_options("run", "manifest", "store", "json")
 def embed(settings: Settings, as_json: bool) -> None:
     """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
-    from speechclip.embedder import embed as embed_manifest
+    from speechclip.cli.follow import carry_out
+    from speechclip.embedder import embed_tasks, prepare_embedding
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
     from speechclip.training.checkpoint import load_run
 
-    manifest = Manifest.read(settings.need("manifest"))
-    progress = ProgressLine(len(manifest.assets("speech")), "utterances")
-    run = load_run(settings.need("run"))
-    summary = embed_manifest(
-        FeatureStore(settings.need("store")),
-        manifest,
-        run,
-        sizes=settings.featurize.tasks,
-        on_receipt=lambda receipt: progress.advance(len(receipt.stored)),
+    manifest, trained = Manifest.read(settings.need("manifest")), load_run(settings.need("run"))
+    store, options = FeatureStore(settings.need("store")), settings.featurize
+    work = prepare_embedding(store, manifest, trained, options.tasks)
+
+    def show(summary: Any) -> None:
+        if as_json:
+            return
+        say(
+            f"{counted(summary.encoded, 'utterance')} embedded, {summary.stored_before:,} before, {summary.missing:,} "
+            f"without features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
+        )
+        note_untrained(trained.info.identity.untrained, "these vectors show the road, not SpeechCLIP's quality")
+
+    carry_out(
+        work, embed_tasks(work, trained), "embed", show, must_be_whole=False, group_seconds=options.commit_seconds
     )
-    say(
-        f"{counted(summary.encoded, 'utterance')} embedded, {summary.stored_before:,} before, {summary.missing:,} "
-        f"without features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
-    )
-    note_untrained(run.info.identity.untrained, "these vectors show the road, not SpeechCLIP's quality")
-    if as_json:
-        click.echo(msgspec.json.encode(summary))
 
 
 @click.command()

@@ -3,9 +3,11 @@
 from typing import Any
 
 import click
+import msgspec
 
 from speechclip.cli.options import human_seconds, note_untrained, say, settings_options
 from speechclip.config import Settings
+from speechclip.records import Record
 
 
 @click.command()
@@ -42,7 +44,10 @@ def train(
     recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     from speechclip.jobs.train import TrainRequest
     from speechclip.jobs.train import train as train_on_ray
+    from speechclip.status import Reporter
+    from speechclip.storage import Storage
     from speechclip.store import FeatureStore
+    from speechclip.training.checkpoint import STATUS
 
     out = settings.need("run", "--out")
     request = TrainRequest(
@@ -56,22 +61,67 @@ def train(
         catalog_version=FeatureStore(settings.need("store")).version_of(version),
         workers=settings.workers,
         num_cpus=num_cpus or settings.featurize.num_cpus,
+        runtime_env=settings.runtime_env,
         min_workers=settings.min_workers,
         node_wait_seconds=settings.node_wait_seconds,
     )
-    info = train_on_ray(request, _follow, lambda found: say(f"{out}: {found}"))
+    last: list[Any] = [None]
+
+    def follow(progress: Any) -> None:
+        last[0] = progress
+        _tell(progress)
+
+    with Reporter(Storage(out), STATUS, run=out, command="train", look=lambda: last[0]) as reporter:
+        info = train_on_ray(request, follow, lambda found: say(f"{out}: {found}"))
+        summary = TrainSummary.of(out, info)
+        reporter.conclude(summary)
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
     say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
     if info.batch_size < recipe.batch_size:
         say(f"note: the recipe's batch of {recipe.batch_size} is more than there is; every step took all utterances")
     note_untrained(info.identity.untrained, "this head shows the road, not SpeechCLIP's quality")
+    click.echo(msgspec.json.encode(summary))
 
 
-def _follow(progress: Any) -> None:
+class TrainSummary(Record, frozen=True):
+    """The last line of a training. `best_recall` is the mean recall at 10 on dev, from 0 to 1, None if never asked."""
+
+    run: str
+    steps: int
+    batch_size: int
+    utterances: int
+    missing: int
+    best_step: int | None
+    best_recall: float | None
+    catalog_version: int
+    order_digest: str
+    head_sha256: str
+    untrained: list[str]
+
+    @classmethod
+    def of(cls, run: str, info: Any) -> "TrainSummary":
+        """What the folder's record says."""
+        return cls(
+            run=run,
+            steps=info.num_steps,
+            batch_size=info.batch_size,
+            utterances=info.num_rows,
+            missing=info.num_missing,
+            best_step=info.best.step if info.best else None,
+            best_recall=info.best.recall if info.best else None,
+            catalog_version=info.identity.catalog_version,
+            order_digest=info.order_digest,
+            head_sha256=info.head_sha256,
+            untrained=info.identity.untrained,
+        )
+
+
+def _tell(progress: Any) -> None:
     """One line a report of worker 0."""
     recall = f", mean R@10 on dev {100 * progress.recall:.1f} %" if progress.recall is not None else ""
     say(
         f"step {progress.step} of {progress.max_steps}, loss {progress.loss:.4f}{recall}, "
         f"{progress.steps_per_second:.1f} steps/s ({100 * progress.wait_share:.0f} % waiting for data), "
-        f"{human_seconds(progress.eta_seconds)} left"
+        f"{human_seconds(progress.eta_seconds)} left",
+        progress=msgspec.to_builtins(progress),
     )

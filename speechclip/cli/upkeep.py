@@ -75,7 +75,7 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
         from speechclip.jobs.cluster import connect
         from speechclip.jobs.featurize import run_on_ray
 
-        connect(num_cpus or settings.featurize.num_cpus)
+        connect(num_cpus or settings.featurize.num_cpus, settings.runtime_env)
         return run_on_ray(
             work,
             settings.featurize.batches,

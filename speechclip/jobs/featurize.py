@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,16 @@ from speechclip.jobs.room import Node, Tell, wait_for_room
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, decode_task, encode_task
+from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, TaskEncoder, decode_task
 
 logger = logging.getLogger(__name__)
 
 # The share of the CPUs that no encoder may take, so that decoding always goes on.
 DECODE_SHARE = 0.25
+# Ray Data's driver spends as long on a block of eight tasks as on a block of one. Few enough that a slow CPU actor
+# still shows progress in time, and that a plan this large keeps every actor busy to its end.
+TASKS_A_BLOCK = 8
+LARGE_PLAN = 2000
 # Ray is asked for this part of the CPUs that a fixed pool uses: so it finds room again when half the nodes are gone.
 ASKED_SHARE = 0.5
 # Beside GPUs decoding takes every CPU; so little of one that a node of one CPU decodes beside its GPU's three encoders.
@@ -90,6 +95,11 @@ def _rounded_down(share: float) -> float:
     return int(1000 * share) / 1000
 
 
+def count_blocks(num_tasks: int) -> int:
+    """Into how many blocks Ray Data gets the tasks of one feature set: one each, and up to eight in a large plan."""
+    return math.ceil(num_tasks / min(TASKS_A_BLOCK, max(1, num_tasks // LARGE_PLAN)))
+
+
 def run_on_ray(
     work: Work,
     batch_sizes: BatchSizes,
@@ -146,7 +156,7 @@ def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes:
     """Decode tasks and encoder actors of one feature set."""
     spec = work.specs[name]
     rows = [{"task": msgspec.msgpack.encode(task)} for task in tasks]
-    decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    decoded = ray.data.from_items(rows, override_num_blocks=count_blocks(len(rows))).map(
         _decode_row,
         fn_kwargs={"spec": spec},
         compute=ray.data.TaskPoolStrategy(size=pools.decode_tasks),
@@ -175,18 +185,17 @@ class _EncodeRow:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
         torch.set_num_threads(1)
-        self.encoder = request.build(device)
-        if self.encoder.spec != spec:
+        encoder = request.build(device)
+        if encoder.spec != spec:
             raise WorkLeft(
-                f"{request.source}: this worker resolves it to {self.encoder.spec.fingerprint}, "
+                f"{request.source}: this worker resolves it to {encoder.spec.fingerprint}, "
                 f"the driver to {spec.fingerprint}; give all nodes the same weights"
             )
-        self.storage, self.batch_sizes = Storage(store), batch_sizes
+        self.encode = TaskEncoder(encoder, Storage(store), batch_sizes)
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         decoded = msgspec.msgpack.decode(row["decoded"], type=DecodedTask)
-        receipt = encode_task(decoded, self.encoder, self.storage, self.batch_sizes)
-        return {"receipt": msgspec.msgpack.encode(receipt)}
+        return {"receipt": msgspec.msgpack.encode(self.encode(decoded))}
 
 
 def _configure_data(no_progress_seconds: float) -> None:

@@ -22,6 +22,7 @@ from speechclip.jobs.meters import TrainMeters
 from speechclip.jobs.workers import Crew, run_workers
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
+from speechclip.runtime_env import RuntimeEnv
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
@@ -61,6 +62,7 @@ class TrainRequest(Record, frozen=True):
     num_cpus: int | None = None
     read_threads: int = 2
     text: str | None = None
+    runtime_env: RuntimeEnv = RuntimeEnv()
     min_workers: int | None = None
     node_wait_seconds: float = 0.0
 
@@ -96,7 +98,7 @@ def train(
         folder.write_vocabulary(vocabulary)
     if not ray.is_initialized():
         found("starting Ray")
-    connect(request.num_cpus)
+    connect(request.num_cpus, request.runtime_env)
     tell, meters = on_progress or _log, TrainMeters()
 
     def show(line: bytes) -> None:

@@ -5,6 +5,7 @@ reader's own function for it is called, or a record made if it is `HARMLESS`; an
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,10 +78,13 @@ def read_pickle(
     """
     machine = _Machine(source, build, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            # Of odd escapes in a text, which are no affair of whoever reads the file.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for opcode, argument, _ in pickletools.genops(data):
+                if opcode.name == "STOP":
+                    return machine.stack.pop()
+                machine.step(opcode.name, argument)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise InvalidInput(f"{source}: its pickle is damaged ({_first_line(error)}); fetch the file again") from None
     raise AssertionError("genops ends with STOP or an error")

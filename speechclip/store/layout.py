@@ -9,6 +9,7 @@ tags/<name>.json                                        names that people gave t
 collections/<time>-<id>.json                            which versions each `gc` left readable
 manifests/<digest>.parquet                              every manifest that was featurized
 plans/<id>-<ordinal>.parquet                            stored plans
+jobs/<run>.json                                         what each run says of itself
 features/<fingerprint>/spec.json
 features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 beside it holds its checksums
 features/<fingerprint>/vectors/<segment>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
@@ -28,6 +29,7 @@ TAGS = "tags"
 COLLECTIONS = "collections"
 FEATURES = "features"
 MANIFESTS = "manifests"
+JOBS = "jobs"
 LAST_CHECKPOINT = f"{CATALOG}/_delta_log/_last_checkpoint"
 
 
@@ -89,6 +91,11 @@ def digest_in(path: str) -> str:
 def plan_path(plan: str) -> str:
     """A stored plan."""
     return f"plans/{plan}.parquet"
+
+
+def job_path(run: str) -> str:
+    """What a run says of itself."""
+    return f"{JOBS}/{run}.json"
 
 
 def shard_path(fingerprint: str, task: str, keys: Iterable[str], generation: int) -> str:

@@ -25,7 +25,7 @@ from speechclip.training.recipe import Recipe
 from speechclip.training.vocabulary import Vocabulary
 
 HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
-CHECKPOINT, RUN, VOCABULARY = "checkpoint.json", "run.json", "vocabulary.json"
+CHECKPOINT, RUN, VOCABULARY, STATUS = "checkpoint.json", "run.json", "vocabulary.json", "status.json"
 _Kind = TypeVar("_Kind", bound=Record)
 # What belongs to the loss lies beside the head's weights under this prefix.
 CRITERION = "criterion."

@@ -66,6 +66,10 @@ def test_plan_tells_what_remains_and_changes_nothing(
     main_ok("featurize", "--inline", "--manifest", manifest, "--store", store, *TOY, "--json")
     summary = json.loads(capsys.readouterr().out)
     assert list(summary) == [
+        "run",
+        "tasks_done",
+        "tasks_skipped",
+        "tasks_failed",
         "planned",
         "stored_before",
         "encoded",

@@ -43,6 +43,11 @@ def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE.read_text(), re.MULTILINE) == ["1000:1000"]
 
 
+def test_it_has_the_programs_that_the_project_and_ray_up_call() -> None:
+    (installed,) = re.findall(r"apt-get install --yes --no-install-recommends (.*) &&", DOCKERFILE.read_text())
+    assert set(installed.split()) == {"ffmpeg", "openssh-client", "rsync"}
+
+
 def test_every_file_that_the_image_copies_exists_and_reaches_the_build() -> None:
     ignored = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().split()
     allowed = {line[1:] for line in ignored if line.startswith("!")}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechclip.jobs.featurize import Pools, size_pools
+from speechclip.jobs.featurize import TASKS_A_BLOCK, Pools, count_blocks, size_pools
 from speechclip.records import Modality
 
 TASKS = pytest.mark.parametrize(
@@ -19,6 +19,13 @@ def check(pools: Pools, num_cpus: float, num_gpus: int, num_tasks: dict[Modality
     assert num_actors * pools.actor_gpus <= num_gpus
     assert pools.actor_cpus != pools.decode_cpus, "Ray Data would fuse decode into the actor"
     return num_cpus - num_actors * pools.actor_cpus
+
+
+def test_a_small_plan_has_a_block_for_each_task_and_a_large_one_for_every_eight() -> None:
+    assert [count_blocks(num_tasks) for num_tasks in (1, 100, 3_999)] == [1, 100, 3_999]
+    assert count_blocks(100_001) == 12_501
+    assert min(count_blocks(num_tasks) for num_tasks in range(4_000, 60_000, 7)) == 2_000
+    assert all(num_tasks / count_blocks(num_tasks) <= TASKS_A_BLOCK for num_tasks in range(1, 60_000, 7))
 
 
 @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])

@@ -1,0 +1,83 @@
+"""How a running job is shown: a line every few seconds, and its file for `speechclip status`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import msgspec
+
+from speechclip.cli.options import counted, human_bytes, human_seconds, rewrite
+from speechclip.errors import WorkLeft
+from speechclip.featurizer import Committer, Summary, Work
+from speechclip.featurizer import run as commit_all
+from speechclip.progress import Progress, Tally
+from speechclip.records import Receipt, Record
+from speechclip.status import Reporter
+from speechclip.storage import Storage
+from speechclip.store.layout import job_path
+
+LOG_SECONDS, TERMINAL_SECONDS = 5.0, 0.5
+
+
+def follow(
+    storage: Storage, path: str, *, run: str, command: str, look: Callable[[], Any], sentence: Callable[[Any], str]
+) -> Reporter:
+    """A reporter to open while the job runs: `sentence` puts what `look` gives in words."""
+
+    def tell(figures: Record, is_last: bool) -> None:
+        rewrite(sentence(figures), is_end=is_last, run=run, progress=msgspec.to_builtins(figures))
+
+    seconds = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+    return Reporter(storage, path, run=run, command=command, look=look, tell=tell, tell_seconds=seconds)
+
+
+def carry_out(
+    work: Work,
+    receipts: Iterator[Receipt],
+    command: str,
+    show: Callable[[Summary], None],
+    *,
+    must_be_whole: bool,
+    max_rejected: float = 1.0,
+    group_seconds: float = 20.0,
+) -> None:
+    """Commit what comes, told while it runs and summed up as its last line.
+
+    `WorkLeft` where something is missing in the end although it must be whole.
+    """
+    committer, tally = Committer(work, group_seconds=group_seconds), Tally(work)
+    with follow(
+        work.store.storage,
+        job_path(work.run),
+        run=work.run,
+        command=command,
+        look=tally.look if work.plan.tasks else lambda: None,
+        sentence=featurize_sentence,
+    ) as reporter:
+        try:
+            commit_all(tally.watch(receipts), committer, max_rejected=max_rejected)
+        finally:
+            summary = committer.summary()
+            reporter.conclude(summary)
+            show(summary)
+            click.echo(msgspec.json.encode(summary))
+        if summary.missing and must_be_whole:
+            raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
+
+
+def featurize_sentence(progress: Progress) -> str:
+    """How far a featurize run is, in one line."""
+    parts = [f"{progress.tasks_done:,} of {counted(progress.tasks, 'task')}"]
+    if progress.utterances:
+        rate = progress.speech_seconds / max(progress.seconds, 1e-9)
+        hours = f"{progress.speech_seconds / 3600:.2f} h of speech at {rate:.1f} s a second"
+        parts.append(f"{counted(progress.utterances, 'utterance')} ({hours})")
+    parts += [counted(count, what) for what, count in (("image", progress.images), ("text", progress.texts)) if count]
+    parts.append(f"{human_bytes(progress.bytes)} written")
+    parts.append(f"{progress.rejected:,} rejected")
+    parts.append(progress.bound_by if progress.bound_by == "starting" else f"bound by {progress.bound_by}")
+    if progress.eta_seconds is not None:
+        least = "" if progress.is_eta_whole else "at least "
+        parts.append(f"{least}{human_seconds(progress.eta_seconds)} left")
+    return ", ".join(parts)

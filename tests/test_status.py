@@ -1,0 +1,99 @@
+"""The file that a job leaves of itself, whatever ends it."""
+
+import contextlib
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from speechclip.errors import Damaged, InvalidInput, StorageFailed, WorkLeft
+from speechclip.records import Record, to_json
+from speechclip.status import SILENT_SECONDS, JobStatus, Reporter, State, read_status
+from speechclip.storage import Storage
+
+PATH = "jobs/one.json"
+
+
+class Count(Record, frozen=True):
+    done: int
+
+
+def reporter(storage: Storage, **options: object) -> Reporter:
+    plain = {"look": lambda: Count(done=3), "tell_seconds": 0.01}
+    return Reporter(storage, PATH, run="one", command="featurize", **(plain | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "says"),
+    [
+        (None, "done", ""),
+        (WorkLeft("too much is rejected"), "work left", "too much is rejected"),
+        (InvalidInput("no such word"), "failed", "no such word"),
+        (ZeroDivisionError("a bug"), "failed", "ZeroDivisionError"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (SystemExit(15), "interrupted", "SystemExit"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_the_file_tells_how_the_job_ended(tmp_path: Path, error: BaseException | None, state: State, says: str) -> None:
+    storage = Storage(str(tmp_path))
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), reporter(storage):
+        found = read_status(storage, PATH)
+        assert (found.state, found.run, found.command) == ("running", "one", "featurize")
+        if error:
+            raise error
+    found = read_status(storage, PATH)
+    assert (found.state, found.error, found.figures) == (state, says, {"done": 3})
+
+
+def test_lines_come_while_it_runs_and_the_last_one_once(tmp_path: Path) -> None:
+    told: list[tuple[int, bool]] = []
+    enough = threading.Event()
+
+    def tell(count: Count, is_last: bool) -> None:
+        told.append((count.done, is_last))
+        if len(told) >= 3:
+            enough.set()
+
+    with reporter(Storage(str(tmp_path)), tell=tell) as report:
+        assert enough.wait(10)
+        report.conclude(Count(done=7))
+        before = len(told)
+    assert told[before - 1 :] == [(3, True)]
+    assert all(not is_last for _, is_last in told[:-1])
+    assert read_status(Storage(str(tmp_path)), PATH).figures == {"done": 7}
+
+
+def test_a_job_of_which_nothing_is_known_yet_tells_nothing(tmp_path: Path) -> None:
+    told: list[object] = []
+    with reporter(Storage(str(tmp_path)), look=lambda: None, tell=lambda *one: told.append(one)):
+        pass
+    assert told == []
+    assert read_status(Storage(str(tmp_path)), PATH).figures == {}
+
+
+def test_a_storage_that_fails_is_a_warning_and_the_job_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageFailed("the storage is full")
+
+    monkeypatch.setattr(Storage, "replace", fail)
+    with reporter(Storage(str(tmp_path))):
+        pass
+    assert "jobs/one.json: the job's status can't be written (the storage is full)" in caplog.text
+
+
+def test_a_job_that_was_killed_falls_silent() -> None:
+    now = datetime.now(UTC)
+    status = JobStatus(run="one", command="train", state="running", started=now, updated=now, host="h")
+    assert not status.is_silent(now + timedelta(seconds=SILENT_SECONDS - 1))
+    assert status.is_silent(now + timedelta(seconds=SILENT_SECONDS + 1))
+
+
+def test_what_is_no_status_is_told(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.replace(PATH, to_json(Count(done=1)))
+    with pytest.raises(Damaged, match="no status of a job"):
+        read_status(storage, PATH)
