@@ -73,5 +73,6 @@ class Fleet:
 
 def summary(log: str) -> dict[str, int]:
     """The ledger that featurize's job log ends with."""
-    found: dict[str, int] = json.loads([line for line in log.splitlines() if line.startswith("{") and '"planned"' in line][-1])
+    lines = [line for line in log.splitlines() if line.startswith("{") and '"planned"' in line]
+    found: dict[str, int] = json.loads(lines[-1])
     return found

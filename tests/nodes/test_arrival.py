@@ -25,7 +25,8 @@ def test_nodes_that_never_come_end_featurize_and_train_with_a_sentence(
     featurize = fleet.submit("featurize", *tiny.options, "--store", str(tmp_path / "store"), *soon)
     where = ("--manifest", str(tmp_path / "m.parquet"), "--store", corpus.store_uri, "--out", str(tmp_path / "run"))
     train = fleet.submit("train", *where, "--recipe", "demo-parallel", "--set", "batch_size=9", "--workers", "4", *soon)
-    for job, lack in ((featurize, "the Ray cluster has no CPU for decoding"), (train, "4 workers need 1 CPUs, the Ray cluster has 0")):
+    no_cpu, no_room = "the Ray cluster has no CPU for decoding", "4 workers need 1 CPUs, the Ray cluster has 0"
+    for job, lack in ((featurize, no_cpu), (train, no_room)):
         state, code, log = fleet.end(job)
         assert (state, code) == ("FAILED", 3), log
         assert f"{lack}; waiting 2 s for nodes to come" in log
