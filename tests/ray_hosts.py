@@ -6,6 +6,7 @@ import secrets
 import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,9 +104,17 @@ class RayHosts:
         with (host.folder / "ray.log").open("w") as log:
             host.start([*command, *store], self.environment, stdout=log)
 
+    def listed(self, kind: str, **values: str) -> list[dict[str, Any]]:
+        """What Ray knows of its nodes, actors or tasks that have these values, as `state="ALIVE"`."""
+        query = [("detail", "true"), ("limit", "10000")]
+        for name, value in values.items():
+            query += [("filter_keys", name), ("filter_predicates", "="), ("filter_values", value)]
+        answer = self._get(f"/api/v0/{kind}?{urllib.parse.urlencode(query)}") or {}
+        found: list[dict[str, Any]] = answer.get("data", {}).get("result", {}).get("result", [])
+        return found
+
     def _alive(self) -> int:
-        listed = self._get("/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE") or {}
-        return len(listed.get("data", {}).get("result", {}).get("result", []))
+        return len(self.listed("nodes", state="ALIVE"))
 
     def _get(self, path: str) -> dict[str, Any] | None:
         """An answer of the dashboard, or None while there is none."""

@@ -4,11 +4,16 @@ They are counted by the driver, from receipts and progress lines alone, so they 
 docs/metrics.md has the names.
 """
 
+from typing import TYPE_CHECKING
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from speechclip.featurizer import Work
 from speechclip.records import Receipt
-from speechclip.training.trainer import Progress
+
+if TYPE_CHECKING:
+    # Not for real: every process that decodes would load torch, which takes it longer than all else.
+    from speechclip.training.trainer import Progress
 
 SECONDS_BOUNDARIES = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 BY_MODALITY = ("modality",)
@@ -60,7 +65,7 @@ class TrainMeters:
         self._wait = Gauge("speechclip_train_wait_share", "The share of the time that a step waits for data")
         self._recall = Gauge("speechclip_train_dev_recall", "Mean recall at 10 on dev, from 0 to 1")
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: "Progress") -> None:
         """Take over one progress line."""
         self._step.set(progress.step)
         self._loss.set(progress.loss)

@@ -1,5 +1,8 @@
 """Featurize fits any number of CPUs and GPUs; that it survives kills on a real Ray stands in `test_kills_on_ray.py`."""
 
+import subprocess
+import sys
+
 import pytest
 
 from speechclip.jobs.featurize import TASKS_A_BLOCK, Pools, count_blocks, size_pools
@@ -69,3 +72,10 @@ def test_beside_gpus_decoding_takes_all_cpus_that_are_there_or_come(
 def test_a_node_of_one_cpu_decodes_beside_its_gpus_encoders(num_tasks: dict[Modality, int]) -> None:
     pools = size_pools(4, 4, num_tasks)
     assert len(num_tasks) * pools.actor_cpus + pools.decode_cpus <= 1
+
+
+def test_a_process_that_decodes_loads_no_torch() -> None:
+    """Loading torch takes longer than all else, and Ray starts such processes anew all the time."""
+    shown = "import sys, speechclip.jobs.featurize; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

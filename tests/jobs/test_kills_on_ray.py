@@ -3,8 +3,6 @@
 One round alone: `pytest tests/jobs/test_kills_on_ray.py -k "[3]"`; the number is the seed.
 """
 
-import io
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from counts import count
 from feature_sets import content
+from quiet_runs import files, num_committed, num_encoded, num_stored, num_whole_assets
 from ray_runs import finish, kill_tree, start, wait_until
 
 from speechclip.corpora.synthetic import make_synthetic
@@ -71,7 +70,7 @@ def test_a_run_killed_with_all_of_ray_is_completed_and_equals_the_one_without_ra
         time.sleep(chance.uniform(0, 5) if num_commits == 0 else chance.uniform(0, 0.3))
         kill_tree(first, driver_first=bool(chance.integers(2)))
         assert content(store.snapshot()).items() <= quiet.content.items()
-    version, num_settled, num_whole = store.snapshot().version, num_stored(store), num_whole_assets(files(store))
+    version, num_settled, num_whole = store.snapshot().version, num_stored(store), num_whole_assets(files(store), 2)
     left = finish(start(quiet.manifest, tmp_path / "store", cpus[num_kills], *SMALL))
     assert (left["planned"], left["stored_before"], left["rejected"], left["missing"]) == (
         NUM_ASSETS,
@@ -83,32 +82,3 @@ def test_a_run_killed_with_all_of_ray_is_completed_and_equals_the_one_without_ra
     assert files(store) == quiet.files
     assert verify(store).findings == ()
     assert num_encoded(store, since=version) == NUM_ASSETS - num_whole, "whole shards are adopted, not encoded again"
-
-
-def num_committed(store: FeatureStore) -> int:
-    return store.snapshot().version if store.exists() else 0
-
-
-def num_stored(store: FeatureStore) -> int:
-    return sum(info.num_stored for info in store.snapshot().feature_sets())
-
-
-def files(store: FeatureStore) -> dict[str, bytes]:
-    return {path: store.storage.read(path) for path in store.storage.list("features")}
-
-
-def num_whole_assets(found: dict[str, bytes]) -> int:
-    """Assets in shards beside their checksums, and in chunks whose two files are there."""
-    num_assets = 0
-    for path, data in found.items():
-        if path.endswith(".tar") and f"{path.removesuffix('.tar')}.xxh3" in found:
-            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                num_assets += sum(name.endswith(".npy") for name in tar.getnames())
-        num_assets += 2 * ("/vectors/c/" in path and path.replace("/vectors/c/", "/keys/c/") in found)
-    return num_assets
-
-
-def num_encoded(store: FeatureStore, *, since: int) -> int:
-    """What the commits after that version say they encoded; the rest was adopted."""
-    entries = store.catalog.history(store.snapshot().version, since + 1)
-    return sum(part.encoded for entry in entries if entry.note for part in entry.note.parts)

@@ -1,0 +1,55 @@
+"""How many workers find room on what nodes, by plain numbers; that they really start stands in `tests/nodes`."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from speechclip.jobs.room import Node
+from speechclip.jobs.workers import Crew, fitting_cpus, needs_gpus
+
+NODES = some.lists(some.builds(Node, cpus=some.integers(0, 16), gpus=some.integers(0, 8)), max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "share"),
+    [
+        ([2], 2, 1.0),
+        ([2], 4, 0.5),
+        ([8, 8], 2, 1.0),
+        # Of two nodes of one CPU three workers can't have two thirds each.
+        ([1, 1], 3, 0.5),
+        ([0, 1, 1], 2, 1.0),
+        ([1], 2, 0.5),
+        ([0], 1, 0.0),
+        ([], 1, 0.0),
+    ],
+)
+def test_workers_share_the_cpus_of_each_node(cpus: list[float], workers: int, share: float) -> None:
+    assert fitting_cpus([Node(each) for each in cpus], workers, use_gpu=False) == share
+
+
+@given(there=NODES, workers=some.integers(1, 20), use_gpu=some.booleans())
+def test_workers_of_that_share_fit_and_no_larger_share_does(there: list[Node], workers: int, use_gpu: bool) -> None:
+    def num_fitting(share: float) -> int:
+        return sum(min(int(node.cpus / share + 1e-9), int(node.gpus) if use_gpu else workers) for node in there)
+
+    share = fitting_cpus(there, workers, use_gpu)
+    if share:
+        assert num_fitting(share) >= workers
+    assert share == 1 or num_fitting(share + 0.002) < workers
+
+
+def test_a_gpu_goes_to_each_worker_and_only_where_it_is() -> None:
+    there = [Node(cpus=8, gpus=1), Node(cpus=2, gpus=1), Node(cpus=16)]
+    assert fitting_cpus(there, 2, use_gpu=True) == 1.0
+    assert fitting_cpus(there, 3, use_gpu=True) == 0.0
+
+
+def test_a_cluster_that_has_gpus_is_waited_for_until_each_worker_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Crew(workers=2, least=2, node_wait_seconds=0)
+    there = [Node(cpus=8, gpus=1)]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not needs_gpus(two, there), "a private Ray gets no second GPU"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert needs_gpus(two, there), "the second node is on its way"
+    assert not needs_gpus(two, [Node(cpus=8)])

@@ -1,0 +1,116 @@
+"""Training over several nodes as a user submits it; nodes are lost and others come in the middle of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from fleet import Fleet
+from paired_corpus import Corpus, write_corpus
+from ray_hosts import wait_until
+
+from speechclip.evaluation.evaluator import validator
+from speechclip.storage import Storage
+from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
+from speechclip.training.metrics import read_metrics
+from speechclip.training.recipe import Recipe
+
+pytestmark = pytest.mark.ray
+
+WORKER = "RayTrainWorker"
+RECIPE = Recipe(
+    name="small", batch_size=9, max_steps=600, warmup_steps=20, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
+    image_projection=True, embedding_width=8, validate_every=100, checkpoint_every=20,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Course:
+    """A corpus and a recipe, and what one process without Ray trains from them."""
+
+    corpus: Corpus
+    folder: Path
+    alone: RunInfo
+
+    def options(self, run: Path, *more: str) -> list[str]:
+        where = ["--manifest", str(self.folder / "m.parquet"), "--store", self.corpus.store_uri, "--out", str(run)]
+        return [*where, "--recipe", str(self.folder / "small.yaml"), *more]
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
+    folder = tmp_path_factory.mktemp("course")
+    corpus = write_corpus(str(folder / "store"))
+    corpus.manifest.write(str(folder / "m.parquet"))
+    (folder / "small.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(RECIPE)))
+    check = validator(corpus.manifest, "dev", *corpus.features())
+    return Course(corpus, folder, corpus.trainer(RECIPE, str(folder / "alone"), validate=check).fit())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fleet: Fleet, course: Course) -> Path:
+    """A run of two workers on two nodes that nothing happens to."""
+    fleet.resize(3)
+    run = course.folder / "undisturbed"
+    fleet.rays.finish(fleet.submit("train", *course.options(run, "--workers", "2")))
+    assert_same(run, course)
+    return run
+
+
+def test_a_training_node_killed_changes_nothing_of_what_is_trained(
+    fleet: Fleet, course: Course, undisturbed: Path, tmp_path: Path
+) -> None:
+    fleet.resize(3)
+    run = tmp_path / "run"
+    job = fleet.submit("train", *course.options(run, "--workers", "2"))
+    wait_for_checkpoint(fleet, job, run, 60)
+    fleet.lose(next(iter(fleet.places(job, WORKER))))
+    log = fleet.rays.finish(job)
+    assert "workers failed" in log
+    assert "goes on after step" in log
+    assert_same(run, course)
+    # As many workers as before, so the same bits.
+    assert load_run(str(run)).info.head_sha256 == load_run(str(undisturbed)).info.head_sha256
+    assert losses(run) == losses(undisturbed)
+
+
+def wait_for_checkpoint(fleet: Fleet, job: str, run: Path, step: int) -> None:
+    """Return once the run stored a checkpoint of that step or a later one, and is not over."""
+    folder = RunFolder(str(run))
+    wait_until(
+        lambda: fleet.is_over(job) or bool([found for found in folder.steps() if found >= step]),
+        f"step {step}", 240, lambda: fleet.rays.log(job),
+    )  # fmt: skip
+    assert not fleet.is_over(job), fleet.rays.log(job)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(Storage(str(run)))]
+
+
+def assert_same(run: Path, course: Course) -> None:
+    """The same batches in the same order, each step told once, and the same loss within rounding."""
+    info, alone = load_run(str(run)).info, course.folder / "alone"
+    assert info.order_digest == course.alone.order_digest
+    lines = read_metrics(Storage(str(run)))
+    assert [line["step"] for line in lines] == list(range(1, RECIPE.max_steps + 1))
+    assert losses(run)[-1] == pytest.approx(losses(alone)[-1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_elastic_run_goes_from_two_workers_to_one_and_back(fleet: Fleet, course: Course, tmp_path: Path) -> None:
+    fleet.resize(2)
+    run = tmp_path / "run"
+    steps = ("--set", "max_steps=600")
+    job = fleet.submit("train", *course.options(run, "--workers", "2", "--min-workers", "1", *steps))
+    wait_for_checkpoint(fleet, job, run, 40)
+    assert len(fleet.actors(job, WORKER)) == 2
+    fleet.lose(next(iter(fleet.places(job, WORKER))))
+    wait_until(lambda: len(fleet.actors(job, WORKER)) == 1, "one worker goes on", 120, lambda: fleet.rays.log(job))
+    last = RunFolder(str(run)).steps()[-1]
+    wait_for_checkpoint(fleet, job, run, last + 20)
+    fleet.resize(2)
+    wait_until(lambda: len(fleet.actors(job, WORKER)) == 2, "two workers again", 180, lambda: fleet.rays.log(job))
+    fleet.rays.finish(job)
+    assert_same(run, course)
