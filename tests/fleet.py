@@ -68,7 +68,8 @@ class Fleet:
         """How many of those actors each worker host runs."""
         addresses = {node["node_id"]: node["node_ip"] for node in self.rays.listed("nodes", state="ALIVE")}
         hosts = {host.address: name for name, host in self.workers.items()}
-        return Counter(hosts[addresses[actor["node_id"]]] for actor in self.actors(job, name))
+        found = [addresses[actor["node_id"]] for actor in self.actors(job, name)]
+        return Counter(hosts[address] for address in found if address in hosts)
 
 
 def summary(log: str) -> dict[str, int]:

@@ -65,6 +65,7 @@ def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     run = tmp_path / "run"
     job = fleet.submit("train", *course.options(run, "--workers", "2"))
     wait_for_checkpoint(fleet, job, run, 60)
+    assert not fleet.places(job, "Lines"), "the lines stay with the driver"
     fleet.lose(next(iter(fleet.places(job, WORKER))))
     log = fleet.rays.finish(job)
     assert "workers failed" in log
