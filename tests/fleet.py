@@ -46,7 +46,7 @@ class Fleet:
 
     def end(self, job: str) -> tuple[str, int, str]:
         """How it ended, its driver's exit code and all that it said, once it is over."""
-        wait_until(lambda: self.rays.state(job) in END_STATES, f"{job} is over", 300, lambda: self.rays.log(job))
+        wait_until(lambda: self.rays.state(job) in END_STATES, f"{job} is over", 600, lambda: self.rays.log(job))
         return self.rays.state(job), self.rays.info(job)["driver_exit_code"], self.rays.log(job)
 
     def is_over(self, job: str) -> bool:
