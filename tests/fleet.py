@@ -46,7 +46,7 @@ class Fleet:
 
     def end(self, job: str) -> tuple[str, int, str]:
         """How it ended, its driver's exit code and all that it said, once it is over."""
-        wait_until(lambda: self.rays.state(job) in END_STATES, f"{job} is over", 300, lambda: self.rays.log(job))
+        wait_until(lambda: self.rays.state(job) in END_STATES, f"{job} is over", 600, lambda: self.rays.log(job))
         return self.rays.state(job), self.rays.info(job)["driver_exit_code"], self.rays.log(job)
 
     def is_over(self, job: str) -> bool:
@@ -68,7 +68,8 @@ class Fleet:
         """How many of those actors each worker host runs."""
         addresses = {node["node_id"]: node["node_ip"] for node in self.rays.listed("nodes", state="ALIVE")}
         hosts = {host.address: name for name, host in self.workers.items()}
-        return Counter(hosts[addresses[actor["node_id"]]] for actor in self.actors(job, name))
+        found = [addresses[actor["node_id"]] for actor in self.actors(job, name)]
+        return Counter(hosts[address] for address in found if address in hosts)
 
 
 def summary(log: str) -> dict[str, int]:

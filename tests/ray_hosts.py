@@ -81,7 +81,7 @@ class RayHosts:
         """All that the job said so far, both streams."""
         return str((self._get(f"/api/jobs/{job}/logs") or {}).get("logs", ""))
 
-    def finish(self, job: str, seconds: float = 300) -> str:
+    def finish(self, job: str, seconds: float = 600) -> str:
         """The job's log, once it has succeeded."""
         wait_until(lambda: self.state(job) in END_STATES, f"{job} is over", seconds, lambda: self.log(job))
         assert self.state(job) == "SUCCEEDED", self.log(job)

@@ -20,6 +20,8 @@ LEAST_CPUS = 0.25
 # In a row and without a new checkpoint: a long run may lose any number of nodes, a bug ends it soon.
 MAX_FAILURES = 2
 ABORT_SECONDS = 30.0
+# How often an elastic run looks for nodes that came; to take them in costs it the steps since the last checkpoint.
+RESIZE_SECONDS = 20.0
 # On a cluster that is there, Ray finds room at once or not at all; then we count anew what is there.
 CLUSTER_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 # A private cluster is never preempted and reports to nobody: fewer processes to start, a quicker end.
@@ -111,7 +113,12 @@ def scale(crew: Crew, use_gpu: bool, tell: Tell) -> ray.train.ScalingConfig:
     )
     resources = {"CPU": fitting_cpus(there, crew.least, use_gpu)} | ({"GPU": 1.0} if use_gpu else {})
     number = crew.workers if crew.least == crew.workers else (crew.least, crew.workers)
-    return ray.train.ScalingConfig(num_workers=number, use_gpu=use_gpu, resources_per_worker=resources)
+    return ray.train.ScalingConfig(
+        num_workers=number,
+        use_gpu=use_gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
 
 
 def fitting_cpus(there: Sequence[Node], num_workers: int, use_gpu: bool) -> float:

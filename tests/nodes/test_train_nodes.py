@@ -20,8 +20,8 @@ pytestmark = pytest.mark.ray
 
 WORKER = "RayTrainWorker"
 RECIPE = Recipe(
-    name="small", batch_size=9, max_steps=600, warmup_steps=20, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
-    image_projection=True, embedding_width=8, validate_every=100, checkpoint_every=20,
+    name="small", batch_size=9, max_steps=240, warmup_steps=20, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
+    image_projection=True, embedding_width=8, validate_every=60, checkpoint_every=10,
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Course:
 
     corpus: Corpus
     folder: Path
+    recipe: Recipe
     alone: RunInfo
 
     def options(self, run: Path, *more: str) -> list[str]:
@@ -41,11 +42,14 @@ class Course:
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
     folder = tmp_path_factory.mktemp("course")
-    corpus = write_corpus(str(folder / "store"))
+    return make_course(write_corpus(str(folder / "store")), folder, RECIPE)
+
+
+def make_course(corpus: Corpus, folder: Path, recipe: Recipe) -> Course:
     corpus.manifest.write(str(folder / "m.parquet"))
-    (folder / "small.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(RECIPE)))
+    (folder / "small.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(recipe)))
     check = validator(corpus.manifest, "dev", *corpus.features())
-    return Course(corpus, folder, corpus.trainer(RECIPE, str(folder / "alone"), validate=check).fit())
+    return Course(corpus, folder, recipe, corpus.trainer(recipe, str(folder / "alone"), validate=check).fit())
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,11 @@ def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     fleet.resize(3)
     run = tmp_path / "run"
     job = fleet.submit("train", *course.options(run, "--workers", "2"))
-    wait_for_checkpoint(fleet, job, run, 60)
-    fleet.lose(next(iter(fleet.places(job, WORKER))))
+    wait_for_checkpoint(fleet, job, run, 10)
+    assert not fleet.places(job, "Lines"), "the lines stay with the driver"
+    victim = next(iter(fleet.places(job, WORKER)))
+    wait_for_checkpoint(fleet, job, run, 20)
+    fleet.lose(victim)
     log = fleet.rays.finish(job)
     assert "workers failed" in log
     assert "goes on after step" in log
@@ -94,23 +101,29 @@ def assert_same(run: Path, course: Course) -> None:
     info, alone = load_run(str(run)).info, course.folder / "alone"
     assert info.order_digest == course.alone.order_digest
     lines = read_metrics(Storage(str(run)))
-    assert [line["step"] for line in lines] == list(range(1, RECIPE.max_steps + 1))
+    assert [line["step"] for line in lines] == list(range(1, course.recipe.max_steps + 1))
     assert losses(run)[-1] == pytest.approx(losses(alone)[-1], abs=1e-3)
 
 
+@pytest.fixture(scope="module")
+def long_course(course: Course, tmp_path_factory: pytest.TempPathFactory) -> Course:
+    """The same with so many steps that nodes go and come meanwhile."""
+    return make_course(course.corpus, tmp_path_factory.mktemp("long"), msgspec.structs.replace(RECIPE, max_steps=4000))
+
+
 @pytest.mark.slow
-def test_an_elastic_run_goes_from_two_workers_to_one_and_back(fleet: Fleet, course: Course, tmp_path: Path) -> None:
+def test_an_elastic_run_goes_from_two_workers_to_one_and_back(
+    fleet: Fleet, long_course: Course, tmp_path: Path
+) -> None:
     fleet.resize(2)
     run = tmp_path / "run"
-    steps = ("--set", "max_steps=600")
-    job = fleet.submit("train", *course.options(run, "--workers", "2", "--min-workers", "1", *steps))
-    wait_for_checkpoint(fleet, job, run, 40)
+    job = fleet.submit("train", *long_course.options(run, "--workers", "2", "--min-workers", "1"))
+    wait_for_checkpoint(fleet, job, run, 10)
     assert len(fleet.actors(job, WORKER)) == 2
     fleet.lose(next(iter(fleet.places(job, WORKER))))
     wait_until(lambda: len(fleet.actors(job, WORKER)) == 1, "one worker goes on", 120, lambda: fleet.rays.log(job))
-    last = RunFolder(str(run)).steps()[-1]
-    wait_for_checkpoint(fleet, job, run, last + 20)
+    wait_for_checkpoint(fleet, job, run, RunFolder(str(run)).steps()[-1] + 10)
     fleet.resize(2)
     wait_until(lambda: len(fleet.actors(job, WORKER)) == 2, "two workers again", 180, lambda: fleet.rays.log(job))
     fleet.rays.finish(job)
-    assert_same(run, course)
+    assert_same(run, long_course)

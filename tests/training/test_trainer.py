@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import random
 from datetime import timedelta
 from pathlib import Path
@@ -235,3 +236,19 @@ def test_two_workers_do_what_one_does(corpus: Corpus, tmp_path: Path):
     weights = [RunFolder(run).read_checkpoint(RunFolder(run).checkpoint(12))[0] for run in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def work_until_the_first_checkpoint(corpus: Corpus, run: str) -> None:
+    trainer = corpus.trainer(RECIPE, run)
+    trainer.folder.prune = lambda keep: os._exit(9)  # type: ignore[method-assign]  # right after it counts
+    trainer.fit()
+
+
+def test_a_run_killed_right_after_a_checkpoint_has_every_line_once(corpus: Corpus, tmp_path: Path):
+    run = str(tmp_path / "run")
+    first = multiprocessing.get_context("spawn").Process(target=work_until_the_first_checkpoint, args=(corpus, run))
+    first.start()
+    first.join(60)
+    assert first.exitcode == 9
+    corpus.trainer(RECIPE, run).fit()
+    assert [line["step"] for line in read_metrics(Storage(run))] == list(range(1, 13))
