@@ -5,7 +5,7 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, in_ray_job, note_untrained, say, settings_options, table
+from speechclip.cli.options import console, in_ray_job, note_untrained, progress_line, say, settings_options, table
 from speechclip.config import Settings, whole_path
 
 scoring_option = click.option(
@@ -77,6 +77,7 @@ def evaluate(
         scoring=scoring,
         speech=speech_set,
         padded=padded,
+        on_progress=progress_line("utterances"),
     )
     if out is not None:
         write_report(whole_path(out), report)

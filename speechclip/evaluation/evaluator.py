@@ -27,6 +27,11 @@ from speechclip.training.world import World
 
 # Bounds what is held at once: 13 states of width 768 in fp16 make 20 kB a frame.
 FRAMES_PER_BATCH = 16_000
+OnProgress = Callable[[int, int], None]
+
+
+def nobody(done: int, total: int) -> None:
+    """Nobody asked how far it is."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,13 @@ def evaluate(
     device: torch.device | str = "cpu",
     speech: str | None = None,
     padded: PaddedFrames | None = None,
+    on_progress: OnProgress = nobody,
 ) -> EvaluationReport:
     """All that `run` reaches on the utterances of `split`, among the images and captions of it or of the manifest.
 
     `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
-    trained on crops: crops are judged by the first alone. `padded` are judged in place of stored ones.
+    trained on crops: crops are judged by the first alone. `padded` are judged in place of stored ones. `on_progress`
+    hears how many utterances are done, and of how many.
     """
     identity = run.info.identity
     frames, vectors = _open(run, snapshot, speech, padded)
@@ -77,7 +84,7 @@ def evaluate(
             f"version {snapshot.version}; run `speechclip featurize`"
         )
     head = run.head.to(device)
-    heard = hear(head, frames, pool.rows.speech_keys, scoring=scoring)
+    heard = hear(head, frames, pool.rows.speech_keys, scoring=scoring, on_progress=on_progress)
     images = embed_images(head, vectors, pool.image_keys)
     rows = (manifest.select([split]) if candidates == "split" else manifest).rows()
     text, notes = _score_texts(run, heard, pool, group_codes(manifest), rows, snapshot)
@@ -169,12 +176,20 @@ def score(head: Head, pool: Pool, frames: Frames, vectors: Vectors, world: World
     return retrieve_both(speech, embed_images(head, vectors, pool.image_keys), pool.rows.groups, pool.image_groups)
 
 
-def hear(head: Head, frames: Frames, keys: Sequence[str], *, scoring: Scoring = "cosine") -> Heard:
+def hear(
+    head: Head,
+    frames: Frames,
+    keys: Sequence[str],
+    *,
+    scoring: Scoring = "cosine",
+    on_progress: OnProgress = nobody,
+) -> Heard:
     """The embeddings of each branch, and the keywords where the head chooses some, from one reading of the frames."""
     reader = (
         KeywordReader(head.vector_quantizer, head.tower.embeddings, scoring) if isinstance(head, KeywordHead) else None
     )
     found: dict[Branch, np.ndarray] = {}
+    num_done = 0
     with torch.inference_mode():
         for places, output in _outputs(head, frames, keys):
             for branch in BRANCHES:
@@ -184,6 +199,8 @@ def hear(head: Head, frames: Frames, keys: Sequence[str], *, scoring: Scoring = 
                     made[places] = embedding.cpu().numpy()
             if reader is not None and output.keywords is not None:
                 reader.add(places, output.keywords)
+            num_done += len(places)
+            on_progress(num_done, len(keys))
     return Heard(found, reader)
 
 

@@ -39,8 +39,19 @@ def test_the_report_is_shown_and_kept(
         assert words in shown.out
     kept = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes(), type=EvaluationReport)
     assert (tmp_path / "out" / "report.txt").read_text() == kept.to_text()
+    assert f"{kept.num_utterances} of {kept.num_utterances} utterances, " in shown.err
     main(["evaluate", *asked, "--split", "train", "--json"])
     assert msgspec.json.decode(capsys.readouterr().out, type=EvaluationReport) == kept
+
+
+def test_in_a_ray_job_the_report_is_the_last_line_of_the_log(
+    there: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    main(["evaluate", *options(there, "run", "manifest", "store"), "--split", "train"])
+    shown = capsys.readouterr().out
+    assert "this run, parallel" in shown
+    assert msgspec.json.decode(shown.splitlines()[-1], type=EvaluationReport).split == "train"
 
 
 def test_the_way_to_rank_tokens_is_asked_for(there: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

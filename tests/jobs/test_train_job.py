@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import ray.util
 from paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
 
+from speechclip.cli import main
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.train import TrainRequest, identify, train
@@ -27,6 +29,15 @@ RECIPE = Recipe(
     name="small", batch_size=9, max_steps=12, warmup_steps=2, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
     image_projection=True, embedding_width=8, validate_every=4, checkpoint_every=5,
 )  # fmt: skip
+SMALL = (
+    "batch_size",
+    "max_steps",
+    "num_heads",
+    "feed_forward_factor",
+    "image_projection",
+    "embedding_width",
+    "validate_every",
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +72,27 @@ def test_two_workers_train_on_ray_what_one_worker_trains_without(corpus: Corpus,
     assert found == ["finished already, nothing to train"]
     with pytest.raises(InvalidInput, match=r"finished run of another making \(recipe\.seed was 7122, is 3\)"):
         train(msgspec.structs.replace(asked, recipe=msgspec.structs.replace(RECIPE, seed=3)))
+
+
+def test_the_command_ends_with_one_line_of_json_and_status_shows_it(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = request(corpus, tmp_path)
+    recipe = [f"--set={name}={value}" for name, value in msgspec.to_builtins(RECIPE).items() if name in SMALL]
+    there = ["--manifest", asked.manifest, "--store", asked.store, "--out", asked.out, "--recipe", "demo-parallel"]
+    main(["train", *there, *recipe])
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
+    info = load_run(asked.out).info
+    assert (summary["run"], summary["steps"], summary["utterances"]) == (asked.out, 12, 36)
+    assert (summary["order_digest"], summary["head_sha256"]) == (info.order_digest, info.head_sha256)
+    assert summary["untrained"] == [SPEECH.fingerprint]
+    assert "step 12 of 12, loss " in shown.err
+    main(["status", "--run", asked.out])
+    assert "12 steps" in capsys.readouterr().out
+    main(["status", "--run", asked.out, "--json"])
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["figures"]) == ("done", summary)
 
 
 def test_ctrl_c_ends_a_run_by_keyboard_interrupt_and_the_next_one_says_where_it_goes_on(corpus: Corpus, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Training over several nodes as a user submits it; nodes are lost and others come in the middle of it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     # As many workers as before, so the same bits.
     assert load_run(str(run)).info.head_sha256 == load_run(str(undisturbed)).info.head_sha256
     assert losses(run) == losses(undisturbed)
+
+
+def test_evaluate_and_embed_are_jobs_whose_last_line_is_their_result(
+    fleet: Fleet, course: Course, undisturbed: Path
+) -> None:
+    there = ["--run", str(undisturbed), "--manifest", str(course.folder / "m.parquet"), "--store"]
+    there += [course.corpus.store_uri]
+    jobs = [fleet.submit("evaluate", *there, "--split", "dev"), fleet.submit("embed", *there)]
+    report, summary = (json.loads(fleet.rays.finish(job).splitlines()[-1]) for job in jobs)
+    assert (report["split"], report["head_step"]) == ("dev", load_run(str(undisturbed)).info.head_step)
+    assert summary["encoded"] == summary["planned"] - summary["missing"] > 0
 
 
 def wait_for_checkpoint(fleet: Fleet, job: str, run: Path, step: int) -> None:
