@@ -4,6 +4,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -41,9 +42,15 @@ class RayHosts:
     def start_head(self, *options: str) -> None:
         """The head, up and ready for jobs."""
         options = options or ("--num-cpus=0",)
-        self._start(self.head, "--head", "--port=6379", "--dashboard-host=0.0.0.0", *options)
-        # A job needs the head's agent, which starts after the dashboard.
-        wait_until(lambda: bool(self._get("/api/version")) and self._alive() == 1, "the head is up")
+        for _ in range(3):
+            process = self._start(self.head, "--head", "--port=6379", "--dashboard-host=0.0.0.0", *options)
+            # A job needs the head's agent, which starts after the dashboard.
+            wait_until(lambda: process.poll() is not None or self._is_up(), "the head is up")  # noqa: B023 (at once)
+            # On a busy machine one of Ray's processes may have given up meanwhile, and takes the others with it.
+            time.sleep(2)
+            if process.poll() is None:
+                return
+        raise AssertionError((self.head.folder / "ray.log").read_text())
 
     def add_worker(self, name: str, num_cpus: int = 2, *options: str) -> Host:
         """One more host that works; returns at once, see `wait_for`."""
@@ -96,13 +103,16 @@ class RayHosts:
                 if mine.get("HOME") == str(self.head.folder) and marks <= {*mine, _submission(mine)}:
                     process.kill()
 
-    def _start(self, host: Host, *options: str) -> None:
+    def _is_up(self) -> bool:
+        return bool(self._get("/api/version")) and self._alive() == 1
+
+    def _start(self, host: Host, *options: str) -> "subprocess.Popen[str]":
         command = ["ray", "start", "--block", f"--node-ip-address={host.address}", "--disable-usage-stats", *options]
         store = (
             () if any("object-store-memory" in option for option in options) else ("--object-store-memory=150000000",)
         )
         with (host.folder / "ray.log").open("w") as log:
-            host.start([*command, *store], self.environment, stdout=log)
+            return host.start([*command, *store], self.environment, stdout=log)
 
     def listed(self, kind: str, **values: str) -> list[dict[str, Any]]:
         """What Ray knows of its nodes, actors or tasks that have these values, as `state="ALIVE"`."""
