@@ -42,6 +42,20 @@ class Crew:
     node_wait_seconds: float
 
 
+@dataclass
+class Failures:
+    """Those in a row without a new checkpoint; `step` is that of the last one."""
+
+    step: int
+    count: int = 0
+
+    def add(self, step: int) -> bool:
+        """Count a failure at this last checkpoint; whether it is one too many."""
+        self.count = 1 if step > self.step else self.count + 1
+        self.step = step
+        return self.count > MAX_FAILURES
+
+
 def run_workers(
     work: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
@@ -57,21 +71,20 @@ def run_workers(
     for name, value in (CLUSTER_SETTINGS if is_shared() else PRIVATE_SETTINGS).items():
         os.environ.setdefault(name, value)
     use_gpu = needs_gpus(crew, nodes())
-    failures, began, placed = 0, last_step(), time.monotonic()
+    failures, placed = Failures(last_step()), time.monotonic()
     while True:
         scaling = scale(crew, use_gpu, tell)
         try:
             _fit(work, config, scaling)
         except ray.train.WorkerGroupError as error:
             cause = _cause(error)
-            failures, began = (0 if last_step() > began else failures) + 1, last_step()
-            if failures > MAX_FAILURES:
+            if failures.add(last_step()):
                 raise WorkLeft(
-                    f"training failed {failures} times without a new checkpoint, last by {cause}; "
-                    f"run it again to go on after step {began}"
+                    f"training failed {failures.count} times without a new checkpoint, last by {cause}; "
+                    f"run it again to go on after step {failures.step}"
                 ) from error
             placed = time.monotonic()
-            tell(f"workers failed ({_first_line(cause)}); goes on after step {began}")
+            tell(f"workers failed ({_first_line(cause)}); goes on after step {failures.step}")
         except ray.train.ControllerError as error:
             if time.monotonic() - placed >= crew.node_wait_seconds:
                 raise WorkLeft(

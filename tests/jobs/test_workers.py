@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from speechclip.jobs.room import Node
-from speechclip.jobs.workers import Crew, fitting_cpus, needs_gpus
+from speechclip.jobs.workers import Crew, Failures, fitting_cpus, needs_gpus
 
 NODES = some.lists(some.builds(Node, cpus=some.integers(0, 16), gpus=some.integers(0, 8)), max_size=5)
 
@@ -53,3 +53,11 @@ def test_a_cluster_that_has_gpus_is_waited_for_until_each_worker_has_one(monkeyp
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert needs_gpus(two, there), "the second node is on its way"
     assert not needs_gpus(two, [Node(cpus=8)])
+
+
+def test_failures_count_in_a_row_without_a_new_checkpoint() -> None:
+    failures = Failures(step=0)
+    # A long run that loses a node after every checkpoint goes on.
+    assert not any(failures.add(step) for step in range(10, 100, 10))
+    # A bug at one step, the last new checkpoint being 90: the second and the third time it is no accident.
+    assert [failures.add(90), failures.add(90)] == [False, True]
