@@ -103,9 +103,14 @@ class RayHosts:
         with (host.folder / "ray.log").open("w") as log:
             host.start([*command, *store], self.environment, stdout=log)
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """What Ray knows of each host that is there, `resources_total` and `is_head_node` with it."""
+        listed = self._get("/api/v0/nodes?detail=1&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE") or {}
+        found: list[dict[str, Any]] = listed.get("data", {}).get("result", {}).get("result", [])
+        return found
+
     def _alive(self) -> int:
-        listed = self._get("/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE") or {}
-        return len(listed.get("data", {}).get("result", {}).get("result", []))
+        return len(self.nodes())
 
     def _get(self, path: str) -> dict[str, Any] | None:
         """An answer of the dashboard, or None while there is none."""
