@@ -14,6 +14,8 @@ from kube_manifests import Document, of_kind
 from kuberay_commands import AGENT_PORT, READY_PATH, RayJobRun, quantity, shell
 from ray_hosts import PROJECT, RayHosts, wait_until
 
+# Ray gives up a start that takes half a minute, and Kubernetes then starts the pod's container anew.
+AGAIN = "until ( {script} ); do ray stop --force; sleep 1; done"
 # The folders of the image on top of the machine's: what lies beside them stays, what is made in them is the host's own.
 DRESS = """
 mkdir -p {layers} && mount -t tmpfs tmpfs {layers}
@@ -59,17 +61,16 @@ class RayJobHosts(RayHosts):
         self.documents, self.project, self.run = documents, project, RayJobRun(job)
         super().__init__(network)
         self.token = self.run.token
-        # There is no name server here, which gRPC would ask rather than read /etc/hosts; and a pod that is slow to
-        # start, on a machine that does much else, is not started again.
-        here = {"GRPC_DNS_RESOLVER": "native", "RAY_raylet_start_wait_time_s": "240"}
-        self.environment = image_environment("/usr/local/bin:/usr/bin:/bin") | here | dict(environment)
+        # There is no name server here, which gRPC would ask rather than read /etc/hosts.
+        names = {"GRPC_DNS_RESOLVER": "native"}
+        self.environment = image_environment("/usr/local/bin:/usr/bin:/bin") | names | dict(environment)
         self.pods: list[Host] = []
 
     def start(self) -> None:
         """The head and as many workers of each group as the RayJob names, once the kubelet would call them ready."""
         head = self.run.spec["headGroupSpec"]
         self._dress(self.head, head)
-        self._launch(self.head, self.run.head_script(), self.run.environment(head, self.head.name))
+        self._launch(self.head, AGAIN.format(script=self.run.head_script()), self.run.environment(head, self.head.name))
         self.pods.append(self.head)
         for group in self.run.spec["workerGroupSpecs"]:
             for number in range(group["replicas"]):
@@ -78,7 +79,7 @@ class RayJobHosts(RayHosts):
                 waits, starts = self.run.worker_scripts(group)
                 self._launch(pod, waits, self.run.wait_environment(), log="wait.log")
                 # The kubelet starts the pod's containers once those that come before them are done.
-                both = f"until grep -q 'GCS is ready' {pod.folder}/wait.log; do sleep 0.5; done; {starts}"
+                both = f"until grep -q 'GCS is ready' {pod.folder}/wait.log; do sleep 0.5; done; {AGAIN.format(script=starts)}"
                 self._launch(pod, both, self.run.environment(group, pod.name))
                 self.pods.append(pod)
         for pod in self.pods:
