@@ -79,8 +79,8 @@ class RayJobHosts(RayHosts):
                 waits, starts = self.run.worker_scripts(group)
                 self._launch(pod, waits, self.run.wait_environment(), log="wait.log")
                 # The kubelet starts the pod's containers once those that come before them are done.
-                both = f"until grep -q 'GCS is ready' {pod.folder}/wait.log; do sleep 0.5; done; {AGAIN.format(script=starts)}"
-                self._launch(pod, both, self.run.environment(group, pod.name))
+                waited = f"until grep -q 'GCS is ready' {pod.folder}/wait.log; do sleep 0.5; done"
+                self._launch(pod, f"{waited}; {AGAIN.format(script=starts)}", self.run.environment(group, pod.name))
                 self.pods.append(pod)
         for pod in self.pods:
             wait_until(lambda pod=pod: _is_ready(pod), f"{pod.name} is ready", otherwise=lambda: self._logs())
