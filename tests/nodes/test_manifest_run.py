@@ -4,7 +4,6 @@ Not here: the API server, the operator, the container runtime, the autoscaler, a
 the pods have S3 credentials in their environment.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 import s3_servers
 import yaml
 from click.testing import CliRunner
+from fleet import summary
 from hosts import Network
 from kube_hosts import RayJobHosts
 from kube_manifests import CLUSTER, render
@@ -135,8 +135,8 @@ def trained(featurized: Room) -> Room:
 
 def test_featurize_stores_every_feature_in_the_bucket(featurized: Room) -> None:
     said = featurized.said["featurize"]
-    summary = json.loads(next(line for line in said.splitlines() if line.startswith('{"planned"')))
-    assert summary["encoded"] == summary["planned"] == CONCEPTS * (VOICES + 1 + 1)
+    found = summary(said)
+    assert found["encoded"] == found["planned"] == CONCEPTS * (VOICES + 1 + 1)
     assert "starting Ray" in said, "all the work was done by the driver"
 
 

@@ -13,6 +13,7 @@ import hosts
 import pytest
 import ssh_hosts
 import yaml
+from fleet import summary
 from hosts import Host, Network
 from ray_hosts import PROJECT, copy_project, wait_until
 
@@ -119,7 +120,7 @@ def test_ray_up_makes_a_cluster_that_featurizes_and_ray_down_ends_it(lab: Lab, t
         assert mode(host.folder / "home" / ".ray" / "auth_token") == 0o600
     submit = ["ray", "job", "submit", "--address", "http://localhost:8265", "--working-dir", "."]
     said = lab.at_desk(*submit, "--", "python", "pipelines/featurize.py")
-    summary = json.loads(next(line for line in said.splitlines() if line.startswith('{"planned"')))
-    assert (summary["planned"], summary["encoded"], summary["missing"]) == (24, 24, 0)
+    found = summary(said)
+    assert (found["planned"], found["encoded"], found["missing"]) == (24, 24, 0)
     lab.at_desk("ray", "down", "-y", "ray_config.yaml")
     wait_until(lambda: not any(map(has_raylet, (lab.head, *lab.workers))), "every host is rid of Ray")
