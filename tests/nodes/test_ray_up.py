@@ -103,6 +103,11 @@ def has_raylet(host: Host) -> bool:
     return host.run(["pgrep", "-x", "-r", "D,R,S", "raylet"])[0] == 0
 
 
+def processes(lab: Lab) -> str:
+    """What runs on each machine, for the one who wonders why it does."""
+    return "; ".join(f"{one.name}: {one.run(['ps', '-eo', 'stat,etimes,comm'])[1]}" for one in (lab.head, *lab.workers))
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -123,4 +128,8 @@ def test_ray_up_makes_a_cluster_that_featurizes_and_ray_down_ends_it(lab: Lab, t
     found = summary(said)
     assert (found["planned"], found["encoded"], found["missing"]) == (24, 24, 0)
     lab.at_desk("ray", "down", "-y", "ray_config.yaml")
-    wait_until(lambda: not any(map(has_raylet, (lab.head, *lab.workers))), "every host is rid of Ray")
+    wait_until(
+        lambda: not any(map(has_raylet, (lab.head, *lab.workers))),
+        "every host is rid of Ray",
+        otherwise=lambda: left(lab),
+    )
