@@ -131,5 +131,5 @@ def test_ray_up_makes_a_cluster_that_featurizes_and_ray_down_ends_it(lab: Lab, t
     wait_until(
         lambda: not any(map(has_raylet, (lab.head, *lab.workers))),
         "every host is rid of Ray",
-        otherwise=lambda: left(lab),
+        otherwise=lambda: processes(lab),
     )
