@@ -1,15 +1,14 @@
 """The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 1 failed, 2 usage, 3 work left."""
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from speechclip import logs
+from speechclip.cli import interrupts
 from speechclip.errors import SpeechClipError, WorkLeft
 
 EXIT_FAILED, EXIT_WORK_LEFT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
@@ -74,9 +73,7 @@ def cli(verbose: bool, log_format: logs.Format) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    if threading.current_thread() is threading.main_thread():
-        # A node that is taken away, or `ray job stop`: as gently as by Ctrl-C.
-        signal.signal(signal.SIGTERM, _terminate)
+    interrupts.listen()
     try:
         cli.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -90,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort) as end:
         # click turns either into its own Abort.
-        code = EXIT_TERMINATED if isinstance(end.__cause__ or end, _Terminated) else EXIT_INTERRUPTED
+        code = EXIT_TERMINATED if isinstance(end.__cause__ or end, interrupts.Terminated) else EXIT_INTERRUPTED
         _end("interrupted; all that was committed is kept, run the same command again to go on", code)
     except Exception as error:
         sentence = _outside_failure(error)
@@ -112,14 +109,6 @@ def _outside_failure(error: Exception) -> str | None:
     fault = fault_of(error)
     cause = one_line(error) if fault is None else fault.cause
     return f"the storage failed ({cause}); what was committed is kept, mend that and run the same command again"
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
-def _terminate(*_signal: Any) -> NoReturn:
-    raise _Terminated
 
 
 def _end(sentence: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from speechclip.cli.interrupts import heed
 from speechclip.cli.options import counted, human_bytes, human_seconds, rewrite
 from speechclip.errors import WorkLeft
 from speechclip.featurizer import Committer, Summary, Work
@@ -56,7 +57,7 @@ def carry_out(
         sentence=featurize_sentence,
     ) as reporter:
         try:
-            commit_all(tally.watch(receipts), committer, max_rejected=max_rejected)
+            commit_all(tally.watch(heed(receipts)), committer, max_rejected=max_rejected)
         finally:
             summary = committer.summary()
             reporter.conclude(summary)

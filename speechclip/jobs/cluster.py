@@ -42,6 +42,8 @@ def connect(num_cpus: int | None = None, runtime_env: RuntimeEnv | None = None) 
         _init(runtime_env=wanted, log_to_driver=not logs.is_json())
         return
     _protect()
+    # Ray ends processes beyond the CPUs after a second: on one or two CPUs decoding would start Python again and again.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     # Short: the path of a Unix socket holds 107 characters. "local": without it Ray may join a stranger's cluster.
     folder = tempfile.mkdtemp(prefix="sc-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
