@@ -5,8 +5,10 @@ network, so a test speaks to a host as to any other computer.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
+import string
 import subprocess
 import sys
 import time
@@ -26,6 +28,8 @@ echo up > {folder}/up
 exec sleep infinity
 """
 START_SECONDS = 30
+# Of this process: several may be up at once.
+_NETWORKS = itertools.count()
 
 
 def why_not() -> str:
@@ -107,8 +111,10 @@ class Network(contextlib.AbstractContextManager["Network"]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._mark = f"sc{os.getpid()}"
-        self._subnet = f"10.77.{os.getpid() % 250 + 1}"
+        # Names of interfaces hold fifteen characters.
+        letter = string.ascii_lowercase[next(_NETWORKS) % 26]
+        self._mark = f"sc{os.getpid()}{letter}"
+        self._subnet = f"10.{77 + ord(letter) - ord('a')}.{os.getpid() % 250 + 1}"
         self.gateway = f"{self._subnet}.1"
         self.hosts: dict[str, Host] = {}
         self._count = 1
@@ -153,7 +159,7 @@ class Network(contextlib.AbstractContextManager["Network"]):
         host = self.hosts.pop(name)
         if host.init.poll() is None:
             host.kill()
-        _ip("netns", "del", host.link.replace("v", "-"))
+        _ip("netns", "del", "-".join(host.link.rsplit("v", 1)))
 
 
 def _ip(*arguments: str) -> None:
