@@ -19,8 +19,8 @@ from hosts import Host, Network
 PROJECT = Path(__file__).parent.parent
 START_SECONDS = 240
 END_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
-# By default a node ends a process that was idle for a second where it has more of them than CPUs: on two nodes of one CPU
-# each task that decodes then began with the start of Python, three seconds.
+# A node that has more processes than CPUs ends one that was idle for a second: on two nodes of one CPU
+# each task that decodes then begins with the start of Python, three seconds of it.
 LASTING_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 # Without these a dead host is missed for 18 s, which a test has not.
 QUICK_HEALTH = {
