@@ -24,8 +24,8 @@ pytestmark = pytest.mark.ray
 
 WORKER = "RayTrainWorker"
 RECIPE = Recipe(
-    name="small", batch_size=9, max_steps=240, warmup_steps=20, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
-    image_projection=True, embedding_width=8, validate_every=60, checkpoint_every=10,
+    name="small", batch_size=9, max_steps=120, warmup_steps=20, learning_rate=1e-3, num_heads=4, feed_forward_factor=2,
+    image_projection=True, embedding_width=8, validate_every=30, checkpoint_every=5,
 )  # fmt: skip
 
 
@@ -72,10 +72,10 @@ def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     fleet.resize(3)
     run = tmp_path / "run"
     job = fleet.submit("train", *course.options(run, "--workers", "2"))
-    wait_for_checkpoint(fleet, job, run, 10)
+    wait_for_checkpoint(fleet, job, run, 5)
     assert not fleet.places(job, "Lines"), "the lines stay with the driver"
     victim = next(iter(fleet.places(job, WORKER)))
-    wait_for_checkpoint(fleet, job, run, 20)
+    wait_for_checkpoint(fleet, job, run, 10)
     fleet.lose(victim)
     lost, step = time.monotonic(), RunFolder(str(run)).steps()[-1]
     wait_for_checkpoint(fleet, job, run, step + 10)
@@ -136,7 +136,7 @@ def test_an_elastic_run_goes_from_two_workers_to_one_and_back(
     fleet.resize(2)
     run = tmp_path / "run"
     job = fleet.submit("train", *long_course.options(run, "--workers", "2", "--min-workers", "1"))
-    wait_for_checkpoint(fleet, job, run, 10)
+    wait_for_checkpoint(fleet, job, run, 5)
     assert len(fleet.actors(job, WORKER)) == 2
     fleet.lose(next(iter(fleet.places(job, WORKER))))
     lost, step = time.monotonic(), RunFolder(str(run)).steps()[-1]
