@@ -12,7 +12,7 @@ CRDS ?= $(wildcard ../shared/crds)
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check test-slow test-long evidence lock clean
+.PHONY: help setup demo test check test-slow test-long evidence scale lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,8 +48,11 @@ test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, 
 evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour
 	$(BIN)/python benchmarks/evidence.py $(EVIDENCE)
 
+scale: $(READY)  ## what driver and catalog cost a task: 1,000, 10,000 and 100,000 that do next to nothing, half an hour
+	$(BIN)/python benchmarks/scale.py $(SCALE)
+
 lock: $(READY)   ## requirements.lock anew from pyproject.toml: names, versions and hashes, no hosts
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --quiet -o requirements.lock
 
-clean:           ## the virtual environment and what demo and evidence made
-	rm -rf $(VENV) demo evidence
+clean:           ## the virtual environment and what demo, evidence and scale made
+	rm -rf $(VENV) demo evidence scale

@@ -130,7 +130,7 @@ def open_plan(
     An open plan goes on with the task sizes that it was cut with, so a rerun makes the shards that the first run
     would have made.
     """
-    missing = {part.spec.fingerprint: {asset.key for asset in part.missing} for part in coverage}
+    missing = {part.spec.fingerprint: {asset.key: asset for asset in part.missing} for part in coverage}
     if not any(missing.values()):
         return Plan("", ())
     identity = hashlib.sha256("\n".join([manifest.digest, *sorted(missing)]).encode()).hexdigest()[:12]
@@ -150,7 +150,7 @@ def open_plan(
         covered: dict[str, set[str]] = {name: set() for name in missing}
         for task in open_tasks:
             covered[task.feature_set].update(asset.key for asset in task.assets)
-        if all(keys <= covered[name] for name, keys in missing.items()):
+        if all(wanted.keys() <= covered[name] for name, wanted in missing.items()):
             specs = {part.spec.fingerprint: part.spec for part in coverage}
             for name, segment in {(task.feature_set, task.segment) for task in tasks if task.segment}:
                 # Its metadata at its final shape, before any task writes its chunk.
@@ -181,15 +181,18 @@ def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
     )
 
 
-def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, set[str]]) -> tuple[Task, ...]:
+def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, dict[str, Asset]]) -> tuple[Task, ...]:
     """The tasks not committed yet that still have something missing; a shard then holds the missing alone."""
     done = {name: snapshot.committed_tasks(name) for name in missing}
     open_tasks = []
     for task in tasks:
-        wanted = tuple(asset for asset in task.assets if asset.key in missing[task.feature_set])
+        known = missing[task.feature_set]
+        # The manifest's own records, not their equals in the plan: nothing is held twice.
+        assets = tuple(known.get(asset.key, asset) for asset in task.assets)
+        wanted = tuple(asset for asset in assets if asset.key in known)
         if wanted and task.id not in done[task.feature_set]:
             # A chunk of vectors keeps its rows where they are.
-            open_tasks.append(task if task.segment else msgspec.structs.replace(task, assets=wanted))
+            open_tasks.append(msgspec.structs.replace(task, assets=assets if task.segment else wanted))
     return tuple(open_tasks)
 
 

@@ -126,8 +126,12 @@ class RayHosts:
         found: list[dict[str, Any]] = answer.get("data", {}).get("result", {}).get("result", [])
         return found
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """What Ray knows of each host that is there, `resources_total` and `is_head_node` with it."""
+        return self.listed("nodes", state="ALIVE")
+
     def _alive(self) -> int:
-        return len(self.listed("nodes", state="ALIVE"))
+        return len(self.nodes())
 
     def _get(self, path: str) -> dict[str, Any] | None:
         """An answer of the dashboard, or None while there is none."""

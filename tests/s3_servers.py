@@ -34,7 +34,7 @@ def answer(environ, start_response):
     with turn:
         return list(application(environ, start_response))
 
-server = make_server("127.0.0.1", 0, answer, threaded=True)
+server = make_server(sys.argv[1], 0, answer, threaded=True)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 print(server.server_port, flush=True)
 sys.stdin.read()
@@ -42,10 +42,10 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def moto() -> Iterator[str]:
+def moto(host: str = "127.0.0.1") -> Iterator[str]:
     """The endpoint of a moto server: quick to start, and as AWS answers; it checks no signature."""
     with subprocess.Popen(
-        [sys.executable, "-c", MOTO],
+        [sys.executable, "-c", MOTO, host],
         env=_plain_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ def moto() -> Iterator[str]:
     ) as server:
         assert server.stdout is not None
         try:
-            endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            endpoint = f"http://{host}:{int(server.stdout.readline())}"
             _wait(endpoint, server)
             yield endpoint
         finally:

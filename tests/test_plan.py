@@ -91,6 +91,16 @@ def test_tasks_hold_all_assets_in_order(seconds: list[float], items: int, megaby
         assert size <= sizes.shard_bytes or len(task.assets) == 1
 
 
+def test_an_open_plan_holds_the_assets_of_the_manifest_and_no_copies(store: FeatureStore) -> None:
+    manifest = manifest_of(10)
+    coverage = survey(store, manifest)
+    plan = open_plan(store, manifest, coverage, store.snapshot(), SIZES)
+    planned = [asset for task in plan.tasks for asset in task.assets]
+    missing = [asset for part in coverage for asset in part.missing]
+    assert len(planned) == len(missing)
+    assert all(ours is theirs for ours, theirs in zip(planned, missing, strict=True))
+
+
 def test_a_rerun_continues_the_open_plan_even_with_other_sizes(store: FeatureStore) -> None:
     manifest = manifest_of(10)
     first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)

@@ -27,8 +27,8 @@ from speechclip.store.verify import verify
 # Where a drop, which writes a part for each of three feature sets, is not yet done or done.
 NOT_DONE = {"inside the catalog's part": 3, "between part and copy": 3, "between part and log": 1}
 DONE = {"between log and answer": 1, "before the journal": 1}
-DROP_ROUNDS = [(name, seed) for name in NOT_DONE | DONE for seed in range(count(1, 10))]
-GC_ROUNDS = [(name, seed) for name in ("any moment", *GC_POINTS) for seed in range(count(2, 20))]
+DROP_ROUNDS = [(name, seed) for name in NOT_DONE | DONE for seed in range(count(1, 6))]
+GC_ROUNDS = [(name, seed) for name in ("any moment", *GC_POINTS) for seed in range(count(2, 12))]
 TAG, TAGGED = "kept", 2
 
 Content = dict[tuple[str, str], bytes]

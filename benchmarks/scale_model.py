@@ -1,0 +1,247 @@
+"""What a corpus of so many hours takes, in tasks, requests, memory, GPU hours and money: the table of docs/scale.md.
+
+    python benchmarks/scale_model.py
+
+prints it. All that is assumed or was measured stands in `Assumptions`: another price or GPU is one word there.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, fields
+
+from speechclip.featurizer import Committer
+from speechclip.plan import MEMBER_BYTES, TaskSizes
+from speechclip.spec import EncoderSpec
+from speechclip.store.segments import KEY_BYTES
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the figures rest on. Seconds are of speech where they are not of a machine."""
+
+    # SpokenCOCO: 742 hours, 605,495 spoken captions, each with its text, of 123,287 images.
+    utterance_seconds: float = 4.41
+    utterances_an_image: float = 4.91
+    # 14 and 36 billion operations a second of speech, at 40 % of an A100's 19.5 TFLOP/s in fp32 (TF32 is off).
+    base_rate: float = 560.0
+    large_rate: float = 217.0
+    decode_rate: float = 800.0  # of 48 kHz wav, on one CPU
+    # What benchmarks/scale.py measured.
+    driver_bytes: float = 450e6
+    driver_bytes_an_asset: float = 5e3
+    driver_seconds_a_task: float = 0.0036
+    commit_seconds: float = 1.0  # on S3; a guess, a local one was measured
+    # Of keys that nothing compresses, in files of 7,680 rows; of tasks as Ray gets them, with addresses of 80 letters.
+    catalog_bytes_an_asset: float = 55.0
+    queue_bytes_an_asset: float = 250.0
+    # Requests as counted at an S3 server; a commit's are a mean over fifty, from one checkpoint to the next.
+    puts_a_task: int = 2
+    reads_a_speech_task: int = 2
+    reads_a_vector_task: int = 4
+    puts_a_commit: int = 4
+    gets_a_commit: int = 100
+    lists_a_commit: int = 3
+    # Dollars, round list prices; petabytes and years of GPUs cost less by contract.
+    gpu_hour: float = 3.0
+    cpu_hour: float = 0.05
+    gigabyte_month: float = 0.022
+    thousand_puts: float = 0.005
+    thousand_gets: float = 0.0004
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """A HuBERT and the CLIP towers beside it: hidden states, their width, the width of an image's or text's vector."""
+
+    name: str
+    num_states: int
+    width: int
+    vector_width: int
+
+    @property
+    def speech(self) -> EncoderSpec:
+        """All hidden states in fp16."""
+        states = tuple(range(self.num_states))
+        return EncoderSpec(
+            name=f"untrained-{self.name.lower()}",
+            family="hubert",
+            modality="speech",
+            weights="",
+            is_trained=False,
+            width=self.width,
+            layers=states,
+            hop_samples=320,
+            window_samples=400,
+        )
+
+
+BASE, LARGE = Encoders("Base", 13, 768, 512), Encoders("Large", 25, 1024, 768)
+HOURS = (10_000, 10_000_000)
+
+
+class Size:
+    """What `hours` of speech with its images and texts take."""
+
+    def __init__(self, hours: int, encoders: Encoders, given: Assumptions = Assumptions()) -> None:
+        self.hours, self.encoders, self.given, self.sizes = hours, encoders, given, TaskSizes()
+        self.utterances = round(hours * 3600 / given.utterance_seconds)
+        self.images = round(self.utterances / given.utterances_an_image)
+        self.assets = 2 * self.utterances + self.images
+        self._one_bytes = encoders.speech.num_bytes(given.utterance_seconds)
+        items = min(self.sizes.shard_items, self.sizes.shard_bytes // self._one_bytes)
+        self.speech_tasks = math.ceil(self.utterances / items)
+        rows = self.sizes.chunk_rows
+        self.vector_tasks = math.ceil(self.utterances / rows) + math.ceil(self.images / rows)
+        self.tasks = self.speech_tasks + self.vector_tasks
+
+    # What lies on storage.
+
+    @property
+    def frame_bytes(self) -> int:
+        """Arrays, tar headers and notes."""
+        return self.utterances * (self._one_bytes + MEMBER_BYTES)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Whole chunks with their keys."""
+        return self.vector_tasks * self.sizes.chunk_rows * (2 * self.encoders.vector_width + KEY_BYTES)
+
+    @property
+    def catalog_bytes(self) -> float:
+        """The rows; their copy in the journal takes as much again."""
+        return self.assets * self.given.catalog_bytes_an_asset
+
+    # What the machines do.
+
+    @property
+    def commits(self) -> int:
+        """Full groups."""
+        return math.ceil(self.tasks / Committer.group_size)
+
+    @property
+    def driver_bytes(self) -> float:
+        """At its peak, in the summary; linear in assets, as measured at up to 100,000 of them."""
+        return self.given.driver_bytes + self.assets * self.given.driver_bytes_an_asset
+
+    @property
+    def queue_bytes(self) -> float:
+        """All open tasks wait in Ray's object store."""
+        return self.assets * self.given.queue_bytes_an_asset
+
+    @property
+    def driver_hours(self) -> float:
+        """The driver's own time, and that in commits: no run is faster, however many GPUs it has."""
+        given = self.given
+        return (self.tasks * given.driver_seconds_a_task + self.commits * given.commit_seconds) / 3600
+
+    @property
+    def tasks_a_second(self) -> float:
+        """As the driver carries them."""
+        return self.tasks / (3600 * self.driver_hours)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of HuBERT alone; CLIP adds little."""
+        return self.hours / (self.given.base_rate if self.encoders is BASE else self.given.large_rate)
+
+    @property
+    def decode_hours(self) -> float:
+        """Of one CPU."""
+        return self.hours / self.given.decode_rate
+
+    # Requests: objects written; sources read, the log read and whether an object is there; the log listed.
+
+    @property
+    def puts(self) -> int:
+        """PUT."""
+        return self.tasks * self.given.puts_a_task + self.commits * self.given.puts_a_commit
+
+    @property
+    def gets(self) -> int:
+        """GET and HEAD; each recording and image is one object."""
+        given, sources = self.given, self.utterances + self.images
+        looks = self.speech_tasks * given.reads_a_speech_task + self.vector_tasks * given.reads_a_vector_task
+        return sources + looks + self.commits * given.gets_a_commit
+
+    @property
+    def lists(self) -> int:
+        """LIST."""
+        return self.commits * self.given.lists_a_commit
+
+    # Dollars.
+
+    @property
+    def compute_dollars(self) -> float:
+        """GPUs, and the CPUs that decode for them."""
+        return self.gpu_hours * self.given.gpu_hour + self.decode_hours * self.given.cpu_hour
+
+    @property
+    def request_dollars(self) -> float:
+        """Once, for the run."""
+        paid_as_puts, given = self.puts + self.lists, self.given
+        return (paid_as_puts * given.thousand_puts + self.gets * given.thousand_gets) / 1000
+
+    @property
+    def month_dollars(self) -> float:
+        """To keep it."""
+        return (self.frame_bytes + self.vector_bytes + 2 * self.catalog_bytes) / 1e9 * self.given.gigabyte_month
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The table of docs/scale.md: what, then a column for each corpus and encoder."""
+    found = [Size(hours, encoders) for hours in HOURS for encoders in (BASE, LARGE)]
+    lines: list[tuple[str, ...]] = [("", *(f"{human(size.hours)} h, {size.encoders.name}" for size in found))]
+
+    def add(name: str, *cells: str) -> None:
+        lines.append((name, *cells))
+
+    add("utterances, and as many texts", *(human(size.utterances) for size in found))
+    add("images", *(human(size.images) for size in found))
+    add("tasks: speech", *(human(size.speech_tasks) for size in found))
+    add("tasks: image and text", *(human(size.vector_tasks) for size in found))
+    add("bytes: frames", *(human(size.frame_bytes, "B") for size in found))
+    add("bytes: vectors", *(human(size.vector_bytes, "B") for size in found))
+    add("bytes: catalog, and again its copy", *(human(size.catalog_bytes, "B") for size in found))
+    add("objects written, each by one PUT", *(human(size.puts) for size in found))
+    add("GET and HEAD", *(human(size.gets) for size in found))
+    add("LIST", *(human(size.lists) for size in found))
+    add("commits", *(human(size.commits) for size in found))
+    add("driver's memory", *(human(size.driver_bytes, "B") for size in found))
+    add("tasks in Ray's object store", *(human(size.queue_bytes, "B") for size in found))
+    add("driver's hours", *(human(size.driver_hours) for size in found))
+    add("GPU hours", *(human(size.gpu_hours) for size in found))
+    add("CPU hours of decoding", *(human(size.decode_hours) for size in found))
+    add("tasks a second, one driver", *(human(size.tasks_a_second) for size in found))
+    add("GPUs that they keep busy", *(human(size.gpu_hours / size.driver_hours) for size in found))
+    add("CPUs that decode for those", *(human(size.decode_hours / size.driver_hours) for size in found))
+    add("bytes a second to storage", *(human(size.frame_bytes / size.driver_hours / 3600, "B") for size in found))
+    add("PUT a second on each of 256 prefixes", *(human(2 * size.tasks_a_second / 256) for size in found))
+    add("compute, $", *(human(size.compute_dollars) for size in found))
+    add("requests, $", *(human(size.request_dollars) for size in found))
+    add("storage, $ a month", *(human(size.month_dollars) for size in found))
+    return lines
+
+
+def assumptions() -> list[str]:
+    """Each assumption by its name and value, as the page lists them."""
+    return [f"`{field.name}` {field.default:,.15g}" for field in fields(Assumptions)]
+
+
+def human(number: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix; below a hundred thousand, things are counted out."""
+    if not unit and number < 100_000:
+        return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    words = {"": ("", " thousand", " million", " billion"), "B": (" B", " KB", " MB", " GB", " TB", " PB")}[unit]
+    power = min(max(0, math.floor(math.log10(max(number, 1)) / 3)), len(words) - 1)
+    return f"{number / 1000**power:.3g}{words[power]}"
+
+
+def main() -> None:
+    """Print both as Markdown."""
+    head, *body = rows()
+    lines = [head, ("---", *("---:" for _ in head[1:])), *body]
+    sys.stdout.write("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + ", ".join(assumptions()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
