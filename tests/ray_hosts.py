@@ -19,6 +19,9 @@ from hosts import Host, Network
 PROJECT = Path(__file__).parent.parent
 START_SECONDS = 240
 END_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
+# A node that has more processes than CPUs ends one that was idle for a second: on two nodes of one CPU
+# each task that decodes then begins with the start of Python, three seconds of it.
+LASTING_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 # Without these a dead host is missed for 18 s, which a test has not.
 QUICK_HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
@@ -34,7 +37,7 @@ class RayHosts:
         self.token = secrets.token_hex(32)
         self.environment = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1", **QUICK_HEALTH, **(environment or {}),
+            "OMP_NUM_THREADS": "1", **LASTING_WORKERS, **QUICK_HEALTH, **(environment or {}),
         }  # fmt: skip
         self.head = network.add("head")
         self.url = f"http://{self.head.address}:8265"

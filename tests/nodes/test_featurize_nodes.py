@@ -1,5 +1,6 @@
 """Featurize over several nodes as a user submits it; nodes, network and driver fail in the middle of it."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ray_hosts import wait_until
 
 from speechclip.store import FeatureStore
 
+logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.ray
 
 EACH_TASK_A_COMMIT = ("--set", "featurize.commit_seconds=0")
@@ -42,6 +44,9 @@ def test_a_node_killed_in_the_middle_costs_no_more_than_it_had_in_flight(
     before = content(store.snapshot())
     assert len(before) < len(toy.content)
     fleet.lose(victim)
+    lost = time.monotonic()
+    wait_until(lambda: fleet.is_over(job) or fleet.places(job, ENCODING).total() == places.total(), "as many encoders")
+    logger.info("%.0f s from the loss of a node to as many encoders as before", time.monotonic() - lost)
     assert summary(fleet.rays.finish(job))["encoded"] == len(toy.content)
     assert_equal(store, toy)
     assert_redone(fleet, job, num_actors)
