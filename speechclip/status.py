@@ -44,7 +44,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     """While it is open, a thread tells every `tell_seconds` how far the job is, and keeps its file young.
 
     `look` gives the figures, None while there are none; `tell` shows them and hears whether they are the last. A file
-    that can't be written is a warning: the job goes on.
+    that can't be written is one warning: the job goes on.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     ) -> None:
         self._storage, self._path, self._look, self._tell = storage, path, look, tell
         self._tell_seconds = tell_seconds
-        self._is_over = threading.Event()
+        self._is_over, self._has_warned = threading.Event(), False
         now = datetime.now(UTC)
         self.status = JobStatus(
             run=run, command=command, state="running", started=now, updated=now, host=platform.node()
@@ -111,7 +111,9 @@ class Reporter(AbstractContextManager["Reporter"]):
         try:
             self._storage.replace(self._path, to_json(self.status))
         except (SpeechClipError, OSError) as error:
-            logger.warning("%s: the job's status can't be written (%s)", self._path, error)
+            if not self._has_warned:
+                logger.warning("%s: the job's status can't be written (%s)", self._path, error)
+            self._has_warned = True
 
 
 def read_status(storage: Storage, path: str) -> JobStatus:
@@ -119,7 +121,7 @@ def read_status(storage: Storage, path: str) -> JobStatus:
     try:
         return from_json(storage.read(path), JobStatus)
     except msgspec.DecodeError as error:
-        raise Damaged(f"{storage.address(path)}: no status of a job ({error}); delete it") from None
+        raise Damaged(f"{storage.address(path)}: no status of a job that this speechclip knows ({error})") from None
 
 
 def _state(error: BaseException | None) -> State:

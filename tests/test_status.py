@@ -82,7 +82,7 @@ def test_a_storage_that_fails_is_a_warning_and_the_job_goes_on(
     monkeypatch.setattr(Storage, "replace", fail)
     with reporter(Storage(str(tmp_path))):
         pass
-    assert "jobs/one.json: the job's status can't be written (the storage is full)" in caplog.text
+    assert caplog.messages == ["jobs/one.json: the job's status can't be written (the storage is full)"]
 
 
 def test_a_job_that_was_killed_falls_silent() -> None:
@@ -95,5 +95,5 @@ def test_a_job_that_was_killed_falls_silent() -> None:
 def test_what_is_no_status_is_told(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.replace(PATH, to_json(Count(done=1)))
-    with pytest.raises(Damaged, match="no status of a job"):
+    with pytest.raises(Damaged, match="no status of a job that this speechclip knows"):
         read_status(storage, PATH)

@@ -21,7 +21,7 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
     A job writes every ten seconds how far it is; one that says it runs and was silent for a minute was killed, or is
     cut off from the storage.
     """
-    from speechclip.errors import NotStored
+    from speechclip.errors import Damaged, NotStored
     from speechclip.status import JobStatus, read_status
     from speechclip.storage import Storage
     from speechclip.store.layout import JOBS, job_path
@@ -39,7 +39,11 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
             paths = [path for path in paths if path == job_path(str(name))]
             if not paths:
                 raise NotStored(f"{storage.root}: no job {name}; `speechclip status` lists the last ones")
-        found += [read_status(storage, path) for path in paths[-1 if name == "last" else -SHOWN_JOBS :]]
+        for path in paths[-1 if name == "last" else -SHOWN_JOBS :]:
+            try:
+                found.append(read_status(storage, path))
+            except Damaged as error:
+                say(f"note: {error}")
     now = datetime.now(UTC)
     if as_json:
         click.echo(msgspec.json.encode([msgspec.to_builtins(one) | {"silent": one.is_silent(now)} for one in found]))

@@ -107,6 +107,12 @@ def test_a_job_that_was_killed_is_shown_as_silent(tmp_path: Path, capsys: pytest
     shown = status(capsys, "--store", tmp_path)
     assert "silent: killed, or cut off" in shown
     assert "5 of 9 tasks, 100 s left" in shown
+    # Of another version, or broken: it hides no other job.
+    Storage(str(tmp_path)).replace(job_path("20190101T000000-abcdef"), b'{"jobs": 7}')
+    main(["status", "--store", str(tmp_path)])
+    both = capsys.readouterr()
+    assert killed.run in both.out
+    assert "20190101T000000-abcdef.json: no status of a job" in both.err
     with pytest.raises(SystemExit) as end:
         main(["status", "20210101T000000-abcdef", "--store", str(tmp_path)])
     assert end.value.code == 1
