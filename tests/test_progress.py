@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from feature_sets import FRAMES_SPEC as SPEECH
 
+from speechclip.cli.follow import featurize_sentence
 from speechclip.featurizer import Work
 from speechclip.manifest import Manifest
 from speechclip.plan import Coverage, Plan
@@ -124,3 +125,16 @@ def test_what_encoders_spend_most_time_on_bounds_the_run(figures: dict[str, floa
     # What came long ago does not count any more.
     run.speech(1, seconds=2.0, write=1.5)
     assert run.tally.look().bound_by == "writing"
+
+
+def test_the_line_says_what_is_known_of_the_time_left() -> None:
+    run = Run()
+    assert featurize_sentence(run.tally.look()).endswith("starting, time left not known yet")
+    run.clock.now += 10
+    run.text(0, seconds=10)
+    assert featurize_sentence(run.tally.look()).endswith("bound by encoding, at least 10 s left")
+    run.text(1, seconds=10)
+    assert featurize_sentence(run.tally.look()).endswith("bound by encoding, time left not known yet")
+    run.clock.now += 10
+    run.speech(0, seconds=20)
+    assert featurize_sentence(run.tally.look()).endswith("bound by encoding, 60 s left")

@@ -78,7 +78,10 @@ def featurize_sentence(progress: Progress) -> str:
     parts.append(f"{human_bytes(progress.bytes)} written")
     parts.append(f"{progress.rejected:,} rejected")
     parts.append(progress.bound_by if progress.bound_by == "starting" else f"bound by {progress.bound_by}")
-    if progress.eta_seconds is not None:
-        least = "" if progress.is_eta_whole else "at least "
-        parts.append(f"{least}{human_seconds(progress.eta_seconds)} left")
+    if progress.eta_seconds and not progress.is_eta_whole:
+        parts.append(f"at least {human_seconds(progress.eta_seconds)} left")
+    elif progress.is_eta_whole and progress.eta_seconds is not None:
+        parts.append(f"{human_seconds(progress.eta_seconds)} left")
+    else:
+        parts.append("time left not known yet")
     return ", ".join(parts)
