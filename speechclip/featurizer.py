@@ -39,8 +39,8 @@ class Work:
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
-        """The length of every recording to encode, by its key."""
-        return {asset.key: asset.seconds for part in self.before for asset in part.missing if asset.seconds}
+        """The length of every recording in the open plan, by its key."""
+        return {asset.key: asset.seconds for task in self.plan.tasks for asset in task.assets if asset.seconds}
 
     @functools.cached_property
     def wanted(self) -> set[tuple[str, str]]:

@@ -90,8 +90,8 @@ def featurize(
     inline: bool,
 ) -> None:
     """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
-    from speechclip.cli.follow import carry_out
-    from speechclip.featurizer import prepare_work, run_inline
+    from speechclip.cli.follow import carry_out, encode
+    from speechclip.featurizer import prepare_work
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 
@@ -101,24 +101,11 @@ def featurize(
     options = settings.featurize
     work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks, retry)
     _announce(work, specs, options.tasks)
-    if inline or not work.plan.tasks:
-        receipts = run_inline(work, options.batches)
-    else:
+    if work.plan.tasks and not inline:
         say("starting Ray; a small corpus is quicker with --inline")
-        from speechclip.jobs.cluster import connect
-        from speechclip.jobs.featurize import run_on_ray
-
-        connect(num_cpus or options.num_cpus, settings.runtime_env)
-        receipts = run_on_ray(
-            work,
-            options.batches,
-            node_wait_seconds=settings.node_wait_seconds,
-            no_progress_seconds=options.no_progress_seconds,
-            tell=say,
-        )
     carry_out(
         work,
-        receipts,
+        encode(work, settings, inline=inline, num_cpus=num_cpus),
         "featurize",
         (lambda summary: None) if as_json else (lambda summary: _show(summary, store)),
         must_be_whole=True,

@@ -8,9 +8,10 @@ import click
 import msgspec
 
 from speechclip.cli.interrupts import heed
-from speechclip.cli.options import counted, human_bytes, human_seconds, rewrite
+from speechclip.cli.options import counted, human_bytes, human_seconds, rewrite, say
+from speechclip.config import Settings
 from speechclip.errors import WorkLeft
-from speechclip.featurizer import Committer, Summary, Work
+from speechclip.featurizer import Committer, Summary, Work, run_inline
 from speechclip.featurizer import run as commit_all
 from speechclip.progress import Progress, Tally
 from speechclip.records import Receipt, Record
@@ -31,6 +32,24 @@ def follow(
 
     seconds = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     return Reporter(storage, path, run=run, command=command, look=look, tell=tell, tell_seconds=seconds)
+
+
+def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None) -> Iterator[Receipt]:
+    """The receipts of all open tasks, made in this process or on Ray as the settings say."""
+    options = settings.featurize
+    if inline or not work.plan.tasks:
+        return run_inline(work, options.batches)
+    from speechclip.jobs.cluster import connect
+    from speechclip.jobs.featurize import run_on_ray
+
+    connect(num_cpus or options.num_cpus, settings.runtime_env)
+    return run_on_ray(
+        work,
+        options.batches,
+        node_wait_seconds=settings.node_wait_seconds,
+        no_progress_seconds=options.no_progress_seconds,
+        tell=say,
+    )
 
 
 def carry_out(

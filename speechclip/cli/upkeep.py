@@ -1,5 +1,6 @@
 """verify and repair: is all there as it was written, and if not, put it right."""
 
+import functools
 from typing import Any
 
 import click
@@ -61,7 +62,7 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
 
     A manifest or an encoder is needed only where the store's own copy of it is damaged.
     """
-    from speechclip.featurizer import Work, run_inline
+    from speechclip.cli.follow import encode
     from speechclip.manifest import Manifest
     from speechclip.repairer import repair as repair_store
     from speechclip.store import FeatureStore
@@ -69,24 +70,9 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
     store = FeatureStore(settings.need("store"))
     requests = settings.encoder_requests() if settings.speech or settings.image or settings.text else []
 
-    def encode(work: Work) -> Any:
-        if inline or not work.plan.tasks:
-            return run_inline(work, settings.featurize.batches)
-        from speechclip.jobs.cluster import connect
-        from speechclip.jobs.featurize import run_on_ray
-
-        connect(num_cpus or settings.featurize.num_cpus, settings.runtime_env)
-        return run_on_ray(
-            work,
-            settings.featurize.batches,
-            node_wait_seconds=settings.node_wait_seconds,
-            no_progress_seconds=settings.featurize.no_progress_seconds,
-            tell=say,
-        )
-
     done = repair_store(
         store,
-        encode,
+        functools.partial(encode, settings=settings, inline=inline, num_cpus=num_cpus),
         manifests=[Manifest.read(settings.manifest)] if settings.manifest else [],
         encoders=[(request, request.build().spec) for request in requests],
         sizes=settings.featurize.tasks,

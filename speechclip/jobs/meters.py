@@ -25,10 +25,9 @@ class FeaturizeMeters:
     def __init__(self, work: Work) -> None:
         self._modalities = {name: spec.modality for name, spec in work.specs.items()}
         self._left = dict.fromkeys(self._modalities.values(), 0)
-        self._seconds: dict[str, float] = {}
+        self._seconds = work.seconds
         for task in work.plan.tasks:
             self._left[self._modalities[task.feature_set]] += 1
-            self._seconds |= {asset.key: asset.seconds for asset in task.assets if asset.seconds}
         self._stored = Counter("speechclip_assets_stored", "Assets with a feature on storage", BY_MODALITY)
         self._rejected = Counter("speechclip_assets_rejected", "Assets that became none", (*BY_MODALITY, "reason"))
         self._speech = Counter("speechclip_speech_seconds", "Seconds of speech encoded")
