@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from speechclip.cli.options import ProgressLine, counted, human_seconds, say
+from speechclip.cli.options import counted, human_seconds, progress_line, say
 
 SHOWN_PROBLEMS = 10
 OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
@@ -40,7 +40,7 @@ def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: st
     """
     from speechclip.corpora.table import read_table
 
-    _write(read_table(rows, columns=_mapping(columns), split=split, progress=_progress()), out)
+    _write(read_table(rows, columns=_mapping(columns), split=split, progress=progress_line("files")), out)
 
 
 @ingest.command(name="flickr8k")
@@ -51,7 +51,7 @@ def ingest_flickr8k(folder: str, karpathy: str | None, out: str) -> None:
     """Ingest Flickr8k with its spoken captions, in any layout; DIR holds pictures, captions and flickr_audio."""
     from speechclip.corpora.flickr8k import read_flickr8k
 
-    _write(read_flickr8k(folder, karpathy=karpathy, progress=_progress()), out)
+    _write(read_flickr8k(folder, karpathy=karpathy, progress=progress_line("files")), out)
 
 
 @ingest.command(name="spokencoco")
@@ -63,7 +63,7 @@ def ingest_spokencoco(folder: str, images: str | None, karpathy: str | None, out
     """Ingest SpokenCOCO; DIR is where its archive was unpacked. The published val is split "dev" here."""
     from speechclip.corpora.spokencoco import read_spokencoco
 
-    _write(read_spokencoco(folder, images=images, karpathy=karpathy, progress=_progress()), out)
+    _write(read_spokencoco(folder, images=images, karpathy=karpathy, progress=progress_line("files")), out)
 
 
 @ingest.command(name="lhotse")
@@ -76,7 +76,7 @@ def ingest_lhotse(recordings: str, supervisions: str, split: str, root: str | No
     """Ingest lhotse's recordings and supervisions (.jsonl or .jsonl.gz); `custom.image` names a picture."""
     from speechclip.corpora.lhotse import read_lhotse
 
-    _write(read_lhotse(recordings, supervisions, split=split, root=root, progress=_progress()), out)
+    _write(read_lhotse(recordings, supervisions, split=split, root=root, progress=progress_line("files")), out)
 
 
 @ingest.command(name="tuxpaint")
@@ -99,7 +99,7 @@ def ingest_tuxpaint(
         raise click.UsageError("give either DIR or --fetch")
     chosen = languages.split(",") if languages else None
     source = folder if folder is not None else str(fetch_stamps())
-    _write(read_stamps(source, languages=chosen, limit=limit, split=split, progress=_progress()), out)
+    _write(read_stamps(source, languages=chosen, limit=limit, split=split, progress=progress_line("files")), out)
 
 
 @ingest.command(name="synthetic")
@@ -112,7 +112,8 @@ def ingest_synthetic(folder: str, concepts: int, voices: int, out: str) -> None:
     from speechclip.corpora.synthetic import make_synthetic
     from speechclip.corpora.table import read_table
 
-    _write(read_table(str(make_synthetic(folder, num_concepts=concepts, num_voices=voices)), progress=_progress()), out)
+    corpus = make_synthetic(folder, num_concepts=concepts, num_voices=voices)
+    _write(read_table(str(corpus), progress=progress_line("files")), out)
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
@@ -125,17 +126,6 @@ def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"{ours} is given twice", param_hint="--column")
         found[ours] = theirs
     return found
-
-
-def _progress() -> Any:
-    line: list[ProgressLine] = []
-
-    def report(done: int, total: int) -> None:
-        if not line:
-            line.append(ProgressLine(total, "files"))
-        line[0].to(done)
-
-    return report
 
 
 def _write(manifest: Any, out: str) -> None:

@@ -167,25 +167,19 @@ class ProgressLine:
 
     def __init__(self, total: float, what: str) -> None:
         self.total, self.what = total, what
-        self.done = 0.0
         self._started = time.monotonic()
         self._said = self._started
 
-    def advance(self, amount: float, detail: str = "") -> None:
-        """Count so much more as done."""
-        self.to(self.done + amount, detail)
-
-    def to(self, done: float, detail: str = "") -> None:
+    def to(self, done: float) -> None:
         """Count so much as done."""
-        self.done = done
         now = time.monotonic()
-        is_end = self.done >= self.total
+        is_end = done >= self.total
         if now - self._said < (0.2 if sys.stderr.isatty() else 10) and not is_end:
             return
         self._said = now
-        rate = self.done / max(now - self._started, 1e-9)
-        left = human_seconds((self.total - self.done) / rate) if rate > 0 else "unknown"
-        rewrite(f"{self.done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left{detail}", is_end=is_end)
+        rate = done / max(now - self._started, 1e-9)
+        left = human_seconds((self.total - done) / rate) if rate > 0 else "unknown"
+        rewrite(f"{done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left", is_end=is_end)
 
 
 def rewrite(line: str, *, is_end: bool = False, **fields: Any) -> None:
