@@ -45,7 +45,7 @@ POINTS = {
     "before the summary": Point("Committer.summary", "before"),
 }
 GC_POINTS = {
-    "between listing and record": Point("Storage.create", "before", "^collections/"),
+    "between announcement and record": Point("Storage.create", "before", "^collections/"),
     "between record and deletions": Point("Storage.create", "after", "^collections/"),
     "before a deletion": Point("Storage.delete", "before", "^(features|catalog|journal)/"),
     "after a deletion": Point("Storage.delete", "after", "^(features|catalog|journal)/"),

@@ -40,7 +40,7 @@ FATES = (
     "beaten by a compaction",
 )
 # What can happen while `gc` is at work.
-MEANWHILE = ("nothing", "a commit", "an early tag", "a late tag", "a kill")
+MEANWHILE = ("nothing", "a commit", "an early tag", "a tag that stops it", "a late tag", "an early kill", "a kill")
 
 
 class ModelledStore:
@@ -277,6 +277,9 @@ class ModelledStore:
             try:
                 freed = gc.collect(store, grace_seconds=grace * DAY)
             except Killed:
+                if meanwhile == "an early kill":
+                    assert listing(self.root).keys() - before.keys() == set(store.storage.list("announcements"))
+                    return
                 assert set(deleted) <= set(doomed)
             else:
                 deleted = self.garbage(before, grace)
@@ -290,7 +293,8 @@ class ModelledStore:
         self, patch: pytest.MonkeyPatch, meanwhile: str, writer: int, grace: float, pick: int, deleted: list[str]
     ) -> None:
         store, other = self.handles[writer], self.handles[1 - writer]
-        list_files, record, delete = gc._listed, store.tags.record, store.storage.delete
+        list_files, delete = gc._listed, store.storage.delete
+        announce, begin = store.tags.announce, store.tags.begin
         doomed = sorted(set(range(self.since(grace))) - self.freed - set(self.tags.values()))
         name, version = "meanwhile", doomed[pick % len(doomed)] if doomed else None
 
@@ -299,16 +303,30 @@ class ModelledStore:
             self.commit(1 - writer, "nothing", self.new_run(), self._one_of_each_task(), MANIFESTS[0])
             return files
 
-        def tag_then_record(kept: Kept) -> str:
+        def create_tag() -> None:
             if name not in self.tags:
                 self.tags[name] = other.tags.create(name, version).version
-            return record(kept)
 
-        def record_then_tag(kept: Kept) -> str:
-            path = record(kept)
+        def announce_then_tag() -> str:
+            path = announce()
+            create_tag()
+            return path
+
+        def tag_then_begin(path: str, kept: Kept) -> bool:
+            is_stopped = name not in self.tags
+            create_tag()
+            is_begun = begin(path, kept)
+            assert is_begun is not is_stopped
+            return is_begun
+
+        def begin_then_tag(path: str, kept: Kept) -> bool:
+            is_begun = begin(path, kept)
             with pytest.raises(NotStored, match="was freed"):
                 other.tags.create(name, version)
-            return path
+            return is_begun
+
+        def die(*_: object) -> bool:
+            raise Killed
 
         def delete_some(paths: list[str]) -> None:
             # Where it can, between the two files of a shard or chunk.
@@ -319,13 +337,17 @@ class ModelledStore:
 
         if meanwhile == "a commit":
             patch.setattr(gc, "_listed", list_then_commit)
+        elif meanwhile == "an early kill":
+            patch.setattr(store.tags, "begin", die)
         elif meanwhile == "a kill":
             patch.setattr(store.storage, "delete", delete_some)
         elif version is not None and name not in self.tags:
             if meanwhile == "an early tag":
-                patch.setattr(store.tags, "record", tag_then_record)
+                patch.setattr(store.tags, "announce", announce_then_tag)
+            elif meanwhile == "a tag that stops it":
+                patch.setattr(store.tags, "begin", tag_then_begin)
             elif meanwhile == "a late tag":
-                patch.setattr(store.tags, "record", record_then_tag)
+                patch.setattr(store.tags, "begin", begin_then_tag)
 
     # Reading.
 

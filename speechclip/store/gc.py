@@ -53,9 +53,7 @@ def collect(
     """
     oldest = time.time() - grace_seconds
     listed = [file for file in _listed(store.storage) if file.modified < oldest]
-    kept = _kept(store, oldest)
-    if not dry_run:
-        kept = _announce(store, kept, oldest)
+    kept = _kept(store, oldest) if dry_run else _begin(store, oldest)
     named = named_by(store, kept)
     garbage = [file for file in listed if is_ours_to_free(file.path) and file.path not in named]
     if not dry_run:
@@ -76,20 +74,16 @@ def collect(
 def named_by(store: FeatureStore, kept: Kept) -> set[str]:
     """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own."""
     head = int(store.catalog.open().version())
-    # A tag whose maker was killed may name a version that was freed: of that all is kept that can still be found.
-    void = {version for version in kept.versions if store.tags.freed(version) is not None}
-    live = {head, kept.since, *kept.versions} - void
+    # A tag whose maker was killed may name a version that was freed.
+    live = {head, kept.since, *(version for version in kept.versions if store.tags.freed(version) is None)}
     parts = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.
     parts |= {path for entry in store.catalog.history(head, kept.since) for path in entry.added}
     named = {place(path) for path in parts for place in (part_path, part_copy_path)}
-    lost = {path for version in void for path in store.catalog.paths(version)} - parts
-    named |= {place(path) for path in lost for place in (part_path, part_copy_path)}
-    for path, rows in store.catalog.read_parts(sorted(parts | lost)).items():
-        if not isinstance(rows, Damaged):
-            named |= named_by_rows(rows)
-        elif path in parts:
+    for rows in store.catalog.read_parts(sorted(parts)).values():
+        if isinstance(rows, Damaged):
             raise rows
+        named |= named_by_rows(rows)
     return named
 
 
@@ -132,12 +126,10 @@ def _kept(store: FeatureStore, oldest: float) -> Kept:
     return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
 
 
-def _announce(store: FeatureStore, kept: Kept, oldest: float) -> Kept:
+def _begin(store: FeatureStore, oldest: float) -> Kept:
     """Record what will be kept, so that from now on no other version can be tagged; a tag that came first counts."""
     while True:
-        record = store.tags.record(kept)
-        again = _kept(store, oldest)
-        if set(again.versions) <= set(kept.versions):
+        announcement = store.tags.announce()
+        kept = _kept(store, oldest)
+        if store.tags.begin(announcement, kept):
             return kept
-        store.storage.delete([record])
-        kept = again

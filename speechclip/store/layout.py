@@ -7,6 +7,7 @@ journal/<version>                                       a checksummed copy of ea
 journal/feature_set=<fingerprint>/part-<xxh3>.parquet   and of its rows
 tags/<name>.json                                        names that people gave to versions
 collections/<time>-<id>.json                            which versions each `gc` left readable
+announcements/<time>-<id>                               a `gc` is about to make such a record
 manifests/<digest>.parquet                              every manifest that was featurized
 plans/<id>-<ordinal>.parquet                            stored plans
 jobs/<run>.json                                         what each run says of itself
@@ -27,6 +28,7 @@ CATALOG = "catalog"
 JOURNAL = "journal"
 TAGS = "tags"
 COLLECTIONS = "collections"
+ANNOUNCEMENTS = "announcements"
 FEATURES = "features"
 MANIFESTS = "manifests"
 JOBS = "jobs"
@@ -68,9 +70,14 @@ def tag_path(name: str) -> str:
     return f"{TAGS}/{name}.json"
 
 
-def collection_path(time: datetime) -> str:
-    """The record of a `gc`, in the order of time; two at once don't share one."""
-    return f"{COLLECTIONS}/{time:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json"
+def announcement_path(time: datetime) -> str:
+    """What a `gc` says before it makes its record, in the order of time; two at once don't share one."""
+    return f"{ANNOUNCEMENTS}/{time:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+def collection_path(announcement: str) -> str:
+    """The record that the announcement at that path led to."""
+    return f"{COLLECTIONS}/{announcement.rpartition('/')[2]}.json"
 
 
 def spec_path(fingerprint: str) -> str:

@@ -1,8 +1,9 @@
 """Tags: names that people give to versions of the catalog, and the record of which versions each `gc` left readable.
 
-Neither takes a lock. A tag is written first and then checked against the collections; a collection is written first and
-then checked against the tags. So whichever comes second sees the other, and no tag is ever acknowledged that names a
-version that was freed. A `tag` that is killed before its check can leave one: it is told, and stops nobody.
+Neither takes a lock. A `gc` announces itself, looks at the tags, and then creates its record; a tag is written first,
+and whoever made it then stops what is announced, by creating the record in its stead, one that keeps every version.
+Only one of the two can create it: no tag is ever acknowledged that names a freed version, wherever either is killed.
+A `tag` that is killed before it is acknowledged can leave one: it is told, and stops nobody.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import msgspec
 from speechclip.errors import Damaged, InvalidInput, NotStored
 from speechclip.records import Sealed, from_json, to_json
 from speechclip.storage import Storage
-from speechclip.store.layout import COLLECTIONS, TAGS, collection_path, tag_path
+from speechclip.store.layout import ANNOUNCEMENTS, COLLECTIONS, TAGS, announcement_path, collection_path, tag_path
 
 _Kind = TypeVar("_Kind")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
@@ -65,6 +66,7 @@ class Tags:
                     f"`speechclip tag --delete {name}`"
                 )
         try:
+            self._stop_announced()
             self.check_kept(version)
         except NotStored:
             if is_new:
@@ -111,11 +113,22 @@ class Tags:
         """Take a name away; the version stays until `gc` frees it."""
         self.storage.delete([tag_path(name)])
 
-    def record(self, collection: Collection) -> str:
-        """Write down what a `gc` will keep, before it frees anything; the path of the record."""
-        path = collection_path(collection.time)
-        self.storage.create(path, to_json(collection.seal()))
+    def announce(self) -> str:
+        """Say that a `gc` is about to begin, so that whoever makes a tag stops it; the path of the announcement."""
+        path = announcement_path(datetime.now(UTC))
+        self.storage.create(path, b"")
         return path
+
+    def begin(self, announcement: str, collection: Collection) -> bool:
+        """Record what the announced `gc` keeps, so that it may free the rest; False if a tag came and stopped it."""
+        is_begun = self.storage.create(collection_path(announcement), to_json(collection.seal()))
+        self.storage.delete([announcement])
+        return is_begun
+
+    def _stop_announced(self) -> None:
+        """Let no `gc` begin that may not have seen a tag that is there now."""
+        for announcement in self.storage.list(ANNOUNCEMENTS):
+            self.begin(announcement, Collection(time=datetime.now(UTC), since=0, versions=()))
 
     def freed(self, version: int) -> Collection | None:
         """The collection that did not keep this version, if there was one."""

@@ -1,5 +1,6 @@
 """gc frees what no live version names, and nothing else, whoever else is at work."""
 
+import functools
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from speechclip.storage import Storage
 from speechclip.store import FeatureStore, gc, grace
 from speechclip.store.gc import collect
 from speechclip.store.grace import GRACE_SECONDS
+from speechclip.store.tags import Collection, Tags
 from speechclip.store.verify import verify
 
 DAY = 86_400.0
@@ -112,25 +114,45 @@ def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Pat
         store.snapshot("paper")
 
 
-def test_a_tag_made_while_gc_looks_is_either_kept_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made between gc's look at the tags and its record, the tag counts; after the record, it is refused."""
     store = fill(str(tmp_path / "s"))
     version, before = store.snapshot().version, content(store.snapshot())
     store.drop({SPEECH: None})
-    record = type(store.tags).record
-    is_first = True
+    begin = Tags.begin
+    answers = []
 
-    def tag_first(self: object, collection: object) -> str:
-        nonlocal is_first
-        if is_first:
-            is_first = False
-            store.tags.create("just-in-time", version)
-        path: str = record(store.tags, collection)  # type: ignore[arg-type]
-        return path
+    def tag_first(tags: Tags, announcement: str, kept: Collection) -> bool:
+        if not answers:
+            answers.append(True)
+            FeatureStore(store.storage.root).tags.create("just-in-time", version)
+        answers.append(begin(tags, announcement, kept))
+        return answers[-1]
 
-    monkeypatch.setattr(type(store.tags), "record", tag_first)
+    monkeypatch.setattr(store.tags, "begin", functools.partial(tag_first, store.tags))
     assert version in collect(store, grace_seconds=0).versions
+    assert answers == [True, False, True]
     assert content(store.snapshot("just-in-time")) == before
+    assert not list(store.storage.list("announcements"))
+
+
+def test_a_gc_killed_before_its_record_leaves_every_version(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was readable stays so, and can be tagged, whatever the killed one has announced."""
+    store = fill(store_uri)
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.drop({SPEECH: None})
+
+    def die(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.tags, "begin", die)
+        with pytest.raises(KeyboardInterrupt):
+            collect(store, grace_seconds=0)
+    assert content(store.snapshot(version)) == before
+    store.tags.create("paper", version)
+    assert collect(store, grace_seconds=0).files == 0
+    assert content(store.snapshot("paper")) == before
 
 
 def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

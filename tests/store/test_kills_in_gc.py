@@ -169,10 +169,10 @@ def copy(source: str, target: str) -> None:
 
 
 def files(uri: str) -> dict[str, bytes]:
-    """Every file but the records of the collections, which bear their time."""
+    """Every file but what collections say of themselves, which bears their time."""
     storage = Storage(uri)
     found = (file.path for file in storage.stat("", with_incoming=True))
-    return {path: storage.read(path) for path in found if not path.startswith("collections/")}
+    return {path: storage.read(path) for path in found if not path.startswith(("collections/", "announcements/"))}
 
 
 def frames_and_vectors(found: dict[str, bytes]) -> list[str]:

@@ -12,7 +12,7 @@ from speechclip.repairer import repair
 from speechclip.store import FeatureStore
 from speechclip.store.gc import collect
 from speechclip.store.layout import tag_path
-from speechclip.store.tags import Collection, Tag
+from speechclip.store.tags import Tag
 from speechclip.store.verify import verify
 
 
@@ -50,20 +50,6 @@ def test_such_a_tag_stops_neither_gc_nor_repair(store: FeatureStore) -> None:
     store.storage.replace(damaged, b"junk")
     assert [finding.path for finding in repair(store).mended] == [damaged]
     assert content(store.snapshot()) == {key: data for key, data in before.items() if key[0] != IMAGE}
-
-
-def test_what_can_still_be_found_of_a_version_that_was_called_freed_stays(store_uri: str) -> None:
-    """A gc that is killed between its record and its second look at the tags has freed nothing of it."""
-    store = fill(store_uri)
-    tagged = store.snapshot()
-    before = content(tagged)
-    store.tags.create("paper", tagged.version)
-    store.drop({SPEECH: None, IMAGE: None})
-    store.tags.record(Collection(time=datetime.now(UTC), since=tagged.version + 1, versions=()))
-    collect(store, grace_seconds=0)
-    for record in store.storage.list("collections"):
-        store.storage.delete([record])
-    assert content(store.snapshot("paper")) == before
 
 
 def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
