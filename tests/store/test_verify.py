@@ -8,7 +8,7 @@ from feature_sets import content
 from injuries import Injury
 from stores import IMAGE, SPEECH, TEXT, fill
 
-from speechclip.errors import NotStored, UnsupportedStore
+from speechclip.errors import Damaged, NotStored, UnsupportedStore
 from speechclip.records import to_json
 from speechclip.repairer import repair
 from speechclip.store import FeatureStore, catalog
@@ -154,6 +154,22 @@ def test_the_pointer_to_the_newest_checkpoint_is_verified(store: FeatureStore, m
     assert [finding.path for finding in verify(store).findings] == [LAST_CHECKPOINT]
 
 
+def test_a_pointer_that_a_slower_writer_left_to_its_older_checkpoint_is_no_damage(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    store.drop({TEXT: None})
+    older = store.storage.read(LAST_CHECKPOINT)
+    version = store.drop({IMAGE: None})
+    store.storage.replace(LAST_CHECKPOINT, older)
+    assert verify(store).findings == ()
+    assert store.snapshot().version == version
+    for bit in range(8 * len(older)):
+        store.storage.replace(LAST_CHECKPOINT, older)
+        Injury("last checkpoint", LAST_CHECKPOINT, "flip", bit).inflict(store.storage.root)
+        assert [finding.path for finding in verify(store).findings] == [LAST_CHECKPOINT], f"bit {bit}"
+
+
 def test_a_checkpoint_whose_maker_was_killed_before_the_pointer_to_it_stops_nobody(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +202,25 @@ def test_a_place_without_a_store_is_not_stored(tmp_path: Path) -> None:
     with pytest.raises(NotStored, match="featurize"):
         verify(FeatureStore(str(tmp_path / "nothing")))
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "emptied"])
+@pytest.mark.parametrize("kind", [".tar", ".xxh3", "/vectors/c/0/0"])
+def test_what_is_gone_or_cut_on_s3_is_damaged_for_its_reader(s3_uri: str, kind: str, how: str) -> None:
+    store = fill(s3_uri)
+    before = content(store.snapshot())
+    path = next(path for path in store.storage.list("features") if path.endswith(kind))
+    data = store.storage.read(path)
+    store.storage.delete([path])
+    if how != "gone":
+        store.storage.create(path, data[: len(data) // 2 if how == "cut" else 0])
+    with pytest.raises(Damaged, match="speechclip repair"):
+        content(store.snapshot())
+    findings = verify(store).findings
+    assert {finding.path for finding in findings} == {path}
+    repair(store)
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
 
 
 def test_a_store_on_s3_is_verified_and_repaired_alike(s3_uri: str) -> None:
