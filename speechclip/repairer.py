@@ -20,7 +20,7 @@ from speechclip.store.findings import HIDING, Finding, keys_of
 from speechclip.store.layout import MANIFESTS, digest_in
 from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
-from speechclip.store.verify import verify
+from speechclip.store.verify import verify, verify_format
 from speechclip.tasks import EncoderRequest
 
 Encode = Callable[[Work], Iterator[Receipt]]
@@ -54,6 +54,7 @@ def repair(
     catalog has lost with its copy is given up, newest entries of the log and files of rows: what only they named is
     missing then.
     """
+    verify_format(store)
     for manifest in manifests:
         store.add_manifest(manifest)
     for request, spec in encoders:

@@ -81,12 +81,15 @@ class _Weather:
         self.schedule, self.done = schedule, []  # type: ignore[var-annotated]
         self.random, self.lock = random.Random(schedule.seed), threading.Lock()
 
-    def next(self, request: str) -> str:
+    def next(self, request: str, *, has_condition: bool) -> str:
+        """What goes wrong with that request; an answer about a condition, only where there is one."""
         with self.lock:
             chosen = self.random.random() < self.schedule.rate and len(self.done) < self.schedule.budget
             if not self.schedule.kinds or not chosen or self.schedule.only not in request:
                 return ""
             kind = self.random.choice(self.schedule.kinds)
+            if "condition" in kind and not has_condition:
+                return ""
             self.done.append(f"{kind} {request}")
             return kind
 
@@ -102,11 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _carry(self) -> None:
         body = self._body()
-        kind = self.weather.next(f"{self.command} {self.path}")
+        has_condition = self.headers.get("If-None-Match") is not None
+        kind = self.weather.next(f"{self.command} {self.path}", has_condition=has_condition)
         dropped = ("connection", "transfer-encoding", "content-length", "expect")
         headers = [(name, value) for name, value in self.headers.items() if name.lower() not in dropped]
         headers.append(("Content-Length", str(len(body))))
-        has_condition = self.headers.get("If-None-Match") is not None
         if kind == "silent":
             time.sleep(3600)
         elif kind == "reset":
@@ -117,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(int(kind), "SlowDown" if kind == "503" else "InternalError")
         elif kind == "deny":
             self._refuse(403, "AccessDenied")
-        elif kind.startswith("condition-") and has_condition:
+        elif kind.startswith("condition-"):
             self._refuse(int(kind[-3:]), CONDITION_CODES[kind])
         else:
             if kind == "ignore-condition":

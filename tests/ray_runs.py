@@ -37,17 +37,17 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
-def kill_tree(process: subprocess.Popen[str], *, driver_first: bool = True) -> None:
-    """SIGKILL to the driver and to Ray's processes, which outlive it, then to what these started meanwhile."""
-    if process.poll() is not None:
-        return
-    driver = psutil.Process(process.pid)
-    others = driver.children(recursive=True)
-    for each in [driver, *others] if driver_first else [*others, driver]:
-        _kill(each)
-    process.communicate()
-    _, alive = psutil.wait_procs(others, timeout=30)
-    assert not alive, alive
+def kill_tree(process: subprocess.Popen[str], *, driver_first: bool = True) -> int:
+    """SIGKILL to the driver and to Ray's processes, which outlive it; how the driver ended."""
+    if process.poll() is None:
+        driver = psutil.Process(process.pid)
+        others = driver.children(recursive=True)
+        for each in [driver, *others] if driver_first else [*others, driver]:
+            _kill(each)
+        process.communicate()
+        _, alive = psutil.wait_procs(others, timeout=30)
+        assert not alive, alive
+    return process.returncode
 
 
 def _kill(process: psutil.Process) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import botocore.session
 
-KEY_ID, SECRET = "test-key-id", "test-secret"
+KEY_ID, SECRET, TOKEN = "test-key-id", "test-secret", "test-session-token"
 
 # Its port goes to stdout; it ends when its stdin does, so also when we are killed. In our own process it would
 # deadlock with whatever waits for it while holding Python's lock, as Delta's client does. It answers one request at a
@@ -108,12 +108,18 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
-def write_profile(folder: Path, endpoint: str, name: str = "lab") -> dict[str, str]:
-    """The same by an AWS profile: its files in `folder`, and the environment that names it and holds no key."""
+def write_profile(folder: Path, endpoint: str, name: str = "lab", *, is_temporary: bool = False) -> dict[str, str]:
+    """The same by an AWS profile: its files in `folder`, and the environment that names it and holds no key.
+
+    Temporary credentials come with a session token.
+    """
     config, credentials = folder / "aws-config", folder / "aws-credentials"
     service = f"[services near]\ns3 =\n    endpoint_url = {endpoint}\n"
     config.write_text(f"[profile {name}]\nregion = us-east-1\nservices = near\n{service}")
     credentials.write_text(f"[{name}]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n")
+    if is_temporary:
+        with credentials.open("a") as file:
+            file.write(f"aws_session_token = {TOKEN}\n")
     return {"AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(credentials), "AWS_PROFILE": name}
 
 

@@ -7,6 +7,7 @@ import click
 import numpy as np
 import pytest
 import soundfile
+from crash_points import GC_POINTS, POINTS
 from PIL import Image
 from small_runs import train_small
 
@@ -96,6 +97,12 @@ def test_every_option_in_the_readme_exists() -> None:
         for word in words:
             if word.startswith("--"):
                 assert word in known, f"README: {line}"
+
+
+def test_every_crash_point_has_its_line_in_the_protocol() -> None:
+    cells = re.findall(r"^\| ([^|]+) \|", (PROJECT / "docs" / "store.md").read_text(), re.MULTILINE)
+    told = [name for cell in cells for name in cell.removeprefix("`gc`: ").split("; ")]
+    assert not (POINTS | GC_POINTS).keys() - set(told)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -14,7 +14,6 @@ import pytest
 from hostile_inputs import CASES, KEPT, STORED, Case, ended_pipes, without_privileges
 
 from speechclip.cli import main
-from speechclip.content import MAX_SOURCE_BYTES
 from speechclip.errors import REASONS, Rejected, SourceProblem
 from speechclip.featurizer import survey
 from speechclip.manifest import Manifest
@@ -206,10 +205,6 @@ def test_each_reason_is_called_back_alone(road: Road, reason: str) -> None:
     rows = {row["utterance"]: row for row in road.manifest.rows()}
     wanted = [case for case in CASES if case.outcome == reason and case.at_ingest == KEPT]
     assert missing == {rows[case.name][f"{COLUMNS[case.column]}_key"] for case in wanted}
-
-
-def test_a_sparse_file_is_refused_by_its_size_alone() -> None:
-    assert MAX_SOURCE_BYTES < 1 << 40
 
 
 def test_a_lone_surrogate_ends_the_ingest_with_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

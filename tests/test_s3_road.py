@@ -48,8 +48,8 @@ def speechclip(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixt
 
 
 def assert_no_credential(data: bytes) -> None:
-    assert s3_servers.SECRET.encode() not in data
-    assert s3_servers.KEY_ID.encode() not in data
+    for secret in (s3_servers.SECRET, s3_servers.KEY_ID, s3_servers.TOKEN):
+        assert secret.encode() not in data
 
 
 def scan(endpoint: str, bucket: str) -> int:
@@ -85,7 +85,7 @@ def train_here(manifest: Manifest, store: FeatureStore, out: str) -> None:
 
 
 def go(speechclip: Speechclip, folder: Path, base: str, train: Callable[[str, str, str], None]) -> None:
-    """Ingest, featurize, train, evaluate, embed and query below the address `base`."""
+    """Ingest, featurize, train, evaluate, embed and query below the address `base`, then look after the store."""
     corpus = make_synthetic(folder / "corpus", num_concepts=8, num_voices=3)
     manifest, store, run = f"{base}/m.parquet", f"{base}/store", f"{base}/run"
     speechclip("ingest", "table", corpus, "--out", manifest)
@@ -101,12 +101,32 @@ def go(speechclip: Speechclip, folder: Path, base: str, train: Callable[[str, st
     answers = json.loads(speechclip("query", "--run", run, "--store", store, "--audio", sound, "--json"))
     assert len(answers) == 5
     assert json.loads(speechclip("rejected", *there, "--json")) == []
+    look_after(speechclip, store)
+
+
+def look_after(speechclip: Speechclip, store: str) -> None:
+    """Every command that keeps a store whole and small."""
+    speechclip("tag", "paper", "--store", store)
+    doomed = next(info.fingerprint for info in FeatureStore(store).snapshot().feature_sets() if not info.spec.is_frames)
+    speechclip("drop", doomed, "--store", store)
+    notes = [row["note"] for row in json.loads(speechclip("history", "--store", store, "--json"))]
+    assert notes[0]["operation"] == "drop"
+    speechclip("tag", "--delete", "paper", "--store", store)
+    said = json.loads(speechclip("gc", "--now", "--dry-run", "--store", store, "--json"))
+    assert said["files"] > 0
+    assert json.loads(speechclip("gc", "--now", "--store", store, "--json")) == said
+    found = json.loads(speechclip("verify", "--recompute", "3", "--store", store, "--json"))
+    assert found["report"]["findings"] == []
+    assert sum(part["assets"] for part in found["recomputed"]) == 3
+    storage = FeatureStore(store).storage
+    storage.delete([next(path for path in storage.list("features") if path.endswith(".tar"))])
+    assert json.loads(speechclip("repair", "--inline", "--store", store, "--json"))["encoded"] > 0
 
 
 def test_the_road_leads_over_s3_by_a_profile_alone(
     s3_endpoint: str, aws: Callable[..., None], tmp_path: Path, speechclip: Speechclip
 ) -> None:
-    aws(**s3_servers.write_profile(tmp_path, s3_endpoint))
+    aws(**s3_servers.write_profile(tmp_path, s3_endpoint, is_temporary=True))
     bucket = s3_servers.new_bucket(s3_endpoint)
 
     def train(manifest: str, store: str, out: str) -> None:

@@ -139,8 +139,8 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
     if delete and name is None:
         raise click.UsageError("--delete needs the NAME of a tag")
     store = FeatureStore(settings.need("store"))
+    store.check_exists()
     if name is None:
-        store.snapshot()
         tags = store.tags.list()
         if as_json:
             click.echo(msgspec.json.encode(tags))

@@ -1,11 +1,13 @@
 """Objects under a prefix of an S3 bucket: created once by conditional put, every request retried with patience."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from speechclip.errors import StorageFailed
+from botocore.exceptions import ClientError
+
 from speechclip.records import StoredFile
 from speechclip.storage.aws import delta_options, filesystem
 from speechclip.storage.patience import patiently
@@ -79,13 +81,14 @@ class Bucket:
         """Remove these objects."""
         keys = [self._key(path) for path in paths]
         for first in range(0, len(keys), DELETE_BATCH):
-            objects = [{"Key": key} for key in keys[first : first + DELETE_BATCH]]
-            answer = self._call("deleting", "", "delete_objects", Delete={"Objects": objects, "Quiet": True})
-            for failed in answer.get("Errors", [])[:1]:
-                raise StorageFailed(
-                    f"s3://{self.name}/{failed['Key']}: deleting was refused ({failed['Code']}); "
-                    "mend the bucket's policy and run the same command again"
-                )
+            patiently("deleting", self.root, functools.partial(self._delete, keys[first : first + DELETE_BATCH]))
+
+    def _delete(self, keys: list[str]) -> None:
+        """One request, whose answer is 200 also where some of the keys could not be deleted."""
+        objects = [{"Key": key} for key in keys]
+        answer = self._request("delete_objects", Delete={"Objects": objects, "Quiet": True})
+        for failed in answer.get("Errors", [])[:1]:
+            raise ClientError({"Error": failed}, "DeleteObjects")
 
     def scan(self, prefix: str) -> Iterator[StoredFile]:
         """Every object under the folder `prefix`, sorted by path."""

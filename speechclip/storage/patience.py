@@ -17,6 +17,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
     SSLError,
 )
@@ -115,6 +116,9 @@ def _unanswered(error: Exception) -> Fault:
         return Fault(kind, True)
     if isinstance(error, (ConnectionError, HTTPClientError)) and not isinstance(error, SSLError):
         return Fault(kind, True)
+    if isinstance(error, CredentialRetrievalError):
+        # It quotes what the program that should tell the credentials has printed.
+        return Fault(kind, False)
     # A missing profile, no credentials, a wrong certificate: another attempt goes no better.
     return Fault(f"{kind}, {one_line(error)}", False)
 
@@ -148,4 +152,4 @@ def _is_transient(status: int, code: str) -> bool:
 
 
 def _answer(status: int, code: str) -> str:
-    return f"{status} {code}" if code and code != str(status) else str(status)
+    return " ".join(dict.fromkeys(str(part) for part in (status, code) if part))

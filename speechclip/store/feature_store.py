@@ -83,6 +83,11 @@ class FeatureStore:
             )
         return True
 
+    def check_exists(self) -> None:
+        """`NotStored` if no store lies here."""
+        if not self.exists():
+            raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
+
     def create(self) -> None:
         """Make the store, unless it is there; `UnsupportedStore` where the backend can't keep writers apart."""
         if not self.exists():
@@ -95,8 +100,7 @@ class FeatureStore:
 
         `NotStored` if there is no such version, or `gc` has freed it.
         """
-        if not self.exists():
-            raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
+        self.check_exists()
         number = self.version_of(version)
         if number is not None:
             self.tags.check_kept(number)

@@ -19,7 +19,7 @@ from speechclip.storage import Storage
 from speechclip.storage.folder import INCOMING
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
-from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, part_copy_path, part_folder, part_path, sums_path
+from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, PROBE, part_copy_path, part_folder, part_path, sums_path
 from speechclip.store.rows import is_stored
 from speechclip.store.segments import ARRAYS, chunk_path, shape_of
 from speechclip.store.tags import Collection as Kept
@@ -51,6 +51,7 @@ def collect(
 
     `Damaged`, and nothing is freed, where the catalog can't be read: then nobody knows what is live.
     """
+    store.check_exists()
     oldest = time.time() - grace_seconds
     listed = [file for file in _listed(store.storage) if file.modified < oldest]
     kept = _kept(store, oldest) if dry_run else _begin(store, oldest)
@@ -105,7 +106,7 @@ def named_by_rows(rows: pa.Table) -> set[str]:
 def is_ours_to_free(path: str) -> bool:
     """Whether `gc` may free a file there once nothing names it."""
     folder, _, name = path.rpartition("/")
-    if name.startswith(INCOMING):
+    if name.startswith(INCOMING) or path.startswith(PROBE):
         return True
     if path.startswith((CATALOG, JOURNAL)):
         return folder.startswith((part_path(part_folder("")), part_copy_path(part_folder(""))))

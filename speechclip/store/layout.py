@@ -11,6 +11,7 @@ announcements/<time>-<id>                               a `gc` is about to make 
 manifests/<digest>.parquet                              every manifest that was featurized
 plans/<id>-<ordinal>.parquet                            stored plans
 jobs/<run>.json                                         what each run says of itself
+.probe-<id>/                                            a look at what the backend can do, while a new store is made
 features/<fingerprint>/spec.json
 features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 beside it holds its checksums
 features/<fingerprint>/vectors/<segment>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
@@ -32,6 +33,7 @@ ANNOUNCEMENTS = "announcements"
 FEATURES = "features"
 MANIFESTS = "manifests"
 JOBS = "jobs"
+PROBE = ".probe-"
 LAST_CHECKPOINT = f"{CATALOG}/_delta_log/_last_checkpoint"
 
 

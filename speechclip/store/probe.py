@@ -11,6 +11,7 @@ from deltalake.transaction import AddAction
 
 from speechclip.errors import StorageRefused, UnsupportedStore
 from speechclip.storage import Storage
+from speechclip.store.layout import PROBE
 from speechclip.store.new_table import make_table
 
 SCHEMA = pa.schema([pa.field("number", pa.int64())])
@@ -20,7 +21,7 @@ ADVICE = "use a backend that honours conditional writes"
 
 def probe(storage: Storage) -> None:
     """Refuse, as `UnsupportedStore`, a backend on which two writers could overwrite each other; leaves nothing."""
-    folder = f".probe-{os.urandom(8).hex()}"
+    folder = f"{PROBE}{os.urandom(8).hex()}"
     # Refuses an address that Delta's client can't take, before anything is written.
     storage.delta_uri(folder)
     try:

@@ -53,7 +53,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
 
     `NotStored` where there is no store.
     """
-    findings = [*_verify_format(store), *verify_log(store.catalog)]
+    findings = [*verify_format(store), *verify_log(store.catalog)]
     findings += [] if findings else verify_head(store.catalog)
     if any(finding.kind in HIDING for finding in findings):
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
@@ -84,16 +84,19 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
     )
 
 
-def _verify_format(store: FeatureStore) -> Iterator[Finding]:
+def verify_format(store: FeatureStore) -> list[Finding]:
+    """What is wrong with a store's mark; `NotStored` where none ever was, `UnsupportedStore` for a newer format."""
     try:
-        is_there = store.exists()
+        store.check_exists()
     except Damaged as error:
-        yield Finding(kind="store", path=STORE_FILE, problem=str(error))
+        problem = str(error)
+    except NotStored:
+        if store.storage.size(log_path(0)) is None:
+            raise
+        problem = "the file is gone"
     else:
-        if not is_there and store.storage.size(log_path(0)) is None:
-            raise NotStored(f"{store.storage.root}: no feature store here; make one by `speechclip featurize`")
-        if not is_there:
-            yield Finding(kind="store", path=STORE_FILE, problem="the file is gone")
+        return []
+    return [Finding(kind="store", path=STORE_FILE, problem=problem)]
 
 
 def _verify_tags(store: FeatureStore) -> Iterator[Finding]:

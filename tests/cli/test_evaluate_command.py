@@ -1,6 +1,7 @@
 """evaluate and keywords as commands, on a hybrid head with CLIP's text tower."""
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from keyword_corpus import KeywordCorpus, write_keyword_corpus
 
 from speechclip.cli import main
 from speechclip.evaluation.report import EvaluationReport
+from speechclip.store import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,23 @@ def test_the_report_is_shown_and_kept(
     assert f"{kept.num_utterances} of {kept.num_utterances} utterances, " in shown.err
     main(["evaluate", *asked, "--split", "train", "--json"])
     assert msgspec.json.decode(capsys.readouterr().out, type=EvaluationReport) == kept
+
+
+def test_a_tag_pins_what_is_evaluated(
+    there: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore(str(shutil.copytree(there["store"], tmp_path / "store")))
+    asked = [*options(there | {"store": store.storage.root}, "run", "manifest", "store"), "--split", "train", "--json"]
+    main(["evaluate", *asked])
+    before = capsys.readouterr().out
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({info.fingerprint: None for info in store.snapshot().feature_sets() if info.spec.modality == "image"})
+    main(["evaluate", *asked, "--version", "paper"])
+    assert capsys.readouterr().out == before
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", *asked])
+    assert end.value.code == 1
+    assert "no feature set" in capsys.readouterr().err
 
 
 def test_in_a_ray_job_the_report_is_the_last_line_of_the_log(

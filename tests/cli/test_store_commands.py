@@ -1,11 +1,12 @@
 """history, tag, drop and gc as a person types them, and a version pinned by its tag."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from feature_sets import content
-from stores import IMAGE, SPEECH, TEXT, fill, synthetic
+from stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.errors import Damaged
@@ -27,7 +28,9 @@ def run(store: FeatureStore, *arguments: object) -> int:
     return 0
 
 
-def test_history_says_when_what_and_how_many(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_history_says_when_which_run_and_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    began, uri = datetime.now(UTC), str(tmp_path / "store")
+    summary, store = featurize(uri), FeatureStore(uri)
     run(store, "tag", "first", 1)
     run(store, "drop", TEXT)
     capsys.readouterr()
@@ -38,12 +41,19 @@ def test_history_says_when_what_and_how_many(store: FeatureStore, capsys: pytest
     assert rows[0]["note"]["parts"][0]["removed"] == 6
     assert sum(part["stored"] for row in rows if row["note"] for part in row["note"]["parts"]) == 30
     assert rows[-2]["tags"] == ["first"]
-    runs = {row["note"]["run"] for row in rows if row["note"]}
-    assert len(runs) == 2
-    assert all(runs)
+    times = [datetime.fromisoformat(row["time"]) for row in reversed(rows)]
+    # Delta counts milliseconds.
+    assert began - timedelta(milliseconds=1) <= times[0]
+    assert times == sorted(times)
+    assert times[-1] <= datetime.now(UTC)
+    runs = [row["note"]["run"] for row in rows if row["note"]]
+    assert set(runs[1:]) == {summary.run}
+    assert runs[0] not in ("", summary.run)
     assert run(store, "history", "-n", 2) == 0
     shown = capsys.readouterr().out
     assert TEXT in shown
+    for words in (summary.run, f"{times[-1]:%Y-%m-%d %H:%M:%S}"):
+        assert words in shown
     assert len(shown.splitlines()) >= 3
 
 
@@ -71,9 +81,7 @@ def test_one_is_counted_as_one(store: FeatureStore, capsys: pytest.CaptureFixtur
     assert "freed 0 files with 0 bytes (0 B);" in capsys.readouterr().err
 
 
-def test_a_tag_pins_what_export_and_evaluate_read(
-    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tag_pins_what_export_reads(store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = tmp_path / "m.parquet"
     synthetic().write(str(manifest))
     run(store, "tag", "paper")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from feature_sets import content
-from injuries import Injury
+from injuries import Injury, forge
 from stores import IMAGE, SPEECH, fill, synthetic
 
 from speechclip.cli import main
@@ -104,7 +104,13 @@ def test_a_repair_takes_the_words_of_a_lost_spec(store: FeatureStore, capsys: py
 
 def test_features_that_were_changed_with_their_checksums_are_caught_by_recompute(
     store: FeatureStore, capsys: pytest.CaptureFixture[str]
-) -> None: ...
+) -> None:
+    forge(store, SPEECH, str(shard_of(store)["asset"]), 1 + 1e-4)
+    assert run(store, "verify") == 0
+    capsys.readouterr()
+    assert run(store, "verify", "--recompute", 100) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{SPEECH}: encoded anew beyond the bound" in error
 
 
 @pytest.mark.parametrize("command", ["verify", "repair", "history", "gc"])

@@ -27,7 +27,7 @@ from kuberay_commands import quantity
 from ray_hosts import copy_project
 
 from speechclip.cli import cli
-from speechclip.storage import Storage
+from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.ray
@@ -165,4 +165,4 @@ def test_train_leaves_a_head_in_the_bucket(trained: Room) -> None:
 def test_evaluate_reads_it_as_the_readme_says(trained: Room) -> None:
     shown = trained.command("evaluate")
     assert "R@1" in shown
-    assert Storage(f"{trained.root}/features")
+    assert FeatureStore(f"{trained.root}/features").exists()

@@ -68,7 +68,7 @@ def test_a_run_killed_with_all_of_ray_is_completed_and_equals_the_one_without_ra
         num_commits = num_committed(store) + int(chance.integers(0, NUM_TASKS // 2))
         wait_until(lambda enough=num_commits: store.exists() and num_committed(store) >= enough, first)
         time.sleep(chance.uniform(0, 5) if num_commits == 0 else chance.uniform(0, 0.3))
-        kill_tree(first, driver_first=bool(chance.integers(2)))
+        assert kill_tree(first, driver_first=bool(chance.integers(2))) == -9, "it was over before the kill"
         assert content(store.snapshot()).items() <= quiet.content.items()
     version, num_settled, num_whole = store.snapshot().version, num_stored(store), num_whole_assets(files(store), 2)
     left = finish(start(quiet.manifest, tmp_path / "store", cpus[num_kills], *SMALL))

@@ -1,6 +1,8 @@
 import contextlib
+import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
 from speechclip.cli import main
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
+from speechclip.jobs import train as train_job
 from speechclip.jobs.train import TrainRequest, identify, train
 from speechclip.manifest import Manifest
 from speechclip.storage import Storage
@@ -147,6 +150,50 @@ def kill_worker() -> None:
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_takes_the_version_it_is_pinned_to_and_one_cut_short_its_own(corpus: Corpus, tmp_path: Path):
+    uri = str(shutil.copytree(corpus.store_uri, tmp_path / "store"))
+    corpus, store = dataclasses.replace(corpus, store_uri=uri), FeatureStore(uri)
+    pinned = store.snapshot().version
+    folder = RunFolder(str(tmp_path / "run"))
+
+    def stop_after_a_checkpoint(progress: Progress) -> None:
+        if progress.step == 8:
+            raise KeyboardInterrupt
+
+    validate = validator(corpus.manifest, "dev", *corpus.features())
+    trainer = corpus.trainer(RECIPE, folder.uri, validate=validate, on_progress=stop_after_a_checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    newest = store.drop({corpus.image.fingerprint: [corpus.manifest.rows()[0]["image_key"]]})
+    assert newest is not None
+
+    def version_of(run: RunFolder, version: int | None = None) -> int:
+        return identify(request(corpus, tmp_path, catalog_version=version), run)[0].catalog_version
+
+    new = RunFolder(str(tmp_path / "new"))
+    assert (version_of(new), version_of(new, pinned), version_of(folder)) == (newest, pinned, pinned)
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), None), (("--version", "0"), 0), (("--version", "paper"), 1)])
+def test_the_command_pins_by_number_and_by_tag(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: int | None
+):
+    uri = str(shutil.copytree(corpus.store_uri, tmp_path / "store"))
+    FeatureStore(uri).tags.create("paper", 1)
+    asked: list[TrainRequest] = []
+
+    def note(request: TrainRequest, *_: object) -> None:
+        asked.append(request)
+        raise InvalidInput("enough")
+
+    monkeypatch.setattr(train_job, "train", note)
+    corpus.manifest.write(str(tmp_path / "m.parquet"))
+    with pytest.raises(SystemExit):
+        main(["train", "--manifest", str(tmp_path / "m.parquet"), "--store", uri, "--out", str(tmp_path / "run"),
+              "--recipe", "demo-parallel", *words])  # fmt: skip
+    assert [request.catalog_version for request in asked] == [expected]
 
 
 def test_more_workers_than_the_cluster_holds_end_with_a_sentence(corpus: Corpus, tmp_path: Path):

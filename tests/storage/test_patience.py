@@ -155,6 +155,23 @@ def test_settings_that_lead_nowhere_are_named(
     assert cause in ends_in_one_line(command, capsys, caplog)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_what_a_program_for_credentials_prints_is_not_told(
+    command: list[str],
+    s3_endpoint: str,
+    aws: Aws,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "program.py").write_text("raise SystemExit('no session; the refresh token was hunter2')")
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {tmp_path}/program.py\n")
+    aws(AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_ENDPOINT_URL=s3_endpoint, AWS_DEFAULT_REGION="us-east-1")
+    sentence = ends_in_one_line(command, capsys, caplog)
+    assert "CredentialRetrievalError" in sentence
+    assert "hunter2" not in sentence
+
+
 def test_a_bucket_that_is_not_there_is_named(
     command: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +13,11 @@ import s3_servers
 from deltalake import DeltaTable
 from fault_proxy import FaultProxy, Schedule
 
-from speechclip.errors import InvalidInput, SourceMissing
+from speechclip.errors import InvalidInput, SourceMissing, StorageRefused
 from speechclip.storage import Storage, parse_parquet, read_uri
 from speechclip.storage.bucket import Bucket
 from speechclip.storage.folder import INCOMING
+from speechclip.storage.patience import ADVICE
 
 
 def test_create_writes_once(store_uri: str) -> None:
@@ -133,6 +135,35 @@ def test_deleting_the_last_file_takes_no_folder_from_under_a_writer(tmp_path: Pa
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError"])
+def test_keys_that_a_busy_server_did_not_delete_are_asked_for_again(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """The answer is 200, and says of each key how it went."""
+    storage, asked = Storage(s3_uri), []
+    request = Bucket._request
+
+    def answer(bucket: Bucket, method: str, **arguments: Any) -> Any:
+        asked.append(method)
+        if len(asked) == 1:
+            return {"Errors": [{"Key": "store/a", "Code": code, "Message": "AKIAEXAMPLE"}]}
+        return request(bucket, method, **arguments)
+
+    storage.create("a", b"1")
+    monkeypatch.setattr(Bucket, "_request", answer)
+    storage.delete(["a"])
+    assert asked == ["delete_objects"] * 2
+    assert not storage.exists("a")
+
+
+def test_keys_that_may_not_be_deleted_end_in_a_sentence(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"Errors": [{"Key": "store/a", "Code": "AccessDenied", "Message": "AKIAEXAMPLE"}]}
+    monkeypatch.setattr(Bucket, "_request", lambda *_, **__: answer)
+    with pytest.raises(StorageRefused) as caught:
+        Storage(s3_uri).delete(["a"])
+    assert str(caught.value) == f"{s3_uri}: deleting failed (AccessDenied); {ADVICE}"
 
 
 def begin_uploads(endpoint: str, bucket: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import s3_servers
 from feature_sets import content
 from stores import IMAGE, SIZES, SPEECH, TOY, featurize, fill, synthetic
 
@@ -215,14 +216,36 @@ def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
     assert verify(store).findings == ()
 
 
-def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [f"features/{SPEECH}/.incoming-abc", ".probe-0123/table/_delta_log/0.json"])
+def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path, path: str) -> None:
     store = fill(str(tmp_path / "s"))
-    left = Path(store.storage.root) / "features" / SPEECH / ".incoming-abc"
+    left = Path(store.storage.root) / path
+    left.parent.mkdir(parents=True, exist_ok=True)
     left.write_bytes(b"half")
     assert collect(store).files == 0
     os.utime(left, (time.time() - 8 * DAY,) * 2)
     assert collect(store).files == 1
     assert not left.exists()
+
+
+def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
+    s3_uri: str, s3_endpoint: str, pass_days: Callable[[float], None]
+) -> None:
+    store, client, bucket = fill(s3_uri), s3_servers.client(s3_endpoint), s3_uri.split("/")[2]
+
+    def num_open() -> int:
+        return len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
+
+    key = "store/catalog/part"
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
+    pass_days(6.9)
+    assert collect(store).uploads == 0
+    pass_days(7.1)
+    said = collect(store, dry_run=True)
+    assert (said.uploads, said.upload_bytes, num_open()) == (1, 1000, 1)
+    freed = collect(store)
+    assert (freed.uploads, freed.upload_bytes, num_open()) == (1, 1000, 0)
 
 
 def test_nothing_is_freed_while_the_catalog_is_damaged(tmp_path: Path) -> None:

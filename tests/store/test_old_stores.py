@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import zarr
 from deltalake import DeltaTable
 from feature_sets import content
 
+from speechclip.cli import main
 from speechclip.errors import UnsupportedStore
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
 from speechclip.plan import TaskSizes
+from speechclip.repairer import repair
 from speechclip.store import FeatureStore
+from speechclip.store.gc import collect
 from speechclip.store.verify import verify
 from speechclip.tasks import EncoderRequest
 
@@ -81,8 +85,24 @@ def test_other_tools_read_format_1(store: FeatureStore) -> None:
     assert sum(len(zarr.open(str(root / group), mode="r")["vectors"][:]) for group in groups) >= 6
 
 
-def test_a_newer_format_is_refused_with_what_to_do(store: FeatureStore) -> None:
-    (Path(store.storage.root) / "store.json").write_text('{"format":2}')
-    for ask in (store.snapshot, store.create, lambda: verify(store)):
+def test_a_newer_format_is_refused_with_what_to_do(store: FeatureStore, expected: dict[str, Any]) -> None:
+    """By whatever reads or writes, before it does; gc's own rules would free what a newer one keeps."""
+    manifests = [store.read_manifest(expected["manifest"])]
+    store.storage.delete(list(store.storage.list("manifests")))
+    store.storage.replace("store.json", b'{"format":2}')
+    before = {file.path: file for file in store.storage.stat("")}
+    asks: list[Callable[[], object]] = [
+        store.snapshot,
+        store.create,
+        lambda: verify(store),
+        lambda: collect(store, grace_seconds=0),
+        lambda: repair(store, manifests=manifests),
+    ]
+    for ask in asks:
         with pytest.raises(UnsupportedStore, match=r"format 2.*knows 1.*upgrade speechclip"):
             ask()
+    for words in (["history"], ["tag", "--delete", "before-the-drop"], ["gc", "--now"], ["drop", "toy"]):
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--store", store.storage.root])
+        assert end.value.code == 1
+    assert {file.path: file for file in store.storage.stat("")} == before
