@@ -84,7 +84,7 @@ def arm(log: str, fatal: str, nth: int) -> None:
 
     # The innermost: what was acknowledged is logged before a point behind it kills.
     owners["ToyEncoder"].encode, owners["FeatureStore"].commit = told_encode, told_commit
-    owners["Storage"].delete = lambda storage, path: delete_all(storage, [path])
+    owners["Storage"].delete = lambda storage, path, **options: delete_all(storage, [path], **options)
     for name, point in (POINTS | GC_POINTS).items():
         owner, _, call = point.call.partition(".")
         setattr(
@@ -92,7 +92,7 @@ def arm(log: str, fatal: str, nth: int) -> None:
         )
     delete = Storage.delete
     # One by one: on S3 a request for many is not atomic either.
-    owners["Storage"].delete = lambda storage, paths: [delete(storage, path) for path in paths]
+    owners["Storage"].delete = lambda storage, paths, **options: [delete(storage, path, **options) for path in paths]
 
 
 def _lethal(log: str, name: str, point: Point, nth: int, original: Callable[..., Any]) -> Callable[..., Any]:

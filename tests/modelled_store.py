@@ -328,11 +328,14 @@ class ModelledStore:
         def die(*_: object) -> bool:
             raise Killed
 
-        def delete_some(paths: list[str]) -> None:
+        def delete_some(paths: list[str], older_than: float | None = None) -> None:
+            if older_than is None:
+                delete(paths)
+                return
             # Where it can, between the two files of a shard or chunk.
             ends = [n for n, path in enumerate(paths, 1) if path.endswith(".tar") or "/keys/c/" in path]
             deleted.extend(paths[: ends[pick % len(ends)] if ends else len(paths) // 2])
-            delete(deleted)
+            delete(deleted, older_than=older_than)
             raise Killed
 
         if meanwhile == "a commit":

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -16,6 +17,7 @@ T = TypeVar("T")
 # The metadata that says which write made an object.
 WRITE = "speechclip-write"
 DELETE_BATCH = 1000
+THREADS = 16
 
 
 class Bucket:
@@ -66,26 +68,39 @@ class Bucket:
         """
         write = os.urandom(16).hex()
         arguments = {"Key": self._key(path), "Body": bytes(data), "Metadata": {WRITE: write}}
-        try:
-            self._call("writing", path, "put_object", IfNoneMatch="*", **arguments)
-        except FileExistsError:
-            there = self._call("looking at", path, "head_object", Key=self._key(path))
-            return bool(there["Metadata"].get(WRITE) == write)
-        return True
+        while True:
+            try:
+                self._call("writing", path, "put_object", IfNoneMatch="*", **arguments)
+            except FileExistsError:
+                # What lay there may be gone when we look at it: then there is room again.
+                with contextlib.suppress(FileNotFoundError):
+                    there = self._call("looking at", path, "head_object", Key=self._key(path))
+                    return bool(there["Metadata"].get(WRITE) == write)
+            else:
+                return True
 
     def replace(self, path: str, data: bytes | memoryview) -> None:
         """Put the object, over what lay there."""
         self._call("writing", path, "put_object", Key=self._key(path), Body=bytes(data))
 
-    def delete(self, paths: Iterable[str]) -> None:
-        """Remove these objects."""
-        keys = [self._key(path) for path in paths]
-        for first in range(0, len(keys), DELETE_BATCH):
-            patiently("deleting", self.root, functools.partial(self._delete, keys[first : first + DELETE_BATCH]))
+    def delete(self, paths: Iterable[str], older_than: float | None = None) -> None:
+        """Remove these objects, or what is old among them."""
+        left = list(paths)
+        for first in range(0, len(left), DELETE_BATCH):
+            batch = left[first : first + DELETE_BATCH]
+            patiently("deleting", self.root, functools.partial(self._delete, batch, older_than))
 
-    def _delete(self, keys: list[str]) -> None:
-        """One request, whose answer is 200 also where some of the keys could not be deleted."""
-        objects = [{"Key": key} for key in keys]
+    def _delete(self, paths: Sequence[str], older_than: float | None) -> None:
+        """One request, whose answer is 200 also where some of them could not be deleted.
+
+        Each attempt looks at the age anew: one whose answer was lost may have made room for a younger object.
+        """
+        if older_than is not None:
+            with ThreadPoolExecutor(THREADS) as pool:
+                paths = [file.path for file in pool.map(self.find, paths) if file and file.modified < older_than]
+        if not paths:
+            return
+        objects = [{"Key": self._key(path)} for path in paths]
         answer = self._request("delete_objects", Delete={"Objects": objects, "Quiet": True})
         for failed in answer.get("Errors", [])[:1]:
             raise ClientError({"Error": failed}, "DeleteObjects")

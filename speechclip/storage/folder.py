@@ -11,6 +11,7 @@ from speechclip.records import StoredFile
 
 # What a write at work is called until it is whole; a killed one leaves it behind.
 INCOMING = ".incoming-"
+MAX_ATTEMPTS = 100
 
 
 class Folder:
@@ -57,10 +58,14 @@ class Folder:
             os.replace(temporary, self.root / path)
         _sync_folder((self.root / path).parent)
 
-    def delete(self, paths: Iterable[str]) -> None:
-        """Remove these files, and the folders that it leaves empty, up to the root."""
+    def delete(self, paths: Iterable[str], older_than: float | None = None) -> None:
+        """Remove these files, or what is old among them, and the folders that it leaves empty, up to the root."""
         parents = set()
         for path in paths:
+            if older_than is not None:
+                found = self.find(path)
+                if found is None or found.modified >= older_than:
+                    continue
             (self.root / path).unlink(missing_ok=True)
             parents.add((self.root / path).parent)
         for parent in sorted(parents, key=lambda folder: -len(folder.parts)):
@@ -68,8 +73,8 @@ class Folder:
 
     def scan(self, prefix: str) -> Iterator[StoredFile]:
         """Every file under the folder `prefix`, leftovers of killed writes too, sorted by path."""
-        top = self.root / prefix
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        walked = os.walk(self.root / prefix, onerror=_raise_unless_gone)
+        found = [os.path.join(folder, name) for folder, _, names in walked for name in names]
         for path in sorted(os.path.relpath(name, self.root) for name in found):
             # A file may go while we look.
             file = self.find(path)
@@ -93,11 +98,18 @@ def _incoming(path: Path, data: bytes | memoryview) -> Iterator[str]:
 
 
 def _open_temporary(folder: Path) -> tuple[int, str]:
-    while True:
+    for _ in range(MAX_ATTEMPTS):
         # Another writer's `delete` may remove a folder while it is still empty.
         with contextlib.suppress(FileNotFoundError):
             _make_folder(folder)
             return tempfile.mkstemp(dir=folder, prefix=INCOMING)
+    raise FileNotFoundError(errno.ENOENT, "no file can be made there", str(folder))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that can't be listed is not an empty one: what it names would be freed."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _make_folder(folder: Path) -> None:

@@ -114,11 +114,11 @@ def _unanswered(error: Exception) -> Fault:
         kind = f"{kind} at {parts.scheme}://{parts.hostname}:{parts.port or 443}"
     if not isinstance(error, BotoCoreError):
         return Fault(kind, True)
-    if isinstance(error, (ConnectionError, HTTPClientError)) and not isinstance(error, SSLError):
-        return Fault(kind, True)
-    if isinstance(error, CredentialRetrievalError):
-        # It quotes what the program that should tell the credentials has printed.
+    if isinstance(error, (CredentialRetrievalError, SSLError)):
+        # They quote what the program that tells the credentials has printed, or the address with what stands in it.
         return Fault(kind, False)
+    if isinstance(error, (ConnectionError, HTTPClientError)):
+        return Fault(kind, True)
     # A missing profile, no credentials, a wrong certificate: another attempt goes no better.
     return Fault(f"{kind}, {one_line(error)}", False)
 

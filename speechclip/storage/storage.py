@@ -94,9 +94,12 @@ class Storage:
         """Write `path` whole or not at all, over what lay there."""
         self._files.replace(path, data)
 
-    def delete(self, paths: Iterable[str]) -> None:
-        """Remove these files; one that is gone already is no error."""
-        self._files.delete(paths)
+    def delete(self, paths: Iterable[str], *, older_than: float | None = None) -> None:
+        """Remove these files, if told so those alone that are still older than that Unix time.
+
+        One that is gone already is no error.
+        """
+        self._files.delete(paths, older_than)
 
     def list(self, prefix: str) -> Iterator[str]:
         """The paths of all files under the folder `prefix`, sorted."""

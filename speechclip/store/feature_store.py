@@ -207,11 +207,14 @@ class Snapshot:
 
     def check_tags(self) -> None:
         """`Damaged` if a tag names a version above this, the newest: then the log has lost entries and their copies."""
-        for tag in self.store.tags.list():
-            if tag.version > self.version:
+        later = [tag for tag in self.store.tags.list() if tag.version > self.version]
+        # Others may have committed and tagged meanwhile.
+        newest = int(self.store.catalog.open().version()) if later else self.version
+        for tag in later:
+            if tag.version > newest:
                 raise Damaged(
                     f"{self.store.storage.root}: tag {tag.name} names catalog version {tag.version}, and the newest is "
-                    f"{self.version}: entries of the log are lost; run `speechclip verify`"
+                    f"{newest}: entries of the log are lost; run `speechclip verify`"
                 )
 
     def feature_sets(self) -> list[FeatureSetInfo]:

@@ -59,7 +59,8 @@ def collect(
     garbage = [file for file in listed if is_ours_to_free(file.path) and file.path not in named]
     if not dry_run:
         for start in range(0, len(garbage), BATCH):
-            store.storage.delete([file.path for file in garbage[start : start + BATCH]])
+            # Another `gc` may have freed one of these, and a run written it anew.
+            store.storage.delete([file.path for file in garbage[start : start + BATCH]], older_than=oldest)
             on_progress(min(start + BATCH, len(garbage)), len(garbage))
     uploads = list(store.storage.abort_uploads(oldest, dry_run=dry_run))
     return Freed(

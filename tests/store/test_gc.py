@@ -1,5 +1,6 @@
 """gc frees what no live version names, and nothing else, whoever else is at work."""
 
+import errno
 import functools
 import os
 import threading
@@ -174,6 +175,50 @@ def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypat
     assert verify(store).findings == ()
 
 
+def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same plan a resumed run gives the same name, and the first gc had it on its list."""
+    store = fill(store_uri, some_rows(0, 9))
+    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
+    assert list(run_inline(work)), "orphans"
+    time.sleep(1.1)  # S3 counts seconds
+    delete = store.storage.delete
+
+    def another_first(paths: list[str], older_than: float | None = None) -> None:
+        if older_than is not None:
+            collect(FeatureStore(store_uri), grace_seconds=0.5)
+            time.sleep(1.1)
+            featurize(store_uri)
+        delete(paths, older_than=older_than)
+
+    monkeypatch.setattr(store.storage, "delete", another_first)
+    assert collect(store, grace_seconds=0.5).files > 0
+    assert content(store.snapshot()) == content(FeatureStore(store_uri).snapshot())
+    assert verify(store).findings == ()
+    assert len(content(store.snapshot())) == 30
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a colleague whose umask lets nobody in: what its tags name must not be freed."""
+    store = fill(str(tmp_path / "s"))
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({SPEECH: None})
+    before, scandir = all_files(store).keys(), os.scandir
+
+    def deny(path: str) -> object:
+        if str(path).endswith("/tags"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", deny)
+        with pytest.raises(PermissionError):
+            collect(store, grace_seconds=0)
+    left = {path for path in all_files(store) if not path.startswith("announcements/")}
+    assert left == before
+
+
 def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path) -> None:
     whole = fill(str(tmp_path / "whole"))
     store = fill(str(tmp_path / "s"))
@@ -239,8 +284,6 @@ def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
     key = "store/catalog/part"
     upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
     client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
-    pass_days(6.9)
-    assert collect(store).uploads == 0
     pass_days(7.1)
     said = collect(store, dry_run=True)
     assert (said.uploads, said.upload_bytes, num_open()) == (1, 1000, 1)
