@@ -253,14 +253,16 @@ class Frames(Features):
         blocks = blocks_per_layer(place.num_frames * self._row_bytes)
         part = self._sums(place.shard)[place.sums_offset : place.sums_offset + 8 * blocks * len(self.spec.layers)]
         if digest_of(part) != place.checksum:
-            raise Damaged(f"{sums_path(place.shard)}: the checksums of {key} do not match the catalog's")
+            raise Damaged(
+                f"{sums_path(place.shard)}: the checksums of {key} do not match the catalog's; run `speechclip repair`"
+            )
         return np.frombuffer(part, "<u8").reshape(len(self.spec.layers), blocks)
 
     def _read_sums(self, shard: str) -> bytes:
         try:
             return self.storage.read(sums_path(shard))
         except FileNotFoundError:
-            raise Damaged(f"{sums_path(shard)}: the checksum file is gone") from None
+            raise Damaged(f"{sums_path(shard)}: the checksum file is gone; run `speechclip repair`") from None
 
     def _map(self, shard: str) -> np.ndarray:
         address = self.storage.address(shard)
@@ -275,7 +277,9 @@ class Frames(Features):
             else:
                 data = np.frombuffer(self.storage.read(shard, start, end), np.uint8)
         except FileNotFoundError:
-            raise Damaged(f"{shard}: the catalog names this shard and it is gone") from None
+            raise Damaged(f"{shard}: the catalog names this shard and it is gone; run `speechclip repair`") from None
         if len(data) != end - start:
-            raise Damaged(f"{shard}: {end} bytes expected, the file ends at {start + len(data)}")
+            raise Damaged(
+                f"{shard}: {end} bytes expected, the file ends at {start + len(data)}; run `speechclip repair`"
+            )
         return data

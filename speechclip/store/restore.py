@@ -24,8 +24,8 @@ from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
 from speechclip.store.rows import is_stored
-from speechclip.store.segments import chunk_at
-from speechclip.store.vectors import Vectors, encode_rows, key_row, rows_in
+from speechclip.store.segments import chunk_at, encode_rows
+from speechclip.store.vectors import Vectors, key_row, rows_in
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
 MAX_NOTES = 1 << 16

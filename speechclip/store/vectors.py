@@ -23,10 +23,9 @@ from speechclip.store.layout import segment_path
 from speechclip.store.segments import (
     ARRAYS,
     KEY_BYTES,
-    Shape,
     chunk_path,
     create_segment,
-    new_group,
+    encode_rows,
     open_array,
     shape_of,
 )
@@ -107,14 +106,6 @@ def rows_in(data: bytes, spec: EncoderSpec, name: str, count: int) -> Shaped[np.
     num_whole = min(len(data) // rows[0].nbytes, count)
     rows[:num_whole] = np.frombuffer(data, rows.dtype, num_whole * rows.shape[1]).reshape(-1, rows.shape[1])
     return rows
-
-
-def encode_rows(spec: EncoderSpec, name: str, rows: Shaped[np.ndarray, "rows width"]) -> bytes:
-    """The chunk file of these rows of that array, encoded by Zarr in memory; some row must not be empty."""
-    files: dict[str, Any] = {}
-    new_group(files, spec, Shape(len(rows), len(rows)))[name][:] = rows
-    data: bytes = files[f"{name}/c/0/0"].to_bytes()
-    return data
 
 
 def key_row(key: str) -> Shaped[np.ndarray, " bytes"]:
