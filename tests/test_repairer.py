@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from deltalake import DeltaTable
 from feature_sets import VECTORS_SPEC, content
 from injuries import Injury
-from stores import IMAGE, SPEECH, TOY, featurize, fill, synthetic
+from stores import IMAGE, SPEECH, TEXT, TOY, featurize, fill, synthetic
 
 from speechclip.encoders.toy import ToyEncoder
 from speechclip.errors import Damaged
@@ -325,6 +326,37 @@ def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(s
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
     assert store.snapshot().version == newest - 1
+
+
+@pytest.mark.parametrize("how", ["foreign", "forgotten", "lost before its copy", "lost with one that has no copy yet"])
+def test_a_checkpoint_of_an_entry_that_is_no_more_stops_nobody(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    store.drop({TEXT: None})
+    if how == "lost with one that has no copy yet":
+        store.drop({SPEECH: None})
+    before, newest = content(store.snapshot()), store.snapshot().version
+    if how == "foreign":
+        table = DeltaTable(f"{store.storage.root}/catalog")
+        table.optimize.compact()
+        table.create_checkpoint()
+    else:
+        store.drop({IMAGE: None})
+    assert store.storage.size(checkpoint_path(newest + 1)) is not None
+    if how == "forgotten":
+        Injury("log", log_path(newest + 1), "truncate", 10).inflict(store.storage.root)
+        Injury("journal", journal_path(newest + 1), "flip", 99).inflict(store.storage.root)
+    elif how != "foreign":
+        store.storage.delete([log_path(newest + 1), journal_path(newest + 1)])
+    if how == "lost with one that has no copy yet":
+        store.storage.delete([journal_path(newest)])
+    with pytest.raises(Damaged, match="speechclip repair"):
+        store.snapshot()
+    assert repair(store, forget=how == "forgotten").problems == ()
+    assert (store.snapshot().version, content(store.snapshot())) == (newest, before)
+    assert verify(store).findings == ()
+    assert store.drop({IMAGE: None}) == newest + 1
 
 
 def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: FeatureStore) -> None:

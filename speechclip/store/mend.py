@@ -13,6 +13,7 @@ from speechclip.store.frames import describe_shard
 from speechclip.store.layout import (
     CATALOG,
     FORMAT,
+    LAST_CHECKPOINT,
     STORE_FILE,
     checkpoint_path,
     journal_path,
@@ -53,7 +54,8 @@ def forget_unreadable(store: FeatureStore) -> int | None:
 def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     """Delete a lost or foreign entry that no copy and no later commit vouches for; whether the finding was one.
 
-    The last resort, without which nothing can be read. What it committed is missing then, or named again.
+    The last resort, without which nothing can be read. What it committed is missing then, or named again. Its
+    checkpoint goes with it, or Delta's client would go on by that; and so does the pointer, which `repair` makes anew.
     """
     if finding.kind != "log":
         return False
@@ -63,6 +65,8 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     versions = range(top, _version(finding) - 1, -1)
     if any(_is_copied(store, version) for version in versions):
         return False
+    sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
+    store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
     return True
 

@@ -99,7 +99,9 @@ def verify_head(catalog: Catalog) -> Iterator[Finding]:
         catalog.open()
     except Damaged as error:
         newest = max(_versions(catalog.storage, LOG, ".json"), default=0)
-        if catalog.journal.has(newest):
+        # The client goes by a checkpoint, also of an entry that is no more.
+        newest_checkpoint = max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=0)
+        if catalog.journal.has(newest) or newest_checkpoint > newest:
             yield Finding(kind="checkpoint", path=LAST_CHECKPOINT, problem=str(error))
         else:
             yield Finding(kind="log", path=log_path(newest), problem=str(error))
