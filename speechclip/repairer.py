@@ -20,6 +20,7 @@ from speechclip.store.findings import HIDING, Finding, keys_of
 from speechclip.store.layout import MANIFESTS, digest_in
 from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
+from speechclip.store.restore import rows_at
 from speechclip.store.verify import verify, verify_format
 from speechclip.tasks import EncoderRequest
 
@@ -108,7 +109,12 @@ def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int,
     for finding in of_heads:
         keys[finding.feature_set] |= named_keys(head, finding)
     store.drop(keys, run=new_run())
-    remaining = [finding for finding in lost if finding not in of_heads or _is_tagged(store, finding)]
+    tagged = [store.snapshot(tag.version) for tag in store.tags.readable()]
+    remaining = [
+        finding
+        for finding in lost
+        if finding not in of_heads or any(named_keys(snapshot, finding) for snapshot in tagged)
+    ]
     return sum(map(len, keys.values())), remaining
 
 
@@ -119,6 +125,7 @@ def _encode_anew(
     encoders = {name: found for name in keys_of(lost) if (found := _encoder(store, name, problems)) is not None}
     if not encoders:
         return 0, list(lost)
+    rows = rows_at(store.catalog, lost)
     encoded: set[tuple[str, str]] = set()
     reasons: dict[tuple[str, str], str] = {}
     for manifest in _readable_manifests(store):
@@ -128,7 +135,7 @@ def _encode_anew(
         reasons |= {
             (receipt.feature_set, entry.key): entry.detail for receipt in receipts for entry in receipt.rejected
         }
-        lost = replace_lost(store, lost, receipts, work.run)
+        lost = replace_lost(store, lost, rows, receipts, work.run)
     for name, keys in keys_of(lost).items():
         if name in encoders:
             problems += _why_left(store, name, keys, encoded, reasons)
@@ -199,10 +206,6 @@ def _who(store: FeatureStore, name: str, key: str) -> str:
         for utterance in manifest.utterances(modality).get(key, ())[:1]:
             return f"utterance {utterance} ({key})"
     return key
-
-
-def _is_tagged(store: FeatureStore, finding: Finding) -> bool:
-    return any(named_keys(store.snapshot(tag.version), finding) for tag in store.tags.readable())
 
 
 def _readable_manifests(store: FeatureStore) -> Iterator[Manifest]:

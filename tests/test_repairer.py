@@ -19,7 +19,9 @@ from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, Task
 from speechclip.repairer import Repaired, repair
 from speechclip.spec import EncoderSpec
+from speechclip.storage import Storage
 from speechclip.store import FeatureStore, catalog
+from speechclip.store.catalog import Catalog
 from speechclip.store.findings import keys_of
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.gc import collect
@@ -166,6 +168,54 @@ def test_a_checkpoint_lost_with_the_copy_that_proves_it_is_made_anew(
     assert repair(store).problems == ()
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
+
+
+def reads_of_parts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many files of the catalog's rows one repair reads."""
+    paths: list[str] = []
+
+    def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
+        paths.append(path)
+        return Storage.read(store.storage, path, start, end)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.storage, "read", read)
+        assert repair(store).left == {}
+    return sum("feature_set=" in path for path in paths)
+
+
+def test_many_findings_read_the_catalog_no_oftener_than_one(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.tags.create("paper", store.snapshot().version)
+    rows = store.snapshot().stored(SPEECH).to_pylist()
+    first_of = {row["shard"]: row["asset"] for row in rows}
+    assert len(first_of) > 2
+    *others, one = first_of.values()
+    flip(store, SPEECH, one)
+    once = reads_of_parts(store, monkeypatch)
+    for key in others:
+        flip(store, SPEECH, key)
+    assert reads_of_parts(store, monkeypatch) == once
+
+
+def test_many_damaged_checkpoints_are_made_anew_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
+    versions = [store.drop({name: None}) for name in (TEXT, IMAGE, SPEECH)]
+    for version in versions:
+        assert version is not None
+        Injury("checkpoint", checkpoint_path(version), "truncate", 500).inflict(store.storage.root)
+        Injury("journal", journal_path(version), "flip", 300).inflict(store.storage.root)
+    made: list[int] = []
+
+    def checkpoint(version: int) -> None:
+        made.append(version)
+        Catalog.checkpoint(store.catalog, version)
+
+    monkeypatch.setattr(store.catalog, "checkpoint", checkpoint)
+    assert repair(store).problems == ()
+    assert made == versions
+    assert verify(store).findings == ()
 
 
 def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureStore) -> None:

@@ -94,6 +94,11 @@ class Catalog:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip(paths, pool.map(self._read_part, paths), strict=True))
 
+    def each_part(self, paths: Sequence[str]) -> Iterator["tuple[str, pa.Table | Damaged]"]:
+        """The same one after the other, with few of them in memory at a time."""
+        for start in range(0, len(paths), READ_THREADS):
+            yield from self.read_parts(paths[start : start + READ_THREADS]).items()
+
     def paths(self, version: int) -> list[str]:
         """The files that a version names, as paths within the table."""
         return paths_of(self.open(version))

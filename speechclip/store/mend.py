@@ -21,9 +21,12 @@ from speechclip.store.layout import (
     part_copy_path,
     part_path,
 )
-from speechclip.store.restore import restore
+from speechclip.store.restore import restore, rows_at
 from speechclip.store.rows import decode_part
 from speechclip.store.segments import segment_metadata, shape_of
+
+# Mends the findings of one kind; those that remain.
+_Mender = Callable[[FeatureStore, Sequence[Finding]], Sequence[Finding]]
 
 
 def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -31,14 +34,10 @@ def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...
 
     The log comes first: all else is read through it.
     """
-    remaining = []
-    for finding in sorted(findings, key=lambda finding: list(_MENDERS).index(finding.kind)):
-        try:
-            is_mended = _MENDERS[finding.kind](store, finding)
-        except (StoreError, FileNotFoundError):
-            is_mended = False
-        if not is_mended:
-            remaining.append(finding)
+    remaining: list[Finding] = []
+    for kind, mender in _MENDERS.items():
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        remaining += mender(store, of_kind) if of_kind else []
     return tuple(remaining)
 
 
@@ -97,25 +96,33 @@ def _mend_log(store: FeatureStore, finding: Finding) -> bool:
     return copy is not None
 
 
-def _mend_journal(store: FeatureStore, finding: Finding) -> bool:
-    """A copy from the entry; with it went the checksums of a checkpoint, if there is one, which is made anew then."""
-    version = _version(finding)
-    is_summed = store.storage.size(checkpoint_path(version)) is not None
-    store.storage.replace(finding.path, store.catalog.journal.copy_of(version))
-    return not is_summed or _mend_checkpoint(store, finding)
+def _copy_entry(store: FeatureStore, finding: Finding) -> bool:
+    store.storage.replace(finding.path, store.catalog.journal.copy_of(_version(finding)))
+    return True
 
 
-def _mend_checkpoint(store: FeatureStore, _finding: Finding) -> bool:
-    """All checkpoints anew, from the log's entries, none of which is ever deleted."""
+def _mend_journal(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+    """Copies from the entries; with them went the checksums of checkpoints, which are made anew then."""
+    are_summed = any(store.storage.size(checkpoint_path(_version(finding))) is not None for finding in findings)
+    remaining = _each(_copy_entry)(store, findings)
+    return _mend_checkpoints(store, findings) or remaining if are_summed else remaining
+
+
+def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+    """All checkpoints anew, once for all findings, from the log's entries, none of which is ever deleted."""
     storage, journal = store.storage, store.catalog.journal
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
-    for version in range(int(store.catalog.open().version()) + 1):
+    try:
+        newest = int(store.catalog.open().version())
+    except StoreError:
+        return findings
+    for version in range(newest + 1):
         with contextlib.suppress(Damaged):
             copy = journal.read(version)
             if copy is not None and copy.checkpoint:
                 store.catalog.checkpoint(version)
                 storage.replace(journal_path(version), journal.copy_of(version))
-    return True
+    return ()
 
 
 def _mend_part(store: FeatureStore, finding: Finding) -> bool:
@@ -152,14 +159,31 @@ def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
     return True
 
 
-def _restore(store: FeatureStore, finding: Finding) -> bool:
+def _restore(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
     """As far as no feature is lost: those need an encoder."""
-    return bool(restore(store, finding)) and not finding.keys
+    rows = rows_at(store.catalog, findings)
+    return _each(lambda store, finding: bool(restore(store, finding, rows)) and not finding.keys)(store, findings)
 
 
-def _needs_the_user(_store: FeatureStore, _finding: Finding) -> bool:
+def _needs_the_user(_store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
     """Who alone has the manifest, and knows what was tagged and what built an encoder."""
-    return False
+    return findings
+
+
+def _each(mend_one: Callable[[FeatureStore, Finding], bool]) -> _Mender:
+    """Mends one finding after the other, whatever becomes of the others."""
+
+    def mend_each(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+        remaining = []
+        for finding in findings:
+            try:
+                is_mended = mend_one(store, finding)
+            except (StoreError, FileNotFoundError):
+                is_mended = False
+            remaining += [] if is_mended else [finding]
+        return remaining
+
+    return mend_each
 
 
 def _version(finding: Finding) -> int:
@@ -167,16 +191,16 @@ def _version(finding: Finding) -> int:
 
 
 # In the order in which they are mended.
-_MENDERS: dict[Kind, Callable[[FeatureStore, Finding], bool]] = {
-    "log": _mend_log,
+_MENDERS: dict[Kind, _Mender] = {
+    "log": _each(_mend_log),
     "journal": _mend_journal,
-    "checkpoint": _mend_checkpoint,
-    "store": _mend_format,
-    "catalog": _mend_part,
-    "copy": _mend_part,
-    "checksums": _mend_checksums,
-    "metadata": _mend_metadata,
-    "collection": _mend_collection,
+    "checkpoint": _mend_checkpoints,
+    "store": _each(_mend_format),
+    "catalog": _each(_mend_part),
+    "copy": _each(_mend_part),
+    "checksums": _each(_mend_checksums),
+    "metadata": _each(_mend_metadata),
+    "collection": _each(_mend_collection),
     "tag": _needs_the_user,
     "manifest": _needs_the_user,
     "spec": _needs_the_user,

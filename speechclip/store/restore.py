@@ -6,7 +6,7 @@ old file stays, also what no version names any more.
 
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,8 +23,8 @@ from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
-from speechclip.store.rows import is_stored
-from speechclip.store.segments import chunk_at
+from speechclip.store.rows import SCHEMA, is_among, is_stored
+from speechclip.store.segments import chunk_at, shape_of
 from speechclip.store.vectors import Vectors, encode_rows, key_row, rows_in
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
@@ -33,13 +33,34 @@ MAX_NOTES = 1 << 16
 Row = dict[str, Any]
 
 
-def restore(store: FeatureStore, finding: Finding, anew: Frames | Vectors | None = None) -> set[str]:
+# The rows of each damaged file, by its path, in the order of their places in it.
+Rows = Mapping[str, Sequence[Row]]
+
+
+def rows_at(catalog: Catalog, findings: Iterable[Finding]) -> Rows:
+    """What any version says of the damaged shards and chunks, from one look through all of the catalog."""
+    places = {finding.path: _place(finding.path) for finding in findings}
+    shards = sorted({shard for shard, _ in places.values()})
+    added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
+    tables = [SCHEMA.empty_table()]
+    for _, part in catalog.each_part(sorted(added)):
+        if not isinstance(part, Damaged):
+            tables.append(part.filter(pc.and_kleene(is_stored(part), is_among(part["shard"], shards))))
+    named = pa.concat_tables(tables).group_by(["shard", *_PLACE]).aggregate([]).sort_by("offset")
+    rows: dict[tuple[str, int], list[Row]] = {place: [] for place in places.values()}
+    for row in named.to_pylist():
+        shard = row["shard"]
+        start = 0 if shard.endswith(".tar") else row["offset"] - row["offset"] % shape_of(shard).chunk_rows
+        rows.get((shard, start), []).append(row)
+    return {path: rows[place] for path, place in places.items()}
+
+
+def restore(store: FeatureStore, finding: Finding, said: Rows, anew: Frames | Vectors | None = None) -> set[str]:
     """Put a damaged file back, with the features in `anew` for its lost ones; the keys that are whole in it now.
 
     None, and nothing has changed, where that heals none: other hardware may encode otherwise than the catalog says.
     """
-    storage, spec = store.storage, store.read_spec(finding.feature_set).spec
-    rows = _rows_at(store.catalog, finding.path)
+    storage, spec, rows = store.storage, store.read_spec(finding.feature_set).spec, said[finding.path]
     match finding.kind:
         case "keys":
             return _restore_keys(storage, spec, finding, rows)
@@ -65,15 +86,9 @@ def is_intact(array: np.ndarray | None, row: Row) -> bool:
     return array is not None and digest_of(sums_of(array.view(np.uint8).reshape(len(array), -1))) == row["checksum"]
 
 
-def _rows_at(catalog: Catalog, path: str) -> list[Row]:
-    """What any version says of the shard or chunk at `path`, in the order of the places in it."""
-    added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
-    parts = [part for part in catalog.read_parts(sorted(added)).values() if not isinstance(part, Damaged)]
-    rows = pa.concat_tables(parts)
-    shard, first, end = (path, 0, None) if path.endswith(".tar") else chunk_at(path)
-    rows = rows.filter(pc.and_kleene(is_stored(rows), pc.equal(rows["shard"], shard)))
-    found: list[Row] = rows.group_by(list(_PLACE)).aggregate([]).sort_by("offset").to_pylist()
-    return [row for row in found if first <= row["offset"] and (end is None or row["offset"] < end)]
+def _place(path: str) -> tuple[str, int]:
+    """The shard or segment of a damaged file, and the first of its rows there."""
+    return (path, 0) if path.endswith(".tar") else chunk_at(path)[:2]
 
 
 def _restore_shard(
