@@ -278,6 +278,53 @@ def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: Fe
     assert placed[keys[2]] == shard != placed[keys[0]]
 
 
+def lose_the_rows(store: FeatureStore, version: int, doomed: list[str]) -> dict[str, bytes]:
+    """Drop these images, and lose the file that names them in that version, with its copy; what was lost."""
+    parts = set(store.catalog.paths(version))
+    store.drop({IMAGE: doomed})
+    [lost] = parts - set(store.catalog.paths(version + 1))
+    files = {path: store.storage.read(path) for path in (part_path(lost), part_copy_path(lost))}
+    store.storage.delete(files)
+    return files
+
+
+@pytest.mark.parametrize("is_keys_lost", [False, True])
+def test_a_chunk_is_mended_round_rows_that_only_a_lost_file_of_a_tag_names(
+    whole: Path, tmp_path: Path, is_keys_lost: bool
+) -> None:
+    store = fill(str(tmp_path / "s"), group_size=99)
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.tags.create("paper", version)
+    rows = sorted(store.snapshot().stored(IMAGE).to_pylist(), key=lambda row: row["offset"])
+    one, *others = [row["asset"] for row in rows[:4]]
+    files = lose_the_rows(store, version, others)
+    flip(store, IMAGE, one)
+    if is_keys_lost:
+        Injury("keys", chunk_path(rows[0]["shard"], "keys", 0), "flip", 8 * 88 * 4 + 3).inflict(store.storage.root)
+    assert repair(store).left == {}
+    for path, data in files.items():
+        store.storage.create(path, data)
+    assert content(store.snapshot("paper")) == before
+    repair(store)
+    assert verify(store).findings == ()
+
+
+def test_a_row_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"), group_size=99)
+    version, before = store.snapshot().version, content(store.snapshot())
+    rows = sorted(store.snapshot().stored(IMAGE).to_pylist(), key=lambda row: row["offset"])
+    one, other, *others = (row["asset"] for row in rows)
+    for key in (one, other):
+        flip(store, IMAGE, key)
+    lose_the_rows(store, version, [other, *others])
+    store.tags.create("paper", store.snapshot().version)
+    # No commit names the task any more, so a run looks for what it left.
+    store.drop({IMAGE: None})
+    assert repair(store).encoded == 1
+    featurize(store.storage.root)
+    assert content(store.snapshot()) == before
+
+
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]

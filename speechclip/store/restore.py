@@ -24,7 +24,7 @@ from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
 from speechclip.store.rows import SCHEMA, is_among, is_stored
-from speechclip.store.segments import chunk_at, shape_of
+from speechclip.store.segments import chunk_at, chunk_path, shape_of
 from speechclip.store.vectors import Vectors, encode_rows, key_row, rows_in
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
@@ -142,24 +142,32 @@ def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
 def _restore_chunk(
     storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Vectors | None
 ) -> set[str]:
-    """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again."""
-    _, start, end = chunk_at(finding.path)
+    """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again.
+
+    What no readable row names stays, for the file that names it may come back. Until then nobody knows whether it is
+    whole, so its key goes, and no run adopts it.
+    """
+    segment, start, end = chunk_at(finding.path)
     old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
-    vectors, healed = rows_in(b"", spec, "vectors", end - start), set()
+    vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
+    vectors[[row["offset"] - start for row in rows]] = np.nan
     for row in rows:
         key, place = row["asset"], row["offset"] - start
+        keys[place] = key_row(key)
         for vector in (old[place], anew[key] if anew is not None and key in anew else None):
             if vector is not None and digest_of(vector.data) == row["checksum"]:
                 vectors[place] = vector
                 healed.add(key)
     if healed:
+        storage.replace(chunk_path(segment, "keys", start), encode_rows(spec, "keys", keys))
         storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
     return healed
 
 
 def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
+    """What no readable row names stays; the vectors beside it have their own checksum."""
     _, start, end = chunk_at(finding.path)
-    keys = rows_in(b"", spec, "keys", end - start)
+    keys = rows_in(_read(storage, finding.path), spec, "keys", end - start)
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
     storage.replace(finding.path, encode_rows(spec, "keys", keys))
