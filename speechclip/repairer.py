@@ -17,6 +17,7 @@ from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, keys_of
+from speechclip.store.kept import advice_on
 from speechclip.store.layout import MANIFESTS, digest_in
 from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
@@ -27,6 +28,7 @@ from speechclip.tasks import EncoderRequest
 Encode = Callable[[Work], Iterator[Receipt]]
 # How to build the encoder of a feature set.
 Encoders = Mapping[str, tuple[EncoderRequest, EncoderSpec]]
+_PARTS = ("catalog", "copy")
 
 
 class Repaired(Record, frozen=True):
@@ -64,8 +66,10 @@ def repair(
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         forget_unreadable(store)
-        remaining = [finding for finding in remaining if finding.kind not in ("catalog", "copy")]
-    problems = [_advice(finding) for finding in remaining if not finding.keys]
+    parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
+    needed = advice_on(store, parts) if parts else {}
+    remaining = [finding for finding in remaining if finding.kind not in _PARTS or _part(finding) in needed]
+    problems = [_advice(finding, needed) for finding in remaining if not finding.keys]
     lost = [finding for finding in remaining if finding.keys]
     dropped, lost = _drop_embeddings(store, lost)
     encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
@@ -92,7 +96,7 @@ def _mend_all(
         now = [finding for finding in report.findings if finding not in remaining or finding in given_up]
         mended += now
         # Behind these lay what could not be verified yet.
-        if not any(finding.kind in (*HIDING, "catalog") for finding in now):
+        if not any(finding.kind in (*HIDING, "catalog", "collection") for finding in now):
             return mended, remaining
 
 
@@ -161,14 +165,19 @@ def _work(
     )
 
 
-def _advice(finding: Finding) -> str:
+def _part(finding: Finding) -> str:
+    """The file of rows that a finding is of, or of its copy."""
+    return finding.path.partition("/")[2]
+
+
+def _advice(finding: Finding, needed: Mapping[str, str]) -> str:
     """What was wrong with a file that could not be mended, and what to do."""
     problem, _, own_advice = finding.problem.removeprefix(f"{finding.path}: ").partition("; ")
     advice = {
         "log": "its copy in the journal is lost too; bring one of them back from a backup, or, if no later commit "
         "builds on it, give up what it committed by `speechclip repair --forget` and run that again",
-        "catalog": "its copy is lost too; bring one of them back from a backup, or give up what only it names by "
-        "`speechclip repair --forget` and run `speechclip featurize` again",
+        "catalog": needed.get(_part(finding), ""),
+        "copy": needed.get(_part(finding), ""),
         "tag": own_advice,
         "spec": "repair again with the words that made it: --speech, --image or --text",
         "manifest": "repair again with --manifest FILE, or delete it if nobody needs it",

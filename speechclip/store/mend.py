@@ -3,6 +3,7 @@
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
@@ -10,6 +11,8 @@ from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.frames import describe_shard
+from speechclip.store.gc import find_rows
+from speechclip.store.kept import oldest_whole
 from speechclip.store.layout import (
     CATALOG,
     FORMAT,
@@ -24,6 +27,7 @@ from speechclip.store.layout import (
 from speechclip.store.restore import restore, rows_at
 from speechclip.store.rows import decode_part
 from speechclip.store.segments import segment_metadata, shape_of
+from speechclip.store.tags import Collection
 
 # Mends the findings of one kind; those that remain.
 _Mender = Callable[[FeatureStore, Sequence[Finding]], Sequence[Finding]]
@@ -154,8 +158,15 @@ def _mend_metadata(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
-    """Without the record a version that was freed is `Damaged`, no longer `NotStored`; nothing else depends on it."""
-    store.storage.delete([finding.path])
+    """A record anew by what is still there, so that no version whose files are gone counts as kept.
+
+    Some that are kept may count as freed where other files were lost too. A tag stays while the rows of its version can
+    be read, for then what else is lost can be told, and mended.
+    """
+    parts = {tag.version: store.catalog.paths(tag.version) for tag in store.tags.readable()}
+    readable = [version for version, named in parts.items() if all(find_rows(store, p) is not None for p in named)]
+    made = Collection(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
+    store.storage.replace(finding.path, to_json(made.seal()))
     return True
 
 
