@@ -1,13 +1,16 @@
 """mend: put right what storage alone can: from a copy, from the shard itself, or from a name. No encoder is needed."""
 
 import contextlib
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.store import changes
+from speechclip.store.catalog import READ_THREADS
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.frames import describe_shard
@@ -117,16 +120,23 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
     storage, journal = store.storage, store.catalog.journal
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
     try:
-        newest = int(store.catalog.open().version())
-    except StoreError:
+        versions = range(int(store.catalog.open().version()) + 1)
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            are_summed = list(pool.map(lambda version: _is_summed(store, version), versions))
+        for version in itertools.compress(versions, are_summed):
+            store.catalog.checkpoint(version)
+            storage.replace(journal_path(version), journal.copy_of(version))
+    except (StoreError, FileNotFoundError):
         return findings
-    for version in range(newest + 1):
-        with contextlib.suppress(Damaged):
-            copy = journal.read(version)
-            if copy is not None and copy.checkpoint:
-                store.catalog.checkpoint(version)
-                storage.replace(journal_path(version), journal.copy_of(version))
     return ()
+
+
+def _is_summed(store: FeatureStore, version: int) -> bool:
+    """Whether a checkpoint was written with that entry, as its copy says."""
+    with contextlib.suppress(Damaged):
+        copy = store.catalog.journal.read(version)
+        return copy is not None and bool(copy.checkpoint)
+    return False
 
 
 def _mend_part(store: FeatureStore, finding: Finding) -> bool:
