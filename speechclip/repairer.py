@@ -17,15 +17,18 @@ from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, keys_of
+from speechclip.store.kept import advice_on
 from speechclip.store.layout import MANIFESTS, digest_in
 from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
+from speechclip.store.restore import rows_at
 from speechclip.store.verify import verify, verify_format
 from speechclip.tasks import EncoderRequest
 
 Encode = Callable[[Work], Iterator[Receipt]]
 # How to build the encoder of a feature set.
 Encoders = Mapping[str, tuple[EncoderRequest, EncoderSpec]]
+_PARTS = ("catalog", "copy")
 
 
 class Repaired(Record, frozen=True):
@@ -63,8 +66,10 @@ def repair(
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         forget_unreadable(store)
-        remaining = [finding for finding in remaining if finding.kind not in ("catalog", "copy")]
-    problems = [_advice(finding) for finding in remaining if not finding.keys]
+    parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
+    needed = advice_on(store, parts) if parts else {}
+    remaining = [finding for finding in remaining if finding.kind not in _PARTS or _part(finding) in needed]
+    problems = [_advice(finding, needed) for finding in remaining if not finding.keys]
     lost = [finding for finding in remaining if finding.keys]
     dropped, lost = _drop_embeddings(store, lost)
     encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
@@ -91,7 +96,7 @@ def _mend_all(
         now = [finding for finding in report.findings if finding not in remaining or finding in given_up]
         mended += now
         # Behind these lay what could not be verified yet.
-        if not any(finding.kind in (*HIDING, "catalog") for finding in now):
+        if not any(finding.kind in (*HIDING, "catalog", "collection") for finding in now):
             return mended, remaining
 
 
@@ -108,7 +113,12 @@ def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int,
     for finding in of_heads:
         keys[finding.feature_set] |= named_keys(head, finding)
     store.drop(keys, run=new_run())
-    remaining = [finding for finding in lost if finding not in of_heads or _is_tagged(store, finding)]
+    tagged = [store.snapshot(tag.version) for tag in store.tags.readable()]
+    remaining = [
+        finding
+        for finding in lost
+        if finding not in of_heads or any(named_keys(snapshot, finding) for snapshot in tagged)
+    ]
     return sum(map(len, keys.values())), remaining
 
 
@@ -119,6 +129,7 @@ def _encode_anew(
     encoders = {name: found for name in keys_of(lost) if (found := _encoder(store, name, problems)) is not None}
     if not encoders:
         return 0, list(lost)
+    rows = rows_at(store.catalog, lost)
     encoded: set[tuple[str, str]] = set()
     reasons: dict[tuple[str, str], str] = {}
     for manifest in _readable_manifests(store):
@@ -128,7 +139,7 @@ def _encode_anew(
         reasons |= {
             (receipt.feature_set, entry.key): entry.detail for receipt in receipts for entry in receipt.rejected
         }
-        lost = replace_lost(store, lost, receipts, work.run)
+        lost = replace_lost(store, lost, rows, receipts, work.run)
     for name, keys in keys_of(lost).items():
         if name in encoders:
             problems += _why_left(store, name, keys, encoded, reasons)
@@ -154,14 +165,19 @@ def _work(
     )
 
 
-def _advice(finding: Finding) -> str:
+def _part(finding: Finding) -> str:
+    """The file of rows that a finding is of, or of its copy."""
+    return finding.path.partition("/")[2]
+
+
+def _advice(finding: Finding, needed: Mapping[str, str]) -> str:
     """What was wrong with a file that could not be mended, and what to do."""
     problem, _, own_advice = finding.problem.removeprefix(f"{finding.path}: ").partition("; ")
     advice = {
         "log": "its copy in the journal is lost too; bring one of them back from a backup, or, if no later commit "
         "builds on it, give up what it committed by `speechclip repair --forget` and run that again",
-        "catalog": "its copy is lost too; bring one of them back from a backup, or give up what only it names by "
-        "`speechclip repair --forget` and run `speechclip featurize` again",
+        "catalog": needed.get(_part(finding), ""),
+        "copy": needed.get(_part(finding), ""),
         "tag": own_advice,
         "spec": "repair again with the words that made it: --speech, --image or --text",
         "manifest": "repair again with --manifest FILE, or delete it if nobody needs it",
@@ -199,10 +215,6 @@ def _who(store: FeatureStore, name: str, key: str) -> str:
         for utterance in manifest.utterances(modality).get(key, ())[:1]:
             return f"utterance {utterance} ({key})"
     return key
-
-
-def _is_tagged(store: FeatureStore, finding: Finding) -> bool:
-    return any(named_keys(store.snapshot(tag.version), finding) for tag in store.tags.readable())
 
 
 def _readable_manifests(store: FeatureStore) -> Iterator[Manifest]:

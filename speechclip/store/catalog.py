@@ -94,14 +94,26 @@ class Catalog:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip(paths, pool.map(self._read_part, paths), strict=True))
 
+    def each_part(self, paths: Sequence[str]) -> Iterator["tuple[str, pa.Table | Damaged]"]:
+        """The same one after the other, with few of them in memory at a time."""
+        for start in range(0, len(paths), READ_THREADS):
+            yield from self.read_parts(paths[start : start + READ_THREADS]).items()
+
     def paths(self, version: int) -> list[str]:
         """The files that a version names, as paths within the table."""
         return paths_of(self.open(version))
 
     def entry(self, version: int) -> LogEntry:
-        """What the log says of one version: from the journal's copy, or the log itself where there is none yet."""
+        """What the log says of one version: from the journal's copy, or the log itself where there is none yet.
+
+        `Damaged` if there is neither: whoever asks has seen the version named, or a later one.
+        """
         copy = self.journal.read(version)
-        return parse_entry(version, self.storage.read(log_path(version)) if copy is None else copy.text.encode())
+        try:
+            text = self.storage.read(log_path(version)) if copy is None else copy.text.encode()
+        except FileNotFoundError:
+            raise Damaged(f"{log_path(version)}: the entry and its copy are gone; run `speechclip repair`") from None
+        return parse_entry(version, text)
 
     def history(self, newest: int, oldest: int = 0) -> Iterator[LogEntry]:
         """What the log says of each version from `newest` down to `oldest`."""

@@ -5,8 +5,10 @@ on storage is listed first and the catalog read after, so a file that was commit
 what no version names yet is a run's at work while it is younger than the grace period (see `grace`).
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -20,9 +22,11 @@ from speechclip.storage.folder import INCOMING
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, PROBE, part_copy_path, part_folder, part_path, sums_path
-from speechclip.store.rows import is_stored
+from speechclip.store.rows import decode_part, is_stored
 from speechclip.store.segments import ARRAYS, chunk_path, shape_of
 from speechclip.store.tags import Collection as Kept
+
+logger = logging.getLogger(__name__)
 
 BATCH = 500
 # Their metadata is small, made once and relied upon by whoever continues an old plan.
@@ -74,19 +78,49 @@ def collect(
 
 
 def named_by(store: FeatureStore, kept: Kept) -> set[str]:
-    """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own."""
-    head = int(store.catalog.open().version())
-    # A tag whose maker was killed may name a version that was freed.
-    live = {head, kept.since, *(version for version in kept.versions if store.tags.freed(version) is None)}
-    parts = {path for version in live for path in store.catalog.paths(version)}
-    # What a version in the window named and a later one removed was added by an entry of the window, or before it.
-    parts |= {path for entry in store.catalog.history(head, kept.since) for path in entry.added}
-    named = {place(path) for path in parts for place in (part_path, part_copy_path)}
-    for rows in store.catalog.read_parts(sorted(parts)).values():
-        if isinstance(rows, Damaged):
+    """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own.
+
+    Where a file of rows is lost with its copy, and only versions of the window named it, all of its feature set counts
+    as named: nobody knows what of it was. `Damaged` where the newest or a tagged version needs it, or `repair` has it.
+    """
+    vital, passing = parts_of(store, kept.since, kept.versions)
+    named = {place(path) for path in vital | passing for place in (part_path, part_copy_path)}
+    for path, rows in store.catalog.each_part(sorted(vital | passing)):
+        if not isinstance(rows, Damaged):
+            named |= named_by_rows(rows)
+        elif path in vital or find_rows(store, path) is not None:
             raise rows
-        named |= named_by_rows(rows)
+        else:
+            feature_set = path.partition("/")[0].removeprefix(part_folder(""))
+            logger.warning(
+                "%s: lost with its copy; nothing of feature set %s is freed; `speechclip repair` says until when",
+                part_path(path),
+                feature_set,
+            )
+            named |= set(store.storage.list(f"{FEATURES}/{feature_set}"))
     return named
+
+
+def parts_of(store: FeatureStore, since: int, versions: Collection[int] = ()) -> tuple[set[str], set[str]]:
+    """The files of rows that the newest version, these and the tagged ones name; and what others named from `since` on.
+
+    A tag whose maker was killed may name a version that was freed: that counts for nothing.
+    """
+    head = int(store.catalog.open().version())
+    tagged = {tag.version for tag in store.tags.readable()}
+    live = {head, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
+    vital = {path for version in live for path in store.catalog.paths(version)}
+    # What a version in the window named and a later one removed was added by an entry of the window, or before it.
+    passing = {path for entry in store.catalog.history(head, since) for path in entry.added}
+    return vital, passing.union(store.catalog.paths(since)) - vital
+
+
+def find_rows(store: FeatureStore, part: str) -> pa.Table | None:
+    """The rows in that file of the catalog, or in its copy; None where both are lost."""
+    for path in (part_path(part), part_copy_path(part)):
+        with contextlib.suppress(Damaged, FileNotFoundError):
+            return decode_part(path, store.storage.read(path))
+    return None
 
 
 def named_by_rows(rows: pa.Table) -> set[str]:
@@ -120,12 +154,18 @@ def _listed(storage: Storage) -> Iterator[StoredFile]:
 
 def _kept(store: FeatureStore, oldest: float) -> Kept:
     """The live versions: all since the one that was the newest when the grace period began, and the tagged ones."""
+    since = oldest_kept(store, oldest)
+    tagged = {tag.version for tag in store.tags.list()}
+    return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
+
+
+def oldest_kept(store: FeatureStore, oldest: float | None = None) -> int:
+    """The oldest version of the window: the newest at that Unix time, by default when the grace period began."""
+    oldest = time.time() - GRACE_SECONDS if oldest is None else oldest
     head = int(store.catalog.open().version())
     since = next((entry.version for entry in store.catalog.history(head) if entry.time.timestamp() < oldest), 0)
     # A collection with a shorter grace period may have freed later versions.
-    since = max(since, store.tags.since())
-    tagged = {tag.version for tag in store.tags.list()}
-    return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
+    return max(since, store.tags.since())
 
 
 def _begin(store: FeatureStore, oldest: float) -> Kept:

@@ -1,18 +1,25 @@
 """mend: put right what storage alone can: from a copy, from the shard itself, or from a name. No encoder is needed."""
 
 import contextlib
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.store import changes
+from speechclip.store.catalog import READ_THREADS
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.frames import describe_shard
+from speechclip.store.gc import find_rows
+from speechclip.store.kept import oldest_whole
 from speechclip.store.layout import (
     CATALOG,
     FORMAT,
+    LAST_CHECKPOINT,
     STORE_FILE,
     checkpoint_path,
     journal_path,
@@ -20,9 +27,13 @@ from speechclip.store.layout import (
     part_copy_path,
     part_path,
 )
-from speechclip.store.restore import restore
+from speechclip.store.restore import restore, rows_at
 from speechclip.store.rows import decode_part
 from speechclip.store.segments import segment_metadata, shape_of
+from speechclip.store.tags import Collection
+
+# Mends the findings of one kind; those that remain.
+_Mender = Callable[[FeatureStore, Sequence[Finding]], Sequence[Finding]]
 
 
 def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -30,14 +41,10 @@ def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...
 
     The log comes first: all else is read through it.
     """
-    remaining = []
-    for finding in sorted(findings, key=lambda finding: list(_MENDERS).index(finding.kind)):
-        try:
-            is_mended = _MENDERS[finding.kind](store, finding)
-        except (StoreError, FileNotFoundError):
-            is_mended = False
-        if not is_mended:
-            remaining.append(finding)
+    remaining: list[Finding] = []
+    for kind, mender in _MENDERS.items():
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        remaining += mender(store, of_kind) if of_kind else []
     return tuple(remaining)
 
 
@@ -53,7 +60,8 @@ def forget_unreadable(store: FeatureStore) -> int | None:
 def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     """Delete a lost or foreign entry that no copy and no later commit vouches for; whether the finding was one.
 
-    The last resort, without which nothing can be read. What it committed is missing then, or named again.
+    The last resort, without which nothing can be read. What it committed is missing then, or named again. Its
+    checkpoint goes with it, or Delta's client would go on by that; and so does the pointer, which `repair` makes anew.
     """
     if finding.kind != "log":
         return False
@@ -63,6 +71,8 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     versions = range(top, _version(finding) - 1, -1)
     if any(_is_copied(store, version) for version in versions):
         return False
+    sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
+    store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
     return True
 
@@ -93,25 +103,40 @@ def _mend_log(store: FeatureStore, finding: Finding) -> bool:
     return copy is not None
 
 
-def _mend_journal(store: FeatureStore, finding: Finding) -> bool:
-    """A copy from the entry; with it went the checksums of a checkpoint, if there is one, which is made anew then."""
-    version = _version(finding)
-    is_summed = store.storage.size(checkpoint_path(version)) is not None
-    store.storage.replace(finding.path, store.catalog.journal.copy_of(version))
-    return not is_summed or _mend_checkpoint(store, finding)
+def _copy_entry(store: FeatureStore, finding: Finding) -> bool:
+    store.storage.replace(finding.path, store.catalog.journal.copy_of(_version(finding)))
+    return True
 
 
-def _mend_checkpoint(store: FeatureStore, _finding: Finding) -> bool:
-    """All checkpoints anew, from the log's entries, none of which is ever deleted."""
+def _mend_journal(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+    """Copies from the entries; with them went the checksums of checkpoints, which are made anew then."""
+    are_summed = any(store.storage.size(checkpoint_path(_version(finding))) is not None for finding in findings)
+    remaining = _each(_copy_entry)(store, findings)
+    return _mend_checkpoints(store, findings) or remaining if are_summed else remaining
+
+
+def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+    """All checkpoints anew, once for all findings, from the log's entries, none of which is ever deleted."""
     storage, journal = store.storage, store.catalog.journal
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
-    for version in range(int(store.catalog.open().version()) + 1):
-        with contextlib.suppress(Damaged):
-            copy = journal.read(version)
-            if copy is not None and copy.checkpoint:
-                store.catalog.checkpoint(version)
-                storage.replace(journal_path(version), journal.copy_of(version))
-    return True
+    try:
+        versions = range(int(store.catalog.open().version()) + 1)
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            are_summed = list(pool.map(lambda version: _is_summed(store, version), versions))
+        for version in itertools.compress(versions, are_summed):
+            store.catalog.checkpoint(version)
+            storage.replace(journal_path(version), journal.copy_of(version))
+    except (StoreError, FileNotFoundError):
+        return findings
+    return ()
+
+
+def _is_summed(store: FeatureStore, version: int) -> bool:
+    """Whether a checkpoint was written with that entry, as its copy says."""
+    with contextlib.suppress(Damaged):
+        copy = store.catalog.journal.read(version)
+        return copy is not None and bool(copy.checkpoint)
+    return False
 
 
 def _mend_part(store: FeatureStore, finding: Finding) -> bool:
@@ -143,19 +168,43 @@ def _mend_metadata(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
-    """Without the record a version that was freed is `Damaged`, no longer `NotStored`; nothing else depends on it."""
-    store.storage.delete([finding.path])
+    """A record anew by what is still there, so that no version whose files are gone counts as kept.
+
+    Some that are kept may count as freed where other files were lost too. A tag stays while the rows of its version can
+    be read, for then what else is lost can be told, and mended.
+    """
+    parts = {tag.version: store.catalog.paths(tag.version) for tag in store.tags.readable()}
+    readable = [version for version, named in parts.items() if all(find_rows(store, p) is not None for p in named)]
+    made = Collection(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
+    store.storage.replace(finding.path, to_json(made.seal()))
     return True
 
 
-def _restore(store: FeatureStore, finding: Finding) -> bool:
+def _restore(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
     """As far as no feature is lost: those need an encoder."""
-    return bool(restore(store, finding)) and not finding.keys
+    rows = rows_at(store.catalog, findings)
+    return _each(lambda store, finding: bool(restore(store, finding, rows)) and not finding.keys)(store, findings)
 
 
-def _needs_the_user(_store: FeatureStore, _finding: Finding) -> bool:
+def _needs_the_user(_store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
     """Who alone has the manifest, and knows what was tagged and what built an encoder."""
-    return False
+    return findings
+
+
+def _each(mend_one: Callable[[FeatureStore, Finding], bool]) -> _Mender:
+    """Mends one finding after the other, whatever becomes of the others."""
+
+    def mend_each(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+        remaining = []
+        for finding in findings:
+            try:
+                is_mended = mend_one(store, finding)
+            except (StoreError, FileNotFoundError):
+                is_mended = False
+            remaining += [] if is_mended else [finding]
+        return remaining
+
+    return mend_each
 
 
 def _version(finding: Finding) -> int:
@@ -163,16 +212,16 @@ def _version(finding: Finding) -> int:
 
 
 # In the order in which they are mended.
-_MENDERS: dict[Kind, Callable[[FeatureStore, Finding], bool]] = {
-    "log": _mend_log,
+_MENDERS: dict[Kind, _Mender] = {
+    "log": _each(_mend_log),
     "journal": _mend_journal,
-    "checkpoint": _mend_checkpoint,
-    "store": _mend_format,
-    "catalog": _mend_part,
-    "copy": _mend_part,
-    "checksums": _mend_checksums,
-    "metadata": _mend_metadata,
-    "collection": _mend_collection,
+    "checkpoint": _mend_checkpoints,
+    "store": _each(_mend_format),
+    "catalog": _each(_mend_part),
+    "copy": _each(_mend_part),
+    "checksums": _each(_mend_checksums),
+    "metadata": _each(_mend_metadata),
+    "collection": _each(_mend_collection),
     "tag": _needs_the_user,
     "manifest": _needs_the_user,
     "spec": _needs_the_user,

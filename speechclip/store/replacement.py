@@ -9,20 +9,22 @@ from speechclip.records import Receipt
 from speechclip.store.feature_store import FeatureStore, Snapshot
 from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames
-from speechclip.store.restore import restore
+from speechclip.store.restore import Rows, restore
 from speechclip.store.rows import by_feature_set, is_among, is_stored, rows_of
 from speechclip.store.segments import chunk_at
 from speechclip.store.vectors import Vectors
 
 
-def replace_lost(store: FeatureStore, lost: Sequence[Finding], receipts: Sequence[Receipt], run: str) -> list[Finding]:
+def replace_lost(
+    store: FeatureStore, lost: Sequence[Finding], rows: Rows, receipts: Sequence[Receipt], run: str
+) -> list[Finding]:
     """Put the receipts' features where they were lost; the findings that remain, with the keys that do.
 
     What came out otherwise than the catalog says, as on other hardware, takes the old one's place in the newest version
     alone: a commit can change no other.
     """
     anew = _features(store, receipts)
-    left = [finding.without(restore(store, finding, anew.get(finding.feature_set))) for finding in lost]
+    left = [finding.without(restore(store, finding, rows, anew.get(finding.feature_set))) for finding in lost]
     head = store.snapshot()
     moved: dict[str, set[str]] = {}
     for name, features in anew.items():

@@ -6,7 +6,7 @@ old file stays, also what no version names any more.
 
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,8 +23,8 @@ from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
-from speechclip.store.rows import is_stored
-from speechclip.store.segments import chunk_at, encode_rows
+from speechclip.store.rows import SCHEMA, is_among, is_stored
+from speechclip.store.segments import chunk_at, chunk_path, encode_rows, shape_of
 from speechclip.store.vectors import Vectors, key_row, rows_in
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
@@ -33,13 +33,34 @@ MAX_NOTES = 1 << 16
 Row = dict[str, Any]
 
 
-def restore(store: FeatureStore, finding: Finding, anew: Frames | Vectors | None = None) -> set[str]:
+# The rows of each damaged file, by its path, in the order of their places in it.
+Rows = Mapping[str, Sequence[Row]]
+
+
+def rows_at(catalog: Catalog, findings: Iterable[Finding]) -> Rows:
+    """What any version says of the damaged shards and chunks, from one look through all of the catalog."""
+    places = {finding.path: _place(finding.path) for finding in findings}
+    shards = sorted({shard for shard, _ in places.values()})
+    added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
+    tables = [SCHEMA.empty_table()]
+    for _, part in catalog.each_part(sorted(added)):
+        if not isinstance(part, Damaged):
+            tables.append(part.filter(pc.and_kleene(is_stored(part), is_among(part["shard"], shards))))
+    named = pa.concat_tables(tables).group_by(["shard", *_PLACE]).aggregate([]).sort_by("offset")
+    rows: dict[tuple[str, int], list[Row]] = {place: [] for place in places.values()}
+    for row in named.to_pylist():
+        shard = row["shard"]
+        start = 0 if shard.endswith(".tar") else row["offset"] - row["offset"] % shape_of(shard).chunk_rows
+        rows.get((shard, start), []).append(row)
+    return {path: rows[place] for path, place in places.items()}
+
+
+def restore(store: FeatureStore, finding: Finding, said: Rows, anew: Frames | Vectors | None = None) -> set[str]:
     """Put a damaged file back, with the features in `anew` for its lost ones; the keys that are whole in it now.
 
     None, and nothing has changed, where that heals none: other hardware may encode otherwise than the catalog says.
     """
-    storage, spec = store.storage, store.read_spec(finding.feature_set).spec
-    rows = _rows_at(store.catalog, finding.path)
+    storage, spec, rows = store.storage, store.read_spec(finding.feature_set).spec, said[finding.path]
     match finding.kind:
         case "keys":
             return _restore_keys(storage, spec, finding, rows)
@@ -65,15 +86,9 @@ def is_intact(array: np.ndarray | None, row: Row) -> bool:
     return array is not None and digest_of(sums_of(array.view(np.uint8).reshape(len(array), -1))) == row["checksum"]
 
 
-def _rows_at(catalog: Catalog, path: str) -> list[Row]:
-    """What any version says of the shard or chunk at `path`, in the order of the places in it."""
-    added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
-    parts = [part for part in catalog.read_parts(sorted(added)).values() if not isinstance(part, Damaged)]
-    rows = pa.concat_tables(parts)
-    shard, first, end = (path, 0, None) if path.endswith(".tar") else chunk_at(path)
-    rows = rows.filter(pc.and_kleene(is_stored(rows), pc.equal(rows["shard"], shard)))
-    found: list[Row] = rows.group_by(list(_PLACE)).aggregate([]).sort_by("offset").to_pylist()
-    return [row for row in found if first <= row["offset"] and (end is None or row["offset"] < end)]
+def _place(path: str) -> tuple[str, int]:
+    """The shard or segment of a damaged file, and the first of its rows there."""
+    return (path, 0) if path.endswith(".tar") else chunk_at(path)[:2]
 
 
 def _restore_shard(
@@ -127,24 +142,32 @@ def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
 def _restore_chunk(
     storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row], anew: Vectors | None
 ) -> set[str]:
-    """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again."""
-    _, start, end = chunk_at(finding.path)
+    """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again.
+
+    What no readable row names stays, for the file that names it may come back. Until then nobody knows whether it is
+    whole, so its key goes, and no run adopts it.
+    """
+    segment, start, end = chunk_at(finding.path)
     old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
-    vectors, healed = rows_in(b"", spec, "vectors", end - start), set()
+    vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
+    vectors[[row["offset"] - start for row in rows]] = np.nan
     for row in rows:
         key, place = row["asset"], row["offset"] - start
+        keys[place] = key_row(key)
         for vector in (old[place], anew[key] if anew is not None and key in anew else None):
             if vector is not None and digest_of(vector.data) == row["checksum"]:
                 vectors[place] = vector
                 healed.add(key)
     if healed:
+        storage.replace(chunk_path(segment, "keys", start), encode_rows(spec, "keys", keys))
         storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
     return healed
 
 
 def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
+    """What no readable row names stays; the vectors beside it have their own checksum."""
     _, start, end = chunk_at(finding.path)
-    keys = rows_in(b"", spec, "keys", end - start)
+    keys = rows_in(_read(storage, finding.path), spec, "keys", end - start)
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
     storage.replace(finding.path, encode_rows(spec, "keys", keys))

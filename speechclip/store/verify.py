@@ -17,7 +17,7 @@ from speechclip.store.checksums import blocks_per_layer, digest_of
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, Kind, Report
 from speechclip.store.frames import describe_shard, is_as_packed
-from speechclip.store.gc import is_ours_to_free, named_by_rows
+from speechclip.store.gc import is_ours_to_free, named_by_rows, oldest_kept, parts_of
 from speechclip.store.layout import (
     FEATURES,
     MANIFESTS,
@@ -37,6 +37,7 @@ from speechclip.store.vectors import key_row, read_rows, rows_in
 from speechclip.store.verify_log import verify_head, verify_log
 
 THREADS = 4
+_PLACE = ("feature_set", "asset", "shard", "offset", "num_frames", "sums_offset", "checksum", "status")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}
     versions = sorted({int(store.catalog.open().version()), *(tag.version for tag in store.tags.readable())})
-    tables = [_picked_rows(store, version, findings) for version in versions]
-    by_set = by_feature_set(pa.concat_tables(tables))
+    findings += _verify_parts(store)
+    rows = _unique(SCHEMA.empty_table())
+    for version in versions:
+        rows = _unique(pa.concat_tables([rows, _unique(_picked_rows(store, version))]))
+    by_set = by_feature_set(rows)
     places = [place for name, rows in by_set.items() for place in _places(store, name, rows, findings)]
     named = {path for place in places for path in named_by_rows(place.rows)}
     total, done = sum(listed.get(path, 0) for path in named), 0
@@ -112,27 +116,40 @@ def _verify_manifests(store: FeatureStore) -> Iterator[Finding]:
             yield Finding(kind="manifest", path=path, problem=str(error))
 
 
-def _picked_rows(store: FeatureStore, version: int, findings: list[Finding]) -> pa.Table:
-    """The rows of all stored assets that a reader of this version picks, as far as the catalog's files are whole."""
-    found = store.catalog.read_parts(store.catalog.paths(version))
-    whole = []
-    for path, part in found.items():
-        if isinstance(part, Damaged):
-            findings.append(Finding(kind="catalog", path=part_path(path), problem=str(part)))
-        else:
-            whole.append(part)
-        findings += _verify_copy(store.storage, path)
-    picked = [entries(rows) for rows in by_feature_set(_concat(whole)).values()]
-    return _concat([rows.filter(is_stored(rows)) for rows in picked])
-
-
-def _verify_copy(storage: Storage, path: str) -> Iterator[Finding]:
+def _verify_parts(store: FeatureStore) -> list[Finding]:
+    """What is wrong with the files of rows that `gc` reads, and with their copies."""
     try:
-        decode_part(part_copy_path(path), storage.read(part_copy_path(path)))
-    except FileNotFoundError:
-        yield Finding(kind="copy", path=part_copy_path(path), problem="the copy is gone")
-    except Damaged as error:
-        yield Finding(kind="copy", path=part_copy_path(path), problem=str(error))
+        since = oldest_kept(store)
+    except Damaged:
+        # Which versions are still kept is known once the record of a `gc` is mended.
+        since = int(store.catalog.open().version())
+    parts = sorted(set.union(*parts_of(store, since)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [finding for found in pool.map(lambda part: list(_verify_part(store, part)), parts) for finding in found]
+
+
+def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:
+    places: dict[Kind, str] = {"catalog": part_path(part), "copy": part_copy_path(part)}
+    for kind, path in places.items():
+        try:
+            decode_part(path, store.storage.read(path))
+        except FileNotFoundError:
+            yield Finding(kind=kind, path=path, problem="the file is gone")
+        except Damaged as error:
+            yield Finding(kind=kind, path=path, problem=str(error))
+
+
+def _picked_rows(store: FeatureStore, version: int) -> pa.Table:
+    """The rows of all stored assets that a reader of this version picks, as far as the catalog's files are whole."""
+    parts = store.catalog.read_parts(store.catalog.paths(version)).values()
+    rows = pa.concat_tables([SCHEMA.empty_table(), *(part for part in parts if not isinstance(part, Damaged))])
+    picked = [entries(of_set) for of_set in by_feature_set(rows).values()]
+    return pa.concat_tables([SCHEMA.empty_table(), *(of_set.filter(is_stored(of_set)) for of_set in picked)])
+
+
+def _unique(rows: pa.Table) -> pa.Table:
+    """What these rows say of where features lie, each once."""
+    return rows.group_by(list(_PLACE)).aggregate([])
 
 
 def _places(store: FeatureStore, feature_set: str, rows: pa.Table, findings: list[Finding]) -> Iterator[_Place]:
@@ -142,10 +159,7 @@ def _places(store: FeatureStore, feature_set: str, rows: pa.Table, findings: lis
     except StoreError as error:
         findings.append(Finding(kind="spec", path=spec_path(feature_set), problem=str(error), feature_set=feature_set))
         return
-    unique = rows.group_by(["asset", "shard", "offset", "num_frames", "sums_offset", "checksum", "status"]).aggregate(
-        []
-    )
-    unique = unique.sort_by([("shard", "ascending"), ("offset", "ascending")])
+    unique = rows.sort_by([("shard", "ascending"), ("offset", "ascending")])
     shards, offsets = unique["shard"].to_pylist(), unique["offset"].to_numpy()
     places = [
         (shard, 0 if spec.is_frames else int(offset) // shape_of(shard).chunk_rows)
@@ -249,7 +263,3 @@ def _verify_metadata(storage: Storage, spec: EncoderSpec, path: str) -> Iterator
 
 def _finding(kind: Kind, place: _Place, path: str, problem: str, keys: list[str]) -> Finding:
     return Finding(kind=kind, path=path, problem=problem, feature_set=place.spec.fingerprint, keys=tuple(keys))
-
-
-def _concat(tables: list[pa.Table]) -> pa.Table:
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()

@@ -1,6 +1,7 @@
 """The catalog's log against the journal: every entry, every checkpoint, and each copy against its own checksum."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow as pa
 from speechclip.errors import Damaged
 from speechclip.storage import Storage
 from speechclip.storage.storage import parse_parquet
-from speechclip.store.catalog import Catalog
+from speechclip.store.catalog import READ_THREADS, Catalog
 from speechclip.store.findings import FOREIGN, Finding
 from speechclip.store.journal import JournalEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, checkpoint_path, journal_path, log_path
@@ -21,14 +22,13 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
     copied = _versions(catalog.storage, JOURNAL, "")
     logged = _versions(catalog.storage, LOG, ".json")
     newest_checkpoint, last_sum = -1, ""
-    for version in range(max(copied | logged, default=-1) + 1):
-        copy, problem = _read_copy(catalog, version)
-        if problem and version <= max(copied, default=-1):
+    entries = _read_entries(catalog, max(copied | logged, default=-1) + 1)
+    for version, (copy, copy_problem, log_problem) in enumerate(entries):
+        if copy_problem and version <= max(copied, default=-1):
             # Above the newest copy there may be none yet: a run made the entry and was killed, or is about to copy it.
-            yield Finding(kind="journal", path=journal_path(version), problem=problem)
-        problem = _log_problem(catalog.storage, version, copy)
-        if problem:
-            yield Finding(kind="log", path=log_path(version), problem=problem)
+            yield Finding(kind="journal", path=journal_path(version), problem=copy_problem)
+        if log_problem:
+            yield Finding(kind="log", path=log_path(version), problem=log_problem)
         checkpoint = dict(copy.checkpoint) if copy else {}
         if checkpoint:
             newest_checkpoint, last_sum = version, checkpoint.pop(LAST_CHECKPOINT, "")
@@ -38,6 +38,18 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
         for finding in _verify_sums(catalog.storage, {LAST_CHECKPOINT: last_sum}):
             if not _is_overtaken(catalog.storage):
                 yield finding
+
+
+def _read_entries(catalog: Catalog, count: int) -> Iterator[tuple[JournalEntry | None, str, str]]:
+    """Each of the first entries: its copy, what is wrong with that, and with the entry; read side by side."""
+
+    def read(version: int) -> tuple[JournalEntry | None, str, str]:
+        copy, problem = _read_copy(catalog, version)
+        return copy, problem, _log_problem(catalog.storage, version, copy)
+
+    for start in range(0, count, READ_THREADS):
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            yield from pool.map(read, range(start, min(count, start + READ_THREADS)))
 
 
 def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str]:
@@ -99,7 +111,9 @@ def verify_head(catalog: Catalog) -> Iterator[Finding]:
         catalog.open()
     except Damaged as error:
         newest = max(_versions(catalog.storage, LOG, ".json"), default=0)
-        if catalog.journal.has(newest):
+        # The client goes by a checkpoint, also of an entry that is no more.
+        newest_checkpoint = max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=0)
+        if catalog.journal.has(newest) or newest_checkpoint > newest:
             yield Finding(kind="checkpoint", path=LAST_CHECKPOINT, problem=str(error))
         else:
             yield Finding(kind="log", path=log_path(newest), problem=str(error))

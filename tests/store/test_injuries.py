@@ -24,7 +24,7 @@ from speechclip.store.layout import digest_in, journal_path, log_path
 from speechclip.store.verify import verify
 
 INJURIES = [(KINDS[n % len(KINDS)], HOWS[n // len(KINDS) % len(HOWS)], n) for n in range(count(100, 1000))]
-# Repaired to what serves as well: they hold times, or the checksums of what does; a gc's record is given up.
+# Repaired to what serves as well: they hold times, or the checksums of what does.
 REMADE = {"checkpoint", "last checkpoint", "journal", "tag", "collection"}
 
 

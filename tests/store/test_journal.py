@@ -1,12 +1,14 @@
 """The log, its copies and its root: what a reader notices of a log that is not what was committed."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import Receipt, StoredAsset
+from speechclip.storage import Storage
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.layout import checkpoint_path, journal_path, log_path
 from speechclip.store.verify_log import verify_log
@@ -94,3 +96,23 @@ def test_a_long_log_gets_checkpoints_that_the_journal_vouches_for(
     assert list(verify_log(store.catalog)) == []
     file(store, checkpoint_path(6)).write_bytes(b"junk")
     assert [finding.kind for finding in verify_log(store.catalog)] == ["checkpoint"]
+
+
+def test_entries_and_copies_are_verified_side_by_side(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of years has tens of thousands, each a request."""
+    are_two, lock = threading.Event(), threading.Lock()
+    num_open = [0]
+
+    def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
+        with lock:
+            num_open[0] += 1
+            if num_open[0] > 1:
+                are_two.set()
+        are_two.wait(2)
+        with lock:
+            num_open[0] -= 1
+        return Storage.read(store.storage, path, start, end)
+
+    monkeypatch.setattr(store.storage, "read", read)
+    assert list(verify_log(store.catalog)) == []
+    assert are_two.is_set()
