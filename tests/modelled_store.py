@@ -169,8 +169,12 @@ class ModelledStore:
         return Written(receipt, features, files, self.day)
 
     def compact(self, writer: int, fate: str) -> None:
+        begun, number = self.versions[-1], self.head
         self.perform(
-            writer, fate, lambda store: store.compact(2) or self.head, lambda: store_model.compacted(self.versions[-1])
+            writer,
+            fate,
+            lambda store: store.compact(2) or self.head,
+            lambda: store_model.compacted(self.versions[-1], begun, number),
         )
 
     def perform(

@@ -88,8 +88,8 @@ class Version:
     rows: Rows
     parts: frozenset[str]
 
-    def num_parts(self, name: str) -> int:
-        return sum(path.startswith(f"feature_set={name}/") for path in self.parts)
+    def parts_of(self, name: str) -> set[str]:
+        return {path for path in self.parts if path.startswith(f"feature_set={name}/")}
 
     def files(self) -> set[str]:
         """Every file that this version needs."""
@@ -158,10 +158,19 @@ def moved(rows: Rows, doomed: Mapping[str, Collection[str]]) -> dict[str, dict[s
     return found
 
 
-def compacted(version: Version) -> Rows | None:
-    """After a compaction from two files on; None where no feature set has as many."""
-    names = [name for name in version.rows if version.num_parts(name) > 1]
-    return {**version.rows, **{name: tuple(picked(version.rows[name])) for name in names}} if names else None
+def compacted(now: Version, begun: Version, number: int) -> Rows | None:
+    """After a compaction from two files on; None where no feature set has as many.
+
+    It began at `begun`, the version of that number; where all its files are still there, the newer ones are left alone.
+    """
+    after = dict(now.rows)
+    for name, rows in now.rows.items():
+        there, first = now.parts_of(name), begun.parts_of(name)
+        is_late = len(first) > 1 and first <= there
+        if is_late or len(there) > 1:
+            newer = [row for row in rows if is_late and row.version > number]
+            after[name] = (*picked(row for row in rows if row not in newer), *newer)
+    return after if any(len(now.parts_of(name)) > 1 for name in after) else None
 
 
 def _added(works: Sequence[Written], version: int, manifest: str) -> dict[str, list[Row]]:

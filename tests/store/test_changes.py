@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from feature_sets import content
 from stores import IMAGE, SPEECH, TEXT, fill
@@ -73,36 +74,95 @@ def test_a_repair_takes_the_place_of_damaged_rows_and_only_of_those_it_stores(tm
     assert [row["asset"] for row in store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()].count("a") == 1
 
 
-@pytest.mark.parametrize("change", ["drop", "compact", "commit"])
-def test_a_change_that_loses_the_race_is_made_again_on_what_won(
+CHANGES = {
+    "drop": (lambda store: store.drop({IMAGE: {"a"}}), {"b"}),
+    "compact": (lambda store: store.compact(2), {"a", "b"}),
+    "commit": (lambda store: store.commit([receipt("t9", "z")], "m"), {"a", "b", "z"}),
+    "repair": (lambda store: store.commit([receipt("t9", "a", 9)], "m", damaged={IMAGE: {"a"}}), {"a", "b"}),
+}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
-    store.commit([receipt("t1", "a", 1)], "m")
+    store.commit([receipt("t1", "a", 1), receipt("t1", "b", 1)], "m")
     store.commit([receipt("t2", "b", 2)], "m")
-    write, num_races = type(store.catalog)._write, 0
+    old = set(paths_of(store.catalog.open()))
+    catalog, read, written = type(store.catalog), list[str](), list[pa.Table]()
+    write, write_part, read_part, num_races = catalog._write, catalog._write_part, catalog._read_part, 0
 
-    def lose(self: object, *args: object) -> None:
+    def lose(self: object, *args: Any) -> None:
         nonlocal num_races
         num_races += 1
-        if num_races in (1, 3):
-            # The rival's own write is the next call.
-            FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
-        write(store.catalog, *args)  # type: ignore[arg-type]
+        if num_races <= 3:
+            with monkeypatch.context() as rival:
+                rival.setattr(catalog, "_write", write)
+                rival.setattr(catalog, "_write_part", write_part)
+                FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
+        write(store.catalog, *args)
+
+    def note_written(self: Any, name: str, rows: pa.Table) -> tuple[str, int]:
+        written.append(rows)
+        return write_part(self, name, rows)
+
+    def note_read(self: Any, path: str) -> Any:
+        read.append(path)
+        return read_part(self, path)
+
+    monkeypatch.setattr(catalog, "_write", lose)
+    monkeypatch.setattr(catalog, "_write_part", note_written)
+    monkeypatch.setattr(catalog, "_read_part", note_read)
+    act, expected = CHANGES[change]
+    version = act(store)
+    monkeypatch.undo()
+    assert num_races == 4
+    assert len(read) == len(set(read))
+    assert set(read) & old == (set() if change == "commit" else old)
+    # Only rows that state the version of their commit are written for each try.
+    rewritten = [rows for rows in written if set(rows["task"].to_pylist()) != {"t9"}]
+    assert len(rewritten) == (0 if change == "commit" else 1)
+    assert store.snapshot().stored_keys(IMAGE) == expected | {"r1", "r2", "r3"}
+    rows = store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()
+    assert sorted((row["task"], row["version"]) for row in rows if row["task"][0] == "r") == [
+        ("rival-1", 3), ("rival-2", 4), ("rival-3", 5),
+    ]  # fmt: skip
+    assert [row["version"] for row in rows if row["task"] == "t9"] == [version] * (change in ("commit", "repair"))
+    assert {row["offset"] for row in store.snapshot().stored(IMAGE).to_pylist() if row["asset"] == "a"} == (
+        set() if change == "drop" else {9} if change == "repair" else {1}
+    )
+
+
+def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    for number, keys in enumerate(["ab", "cd", "a", "e"]):
+        store.commit([receipt(f"t{number}", key, number) for key in keys], "m")
+    before = set(paths_of(store.catalog.open()))
+    store.drop({IMAGE: {"a", "c"}})
+    after = set(paths_of(store.catalog.open()))
+    assert (len(before & after), len(after - before)) == (1, 2)
+    assert store.snapshot().stored_keys(IMAGE) == {"b", "d", "e"}
+
+
+def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    for key in "abc":
+        store.commit([receipt(f"t-{key}", key)], "m")
+    write = type(store.catalog)._write
+
+    def lose(self: object, *args: Any) -> None:
+        monkeypatch.undo()
+        FeatureStore(store.storage.root).drop({IMAGE: {"a"}})
+        write(store.catalog, *args)
 
     monkeypatch.setattr(type(store.catalog), "_write", lose)
-    if change == "drop":
-        store.drop({IMAGE: {"a"}})
-    elif change == "compact":
-        store.compact(2)
-    else:
-        store.commit([receipt("t9", "z")], "m")
-    monkeypatch.undo()
-    expected = {"drop": {"b"}, "compact": {"a", "b"}, "commit": {"a", "b", "z"}}[change] | {"r1", "r3"}
-    assert store.snapshot().stored_keys(IMAGE) == expected
-    rows = store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()
-    assert len(rows) == len(expected)
+    store.compact(2)
+    assert store.snapshot().stored_keys(IMAGE) == {"b", "c"}
+    assert len(paths_of(store.catalog.open())) == 1
 
 
 def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> None:
