@@ -77,6 +77,11 @@ class Row:
         """The lowest counts."""
         return self.reason is not None, self.version if self.reason is None else -self.version, self.task
 
+    @property
+    def place(self) -> str:
+        """Which shard or chunk it leads to."""
+        return f"{self.task} {self.shard}" if self.shard else ""
+
 
 Rows = Mapping[str, tuple[Row, ...]]
 
@@ -148,14 +153,17 @@ def without(rows: Rows, doomed: Mapping[str, Collection[str] | None]) -> Rows | 
     return None if after == rows else after
 
 
-def moved(rows: Rows, doomed: Mapping[str, Collection[str]]) -> dict[str, dict[str, Row]]:
-    """What shares a shard or segment with a doomed key and stays: `drop --erase` writes it anew."""
-    found = {}
-    for name, keys in doomed.items():
-        there = stored(rows[name])
-        shards = {row.shard for key, row in there.items() if key in keys}
-        found[name] = {key: row for key, row in there.items() if row.shard in shards and key not in keys}
-    return found
+def places_of(rows: Iterable[Row], keys: Collection[str]) -> set[str]:
+    """Where these keys are stored, picked or not."""
+    return {row.place for row in rows if row.place and row.asset in keys}
+
+
+def worth_keeping(rows: Iterable[Row]) -> list[Row]:
+    """What a compaction keeps: the picked, and what else is stored in the same shards and chunks."""
+    there = list(rows)
+    best = picked(there)
+    shared = {row.place for row in best if row.place}
+    return best + [row for row in there if row not in best and row.place in shared]
 
 
 def compacted(now: Version, begun: Version, number: int) -> Rows | None:
@@ -169,7 +177,7 @@ def compacted(now: Version, begun: Version, number: int) -> Rows | None:
         is_late = len(first) > 1 and first <= there
         if is_late or len(there) > 1:
             newer = [row for row in rows if is_late and row.version > number]
-            after[name] = (*picked(row for row in rows if row not in newer), *newer)
+            after[name] = (*worth_keeping(row for row in rows if row not in newer), *newer)
     return after if any(len(now.parts_of(name)) > 1 for name in after) else None
 
 

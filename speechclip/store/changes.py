@@ -11,7 +11,7 @@ from speechclip.errors import Damaged
 from speechclip.records import Receipt
 from speechclip.store.catalog import Catalog, Change, NewFile, feature_sets, paths_of
 from speechclip.store.journal import Part
-from speechclip.store.rows import SCHEMA, by_feature_set, entries, is_among, is_stored, rows_of
+from speechclip.store.rows import SCHEMA, by_feature_set, is_among, is_stored, places, rows_of, worth_keeping
 
 # Keys by feature set.
 Keys = Mapping[str, Collection[str]]
@@ -96,8 +96,31 @@ def drop(catalog: Catalog, doomed: Mapping[str, Collection[str] | None]) -> Call
     return change
 
 
+def move(catalog: Catalog, old: pa.Table, new: pa.Table, left: pa.Table) -> Callable[[DeltaTable, int], Change]:
+    """None of the rows in `left`; in place of each in `old` that was there still the one beside it in `new`."""
+    cut = _Cut(catalog, lambda _, rows: pc.is_in(_ids(rows), _ids(left).combine_chunks()))
+    made_of: dict[str, NewFile] = {}
+
+    def change(table: DeltaTable, _version: int) -> Change:
+        made = Change()
+        for name in sorted(set(left["feature_set"].unique().to_pylist()) & set(feature_sets(table))):
+            gone = cut.gone(table, name)
+            if not len(gone):
+                continue
+            cut.make(made, table, name)
+            was_there = pc.is_in(_ids(old), _ids(gone).combine_chunks())
+            rows = new.filter(pc.and_(was_there, pc.equal(new["feature_set"], name)))
+            if name not in made_of or not made_of[name].rows.equals(rows):
+                made_of[name] = NewFile(name, rows)
+            made.added += [made_of[name]] if len(rows) else []
+            made.parts.append(Part(feature_set=name, stored=len(rows), removed=len(gone)))
+        return made
+
+    return change
+
+
 def compact(catalog: Catalog, min_files: int) -> Callable[[DeltaTable, int], Change]:
-    """One file for each feature set of `min_files` or more, without the rows that no reader picks.
+    """One file for each feature set of `min_files` or more, of the rows that are worth keeping.
 
     After a lost race the same files are put together, so that this is done once; what came meanwhile waits.
     """
@@ -111,7 +134,7 @@ def compact(catalog: Catalog, min_files: int) -> Callable[[DeltaTable, int], Cha
                 del chosen[name]
             if name not in chosen and len(paths) >= max(2, min_files):
                 rows = pa.concat_tables(catalog.rows_in(paths).values())
-                kept = entries(rows)
+                kept = worth_keeping(rows)
                 chosen[name] = paths, NewFile(name, kept), Part(feature_set=name, removed=len(rows) - len(kept))
             if name in chosen:
                 removed, file, part = chosen[name]
@@ -131,6 +154,11 @@ def forget_unreadable(catalog: Catalog) -> Callable[[DeltaTable, int], Change]:
         return Change(removed=[path for path, part in catalog.read_parts(paths).items() if isinstance(part, Damaged)])
 
     return change
+
+
+def _ids(rows: pa.Table) -> Any:
+    """What tells stored rows apart: one key in two shards is two rows."""
+    return pc.binary_join_element_wise(rows["asset"], places(rows), " ")
 
 
 def _parts(receipts: Sequence[Receipt]) -> list[Part]:

@@ -262,6 +262,11 @@ class Snapshot:
         rows = self._entries(fingerprint)
         return rows.filter(is_stored(rows))
 
+    def copies(self, fingerprint: str) -> pa.Table:
+        """The catalog's rows of all stored assets, of one that is stored twice also the row that no reader picks."""
+        rows = self._rows(fingerprint)
+        return rows.filter(is_stored(rows))
+
     def _info(self, fingerprint: str) -> FeatureSetInfo:
         kept = self.store.read_spec(fingerprint)
         num_stored, num_rejected = len(self.stored(fingerprint)), len(self.rejections(fingerprint))

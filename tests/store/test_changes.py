@@ -1,22 +1,17 @@
-"""What drop, compact, repack and a repair's commit do to the rows, beside other writers."""
+"""What drop, compact and a repair's commit do to the rows, beside other writers."""
 
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from feature_sets import content
 from stores import IMAGE, SPEECH, TEXT, fill
 
-from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
-from speechclip.store import FeatureStore, Snapshot
+from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.store import FeatureStore
 from speechclip.store.catalog import paths_of
-from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.gc import collect
-from speechclip.store.repack import repack
-from speechclip.store.segments import segment_in
-from speechclip.store.vectors import write_chunk
-from speechclip.store.verify import verify
 
 
 def num_rows(store: FeatureStore) -> int:
@@ -31,6 +26,10 @@ def receipt(task: str, key: str, offset: int = 0, reason: str = "") -> Receipt:
         task=task, feature_set=IMAGE, shard="features/x.tar", stored=() if reason else (stored,),
         rejected=(rejected,) if reason else (), num_bytes=0, seconds=0.0, num_encoded=1,
     )  # fmt: skip
+
+
+def elsewhere(task: str, key: str) -> Receipt:
+    return msgspec.structs.replace(receipt(task, key), shard="features/y.tar")
 
 
 def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> None:
@@ -52,12 +51,16 @@ def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> 
 def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
     store = fill(store_uri, group_size=1)
     store.commit([receipt("t1", "a", 1)], "m")
-    store.commit([receipt("t2", "a", 2)], "m")
+    store.commit([receipt("t2", "a", 2), receipt("t2", "b", 3)], "m")
     before = {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)}
+    store.commit([receipt("t3", "r", reason="silent")], "m")
+    store.commit([receipt("t4", "r", reason="silent")], "m")
+    store.commit([elsewhere("t5", "a")], "m")
     rows = num_rows(store)
     assert store.compact(min_files=100) is None
     store.compact(min_files=2)
-    assert num_rows(store) == rows - 1
+    # The older rejection, and a copy in a shard that nothing else keeps; the other copy lies beside what counts.
+    assert num_rows(store) == rows - 2
     assert {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)} == before
     assert len(paths_of(store.catalog.open())) == 3
 
@@ -174,52 +177,3 @@ def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> 
         assert store.snapshot().stored_keys(IMAGE) == {"a"}
         store.drop({IMAGE: {"a"}})
         assert not store.snapshot().feature_sets()
-
-
-def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) -> None:
-    store = fill(store_uri)
-    before = content(store.snapshot())
-    doomed = {name: set(sorted(store.snapshot().stored_keys(name))[:3]) for name in (SPEECH, IMAGE, TEXT)}
-    assert repack(store, doomed) > 0
-    assert content(store.snapshot()) == before
-    store.drop(doomed)
-    collect(store, grace_seconds=0)
-    assert content(store.snapshot()) == {k: v for k, v in before.items() if k[1] not in doomed[k[0]]}
-    assert verify(store).findings == ()
-    left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
-    for (name, key), data in before.items():
-        is_gone = data not in left and key.encode() not in left
-        assert is_gone == (key in doomed[name])
-
-
-@pytest.mark.parametrize("name", [SPEECH, IMAGE])
-def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path, name: str) -> None:
-    """What another machine, or a writer that was killed, has left under the name of what is to be written."""
-    store = fill(str(tmp_path / "s"))
-    before, snapshot = content(store.snapshot()), store.snapshot()
-    spec, features = store.read_spec(name).spec, snapshot.feature_set(name)
-    by_place = snapshot.stored(name).sort_by([("shard", "ascending"), ("task", "ascending"), ("offset", "ascending")])
-    # The last of its task: what stays then lies in the same rows as in the chunk that was left.
-    doomed = [row for row in by_place.to_pylist() if row["task"] == by_place["task"][0].as_py()][-1]
-    others = {key: features[key] for key in packed_beside(snapshot, name, doomed)}
-    assert others
-    if spec.is_frames:
-        tar = pack_shard(spec, [(key, array + 1) for key, array in others.items()], {})
-        left, _ = write_shard(store.storage, spec, doomed["task"], tar, list(others))
-    else:
-        others |= {doomed["asset"]: features[doomed["asset"]]}
-        assets = tuple(Asset(key=key, modality="image") for key in others)
-        segment, first_row = segment_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
-        again = Task(id=doomed["task"], feature_set=name, assets=assets, segment=segment, first_row=first_row)
-        left, _, _ = write_chunk(store.storage, spec, again, others, first_generation=1)
-    assert repack(store, {name: {doomed["asset"]}}) > 0
-    assert content(store.snapshot()) == before
-    rows = store.snapshot().stored(name).to_pylist()
-    assert left not in {row["shard"] for row in rows if row["task"] == doomed["task"]}
-
-
-def packed_beside(snapshot: Snapshot, name: str, row: dict[str, Any]) -> list[str]:
-    """The other keys of its task in its shard, in the order of their places."""
-    rows = snapshot.stored(name).sort_by("offset").to_pylist()
-    place = (row["task"], row["shard"])
-    return [other["asset"] for other in rows if (other["task"], other["shard"]) == place and other != row]
