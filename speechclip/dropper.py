@@ -17,8 +17,8 @@ def choose(
 ) -> dict[str, set[str]]:
     """The keys to drop, rejected ones too, by feature set: all of the named sets (of all, where none is named).
 
-    With a manifest only its assets, with a speaker only that speaker's speech. A name that fits no set, or several, is
-    `InvalidInput` that lists what there is.
+    With a manifest only its assets, with a speaker only that speaker's speech: also those that were dropped before, for
+    their bytes may still lie there. A name that fits no set, or several, is `InvalidInput` that lists what there is.
     """
     there = snapshot.feature_sets()
     sets = [_find(there, name) for name in names] or there
@@ -27,8 +27,8 @@ def choose(
         kind = info.spec.modality
         if modality not in (None, kind) or (speaker is not None and kind != "speech"):
             continue
-        keys = snapshot.keys(info.fingerprint)
-        found[info.fingerprint] = keys if manifest is None else keys & _keys_of(manifest, kind, speaker)
+        keys = snapshot.keys(info.fingerprint) if manifest is None else _keys_of(manifest, kind, speaker)
+        found[info.fingerprint] = keys
     return found
 
 

@@ -5,6 +5,7 @@
     ├── StoreError            the store is not what its catalog says
     │   ├── Damaged               a checksum does not match: read again, then repair
     │   ├── NotStored             no committed feature by that name
+    │   ├── LostRace              other writers were first, each time: run again later
     │   └── UnsupportedStore      a newer format, or a backend without conditional writes
     ├── StorageFailed         the storage did not answer, after all retries: mend that, run again
     │   └── StorageRefused        it answered no: another attempt goes no better
@@ -40,6 +41,10 @@ class Damaged(StoreError):
 
 class NotStored(StoreError):
     """The snapshot holds no such feature."""
+
+
+class LostRace(StoreError):
+    """Other writers were first at every attempt; nothing was changed."""
 
 
 class UnsupportedStore(StoreError):

@@ -5,19 +5,24 @@ unreadable source counted once.
 """
 
 import functools
+import logging
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from speechclip.errors import WorkLeft
+from speechclip.errors import LostRace, WorkLeft
 from speechclip.manifest import Manifest
 from speechclip.plan import Coverage, Plan, TaskSizes, cover, open_plan
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
 from speechclip.tasks import BatchSizes, EncoderRequest, TaskEncoder, decode_task
+
+logger = logging.getLogger(__name__)
+
+COMPACT_ATTEMPTS = 5
 
 
 def new_run() -> str:
@@ -66,7 +71,11 @@ def prepare_work(
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     store.add_manifest(manifest)
-    store.compact()
+    try:
+        store.compact(attempts=COMPACT_ATTEMPTS)
+    except LostRace as error:
+        # It only saves readers time; whoever comes first next time makes up for it.
+        logger.info("the catalog is not compacted now: %s", error)
     snapshot = store.snapshot()
     snapshot.check_tags()
     before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)

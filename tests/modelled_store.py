@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from modelled_worker import Killed, Listing, Worker, listing
 from store_model import FRAMES, KEYS, MANIFESTS, SPECS, TASKS, VECTORS, Row, Rows, Version, Written
 
 from speechclip.errors import NotStored
-from speechclip.records import Receipt, to_json
-from speechclip.store import FeatureStore, Snapshot, gc
+from speechclip.records import to_json
+from speechclip.store import FeatureStore, Snapshot, changes, gc, repack
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.journal import LogEntry, parse_entry
 from speechclip.store.layout import sums_path
-from speechclip.store.repack import repack
 from speechclip.store.segments import ARRAYS, chunk_path, create_segment, shape_of
 from speechclip.store.tags import Collection as Kept
 
@@ -131,46 +131,67 @@ class ModelledStore:
     def erase(self, writer: int, doomed: Mapping[str, Collection[str]], *, is_killed: bool) -> None:
         """What `drop --erase` does: what shares a file with the doomed is moved, then they are dropped."""
         store, rows, before = self.handles[writer], self.versions[-1].rows, listing(self.root, "features")
-        moved = store_model.moved(rows, doomed)
-        committed: list[Receipt] = []
+        found, moved = {name: set[str]() for name in doomed}, list[dict[str, Any]]()
         with pytest.MonkeyPatch.context() as patch:
-            commit = store.commit
+            look, move = repack._places, changes.move
 
-            def told_commit(receipts: Sequence[Receipt], *args: Any, **options: Any) -> int:
-                committed.extend(receipts)
-                return commit(receipts, *args, **options)
+            def note_places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
+                found[name] = set(look(store, name, keys))
+                return sorted(found[name])
 
-            patch.setattr(store, "commit", told_commit)
-            repack(store, doomed, run=self.new_run())
-        works = [self._moved(receipt, moved[receipt.feature_set], before) for receipt in committed]
-        assert {name: set(keys) for name, keys in moved.items() if keys} == _keys_by_set(works)
-        if works:
-            everything = set().union(*moved.values())
-            after = store_model.with_receipts(rows, works, self.head + 1, "", everything)
-            assert after is not None
+            def note_moved(catalog: Any, old: Any, new: Any, left: Any) -> Any:
+                moved.extend(new.to_pylist())
+                return move(catalog, old, new, left)
+
+            patch.setattr(repack, "_places", note_places)
+            patch.setattr(changes, "move", note_moved)
+            repack.repack(store, doomed, run=self.new_run())
+        after = dict(rows)
+        for name, keys in doomed.items():
+            self._check_places(name, keys, found[name])
+            left = {row for row in rows[name] if row.place in found[name] and row.asset not in keys}
+            picked = {key: row for key, row in store_model.stored(rows[name]).items() if row in left}
+            new = [row for row in moved if row["feature_set"] == name]
+            assert sorted(row["asset"] for row in new) == sorted(picked)
+            after[name] = (*(row for row in rows[name] if row not in left), *self._moved(new, picked, keys, before))
+        if after != rows:
             self._append(after)
-        for work in works:
-            assert not any(self.worker.lying[path].keys() & doomed[work.receipt.feature_set] for path in work.files)
         if not is_killed:
             self.drop(writer, "nothing", doomed)
 
-    def _moved(self, receipt: Receipt, rows: Mapping[str, Row], before: Listing) -> Written:
-        """What a receipt says was moved, with the bytes that it had; they must lie where it says now."""
-        features = {entry.key: rows[entry.key].feature or b"" for entry in receipt.stored}
-        files = (receipt.shard, sums_path(receipt.shard))
-        if not receipt.shard.endswith(".tar"):
-            count = shape_of(receipt.shard).chunk_rows
-            first = receipt.stored[0].offset // count * count
-            files = tuple(chunk_path(receipt.shard, name, first) for name in ARRAYS)
-        for path in files:
-            if path in before:
-                assert self.worker.lying[path] == features
-            self.worker.lying[path] = features
-        return Written(receipt, features, files, self.day)
+    def _check_places(self, name: str, doomed: Collection[str], found: set[str]) -> None:
+        """All shards that a readable version says hold doomed keys are found, and of those in use no other."""
+        rows = self.versions[-1].rows[name]
+        in_use = {row.place: row.files for row in rows if row.place and row.asset not in doomed}
+        for version in set(range(len(self.versions))) - self.freed:
+            there = store_model.places_of(self.versions[version].rows.get(name, ()), doomed)
+            assert there & in_use.keys() <= found
+        for place in in_use.keys() & found:
+            assert any(self.worker.lying[path].keys() & set(doomed) for path in in_use[place])
+
+    def _moved(
+        self, new: Sequence[Mapping[str, Any]], old: Mapping[str, Row], doomed: Collection[str], before: Listing
+    ) -> list[Row]:
+        """The rows of what was moved: as old as they were, and in files that hold nothing else."""
+        rows = [replace(old[row["asset"]], shard=row["shard"], files=_files(row)) for row in new]
+        for files in {row.files for row in rows}:
+            features = {row.asset: row.feature or b"" for row in rows if row.files == files}
+            for path in files:
+                if path in before:
+                    assert self.worker.lying[path] == features
+                self.worker.lying[path] = features
+                data = (self.root / path).read_bytes()
+                names = [f"{key}.hidden.npy" if path.endswith(".tar") else key.ljust(9, "\0") for key in doomed]
+                assert not any(name.encode() in data for name in names)
+        return rows
 
     def compact(self, writer: int, fate: str) -> None:
+        begun, number = self.versions[-1], self.head
         self.perform(
-            writer, fate, lambda store: store.compact(2) or self.head, lambda: store_model.compacted(self.versions[-1])
+            writer,
+            fate,
+            lambda store: store.compact(2) or self.head,
+            lambda: store_model.compacted(self.versions[-1], begun, number),
         )
 
     def perform(
@@ -390,14 +411,15 @@ def _digest(works: Iterable[Written]) -> list[bytes]:
     return sorted(to_json(work.receipt) for work in works)
 
 
+def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a row of the catalog leads to."""
+    if row["shard"].endswith(".tar"):
+        return row["shard"], sums_path(row["shard"])
+    count = shape_of(row["shard"]).chunk_rows
+    return tuple(chunk_path(row["shard"], name, row["offset"] // count * count) for name in ARRAYS)
+
+
 def _is_data(path: str) -> bool:
     is_part = path.startswith(("catalog/feature_set=", "journal/feature_set="))
     is_feature = path.startswith("features/") and not path.endswith(".json")
     return is_part or is_feature or "/.incoming-" in path
-
-
-def _keys_by_set(works: Sequence[Written]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for work in works:
-        found.setdefault(work.receipt.feature_set, set()).update(work.features)
-    return found

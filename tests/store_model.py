@@ -77,6 +77,11 @@ class Row:
         """The lowest counts."""
         return self.reason is not None, self.version if self.reason is None else -self.version, self.task
 
+    @property
+    def place(self) -> str:
+        """Which shard or chunk it leads to."""
+        return f"{self.task} {self.shard}" if self.shard else ""
+
 
 Rows = Mapping[str, tuple[Row, ...]]
 
@@ -88,8 +93,8 @@ class Version:
     rows: Rows
     parts: frozenset[str]
 
-    def num_parts(self, name: str) -> int:
-        return sum(path.startswith(f"feature_set={name}/") for path in self.parts)
+    def parts_of(self, name: str) -> set[str]:
+        return {path for path in self.parts if path.startswith(f"feature_set={name}/")}
 
     def files(self) -> set[str]:
         """Every file that this version needs."""
@@ -148,20 +153,32 @@ def without(rows: Rows, doomed: Mapping[str, Collection[str] | None]) -> Rows | 
     return None if after == rows else after
 
 
-def moved(rows: Rows, doomed: Mapping[str, Collection[str]]) -> dict[str, dict[str, Row]]:
-    """What shares a shard or segment with a doomed key and stays: `drop --erase` writes it anew."""
-    found = {}
-    for name, keys in doomed.items():
-        there = stored(rows[name])
-        shards = {row.shard for key, row in there.items() if key in keys}
-        found[name] = {key: row for key, row in there.items() if row.shard in shards and key not in keys}
-    return found
+def places_of(rows: Iterable[Row], keys: Collection[str]) -> set[str]:
+    """Where these keys are stored, picked or not."""
+    return {row.place for row in rows if row.place and row.asset in keys}
 
 
-def compacted(version: Version) -> Rows | None:
-    """After a compaction from two files on; None where no feature set has as many."""
-    names = [name for name in version.rows if version.num_parts(name) > 1]
-    return {**version.rows, **{name: tuple(picked(version.rows[name])) for name in names}} if names else None
+def worth_keeping(rows: Iterable[Row]) -> list[Row]:
+    """What a compaction keeps: the picked, and what else is stored in the same shards and chunks."""
+    there = list(rows)
+    best = picked(there)
+    shared = {row.place for row in best if row.place}
+    return best + [row for row in there if row not in best and row.place in shared]
+
+
+def compacted(now: Version, begun: Version, number: int) -> Rows | None:
+    """After a compaction from two files on; None where no feature set has as many.
+
+    It began at `begun`, the version of that number; where all its files are still there, the newer ones are left alone.
+    """
+    after = dict(now.rows)
+    for name, rows in now.rows.items():
+        there, first = now.parts_of(name), begun.parts_of(name)
+        is_late = len(first) > 1 and first <= there
+        if is_late or len(there) > 1:
+            newer = [row for row in rows if is_late and row.version > number]
+            after[name] = (*worth_keeping(row for row in rows if row not in newer), *newer)
+    return after if any(len(now.parts_of(name)) > 1 for name in after) else None
 
 
 def _added(works: Sequence[Written], version: int, manifest: str) -> dict[str, list[Row]]:

@@ -1,22 +1,34 @@
 """The driver without Ray: the ledger, resumption, rejection, and features whatever way the work is cut."""
 
 import csv
+import logging
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deltalake.exceptions import CommitFailedError
 from feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import WorkLeft
-from speechclip.featurizer import Committer, Summary, Work, list_rejected, prepare_work, run, run_inline
+from speechclip.featurizer import (
+    COMPACT_ATTEMPTS,
+    Committer,
+    Summary,
+    Work,
+    list_rejected,
+    prepare_work,
+    run,
+    run_inline,
+)
 from speechclip.manifest import Manifest
 from speechclip.plan import TaskSizes, cover
-from speechclip.records import MODALITIES, Receipt
+from speechclip.records import MODALITIES, Receipt, RejectedAsset
 from speechclip.store import FeatureStore
+from speechclip.store.catalog import Catalog
 from speechclip.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
 
 TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
@@ -294,3 +306,29 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def test_a_run_begins_beside_a_rival_that_always_wins(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    featurize(str(tmp_path / "s"), manifest)
+    compact, num_tries = FeatureStore.compact, 0
+
+    def lose(*_: object) -> None:
+        nonlocal num_tries
+        num_tries += 1
+        raise CommitFailedError("that version is there")
+
+    monkeypatch.setattr(FeatureStore, "compact", lambda store, **options: compact(store, 2, **options))
+    store = FeatureStore(str(tmp_path / "s"))
+    rejected = RejectedAsset(key="k", reason="silent", detail="", source=None)
+    receipt = Receipt(
+        task="t", feature_set=TOY[0].build().spec.fingerprint, shard="", stored=(), rejected=(rejected,), num_bytes=0,
+        seconds=0.0, num_encoded=0,
+    )  # fmt: skip
+    store.commit([receipt], "m")
+    monkeypatch.setattr(Catalog, "_write", lose)
+    with caplog.at_level(logging.INFO):
+        assert not open_work(str(tmp_path / "s"), manifest).plan.tasks
+    assert num_tries == COMPACT_ATTEMPTS
+    assert "the catalog is not compacted now" in caplog.text

@@ -49,12 +49,12 @@ def drop(
     store = FeatureStore(settings.need("store"))
     snapshot = store.snapshot()
     chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
+    counts = {name: len(keys & snapshot.keys(name)) for name, keys in chosen.items()}
     run = new_run()
     if erase and not dry_run:
         num_moved = repack(store, chosen, run=run, on_progress=progress_line("shards"))
         say(f"{counted(num_moved, 'shared shard')} written anew")
     version = None if dry_run else store.drop(chosen, run=run)
-    counts = {name: len(keys) for name, keys in chosen.items()}
     if as_json:
         click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
         return
@@ -64,6 +64,8 @@ def drop(
         say("nothing of that is stored; `speechclip history` shows what is")
     elif not dry_run:
         say(f"catalog version {version}; tagged and recent versions keep them until `speechclip gc` frees the bytes")
+        if not erase and doomed is not None:
+            say("a shard that also holds what stays is kept whole; drop the same with --erase before the next gc")
 
 
 @click.command()

@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from speechclip.errors import Damaged, NotStored, StoreError
+from speechclip.errors import Damaged, LostRace, NotStored, StoreError
 from speechclip.storage import Storage
 from speechclip.storage.patience import one_line
 from speechclip.store.grace import is_adoptable
@@ -42,11 +42,19 @@ MAX_ATTEMPTS = 100
 READ_THREADS = 16
 
 
+@dataclass(frozen=True, eq=False)
+class NewFile:
+    """Rows of one feature set, to be added as one file. Handed again after a lost race, it is not written again."""
+
+    feature_set: str
+    rows: pa.Table
+
+
 @dataclass
 class Change:
-    """What a commit does to the files of the table: rows to add by feature set, and paths to remove."""
+    """What a commit does to the files of the table: those to add, and the paths to remove."""
 
-    added: dict[str, pa.Table] = field(default_factory=dict)
+    added: list[NewFile] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
@@ -78,11 +86,16 @@ class Catalog:
 
     def rows(self, table: DeltaTable, feature_set: str) -> pa.Table:
         """All rows of one feature set in this version of the table; `Damaged` if one of its files is."""
-        found = self.read_parts(paths_of(table, feature_set))
-        for part in found.values():
+        return pa.concat_tables([SCHEMA.empty_table(), *self.rows_in(paths_of(table, feature_set)).values()])
+
+    def rows_in(self, paths: Sequence[str]) -> dict[str, pa.Table]:
+        """The rows in each of these files of the table; `Damaged` if one of them is."""
+        found = {}
+        for path, part in self.read_parts(paths).items():
             if isinstance(part, Damaged):
                 raise part
-        return pa.concat_tables(found.values()) if found else SCHEMA.empty_table()
+            found[path] = part
+        return found
 
     def read_parts(self, paths: Sequence[str]) -> dict[str, "pa.Table | Damaged"]:
         """The rows in each of these files of the table, or what is wrong with it.
@@ -122,13 +135,21 @@ class Catalog:
             with ThreadPoolExecutor(READ_THREADS) as pool:
                 yield from pool.map(self.entry, versions)
 
-    def commit(self, digest: str, operation: str, run: str, change: Callable[[DeltaTable, int], Change]) -> int | None:
+    def commit(
+        self,
+        digest: str,
+        operation: str,
+        run: str,
+        change: Callable[[DeltaTable, int], Change],
+        attempts: int = MAX_ATTEMPTS,
+    ) -> int | None:
         """Apply `change(table, the version it will make)` in one atomic version, exactly once for one `digest`.
 
-        Waits and asks for the change to the next version when another writer was first; `StoreError` after a hundred
+        Waits and asks for the change to the next version when another writer was first; `LostRace` after that many
         lost races. The version is one that holds the change, None where there was nothing to change.
         """
-        for attempt in range(MAX_ATTEMPTS):
+        written: dict[NewFile, tuple[str, int]] = {}
+        for attempt in range(attempts):
             table = self.open()
             if self._holds(table, digest):
                 return int(table.version())
@@ -137,7 +158,7 @@ class Catalog:
             if not made.added and not made.removed:
                 return None
             try:
-                self._write(table, made, digest, operation, run)
+                self._write(table, made, digest, operation, run, written)
             except CommitFailedError:
                 logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
                 time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
@@ -145,7 +166,7 @@ class Catalog:
                 logger.info("%s: catalog version %d", operation, version)
                 self._seal(version)
                 return version
-        raise StoreError(f"{self.storage.root}: {MAX_ATTEMPTS} commits in a row lost to other writers; run again later")
+        raise LostRace(f"{self.storage.root}: {attempts} commits in a row lost to other writers; run again later")
 
     def _holds(self, table: DeltaTable, digest: str) -> bool:
         """Whether this version comes after the commit of that digest; the client looks through the log for it."""
@@ -156,11 +177,22 @@ class Catalog:
         table = self._load(version)
         self.storage.delta("summing the log up", CATALOG, lambda *_: table.create_checkpoint())
 
-    def _write(self, table: DeltaTable, made: Change, digest: str, operation: str, run: str) -> None:
+    def _write(
+        self,
+        table: DeltaTable,
+        made: Change,
+        digest: str,
+        operation: str,
+        run: str,
+        written: dict[NewFile, tuple[str, int]],
+    ) -> None:
+        """One attempt; `written` are the files that the attempts before have put on storage."""
         added = {}
-        for feature_set, rows in made.added.items():
-            path, size = self._write_part(feature_set, rows)
-            added[path] = (feature_set, size, len(rows))
+        for file in made.added:
+            if file not in written:
+                written[file] = self._write_part(file.feature_set, file.rows)
+            path, size = written[file]
+            added[path] = (file.feature_set, size, len(file.rows))
         removed = set(made.removed) - added.keys()
         names = (set(paths_of(table)) | added.keys()) - removed
         note = Note(operation=operation, run=run, root=root_of(names), parts=tuple(made.parts))

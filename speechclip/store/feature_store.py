@@ -18,7 +18,7 @@ from speechclip.records import Receipt, Record, Sealed, from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store import changes
-from speechclip.store.catalog import Catalog, feature_sets
+from speechclip.store.catalog import MAX_ATTEMPTS, Catalog, feature_sets
 from speechclip.store.frames import Frames
 from speechclip.store.layout import FORMAT, MANIFESTS, STORE_FILE, digest_in, manifest_path, spec_path
 from speechclip.store.probe import probe
@@ -133,9 +133,13 @@ class FeatureStore:
         """
         return self.catalog.commit(secrets.token_hex(16), "drop", run, changes.drop(self.catalog, doomed))
 
-    def compact(self, min_files: int = COMPACT_FROM) -> int | None:
-        """Put the rows of each feature set in one file where the catalog keeps them in `min_files` or more."""
-        return self.catalog.commit(secrets.token_hex(16), "compact", "", changes.compact(self.catalog, min_files))
+    def compact(self, min_files: int = COMPACT_FROM, *, attempts: int = MAX_ATTEMPTS) -> int | None:
+        """Put the rows of each feature set in one file where the catalog keeps them in `min_files` or more.
+
+        `LostRace` if other writers were first at every attempt.
+        """
+        change = changes.compact(self.catalog, min_files)
+        return self.catalog.commit(secrets.token_hex(16), "compact", "", change, attempts)
 
     def speed(self, feature_set: str) -> float | None:
         """Assets per worker-second in the newest commit that encoded some of this feature set, if a late one did."""
@@ -259,6 +263,11 @@ class Snapshot:
     def stored(self, fingerprint: str) -> pa.Table:
         """The catalog's rows of all stored assets, each once."""
         rows = self._entries(fingerprint)
+        return rows.filter(is_stored(rows))
+
+    def copies(self, fingerprint: str) -> pa.Table:
+        """The catalog's rows of all stored assets, of one that is stored twice also the row that no reader picks."""
+        rows = self._rows(fingerprint)
         return rows.filter(is_stored(rows))
 
     def _info(self, fingerprint: str) -> FeatureSetInfo:

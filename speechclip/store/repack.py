@@ -4,20 +4,28 @@ A speaker's features lie in shards beside those of others. A `drop` alone makes 
 holds something named is never freed.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from speechclip.errors import Damaged
 from speechclip.records import Asset, Receipt, Task
-from speechclip.store.feature_store import FeatureStore, Snapshot
-from speechclip.store.frames import pack_shard, provenance_in, write_shard
-from speechclip.store.rows import is_among
+from speechclip.store import changes
+from speechclip.store.feature_store import FeatureStore
+from speechclip.store.frames import Frames, pack_shard, provenance_in, write_shard
+from speechclip.store.layout import CATALOG, part_folder, part_path
+from speechclip.store.rows import SCHEMA, is_among, is_stored, places, rows_of
 from speechclip.store.segments import segment_in, shape_of
-from speechclip.store.vectors import write_chunk
+from speechclip.store.vectors import Vectors, write_chunk
 
-# Receipts of one commit.
-GROUP = 16
+# A commit reads all rows of its feature sets.
+COMMIT_SECONDS = 300.0
+# Files of the catalog that are read at once.
+BATCH = 16
 
 
 def repack(
@@ -29,61 +37,90 @@ def repack(
 ) -> int:
     """Move what is not doomed out of every shard and chunk that it shares with doomed keys; how many were rewritten.
 
-    The features are read verified and come out bit by bit the same; killed midway, the next call goes on.
+    Also where the doomed keys are dropped already. The features are read verified and come out bit by bit the same;
+    killed midway, the next call goes on.
     """
     snapshot = store.snapshot()
-    shared = [
-        (name, task, rows)
-        for name, keys in doomed.items()
-        for task, rows in _survivors(snapshot.stored(name), keys).items()
-    ]
-    receipts: list[Receipt] = []
-    for done, (name, task, rows) in enumerate(shared, start=1):
-        receipts.append(_rewrite(store, snapshot, name, task, rows))
-        if len(receipts) == GROUP or done == len(shared):
-            moved = {name: {e.key for r in receipts if r.feature_set == name for e in r.stored} for name in doomed}
-            store.commit(receipts, "", run=run, damaged=moved)
-            receipts = []
+    left = [SCHEMA.empty_table()]
+    shared: list[tuple[Frames | Vectors, pa.Table]] = []
+    for name in sorted(doomed.keys() & {info.fingerprint for info in snapshot.feature_sets()}):
+        stays = _without(snapshot.copies(name), doomed[name])
+        found = _places(store, name, doomed[name]) if len(stays) else []
+        left.append(stays.filter(is_among(places(stays), found)))
+        spec, picked = store.read_spec(name).spec, _without(snapshot.stored(name), doomed[name])
+        moving = picked.filter(is_among(places(picked), found))
+        features = (Frames if spec.is_frames else Vectors)(store.storage, spec, moving)
+        shared += [(features, rows) for rows in _by_place(moving)]
+    old, new, since = [SCHEMA.empty_table()], [SCHEMA.empty_table()], time.monotonic()
+    for done, (features, rows) in enumerate(shared, start=1):
+        old.append(rows)
+        new.append(_rewrite(features, rows))
+        if time.monotonic() - since > COMMIT_SECONDS:
+            _commit(store, run, old, new)
+            old, new, since = old[:1], new[:1], time.monotonic()
         on_progress(done, len(shared))
+    # What no reader picks is not moved, but names the old file all the same.
+    _commit(store, run, old, new, left)
     return len(shared)
 
 
-def _survivors(stored: pa.Table, doomed: Collection[str]) -> dict[tuple[str, str], pa.Table]:
-    """By (task, shard), the rows that stay where others of the same shard go."""
-    is_doomed = is_among(stored["asset"], sorted(doomed))
-    shards = stored.filter(is_doomed)["shard"].unique().to_pylist()
-    mixed = stored.filter(pc.and_(pc.invert(is_doomed), is_among(stored["shard"], shards)))
-    places = mixed.group_by(["task", "shard"]).aggregate([]).to_pylist()
-    return {
-        (place["task"], place["shard"]): mixed.filter(
-            pc.and_(pc.equal(mixed["task"], place["task"]), pc.equal(mixed["shard"], place["shard"]))
-        ).sort_by("offset")
-        for place in places
-    }
+def _without(rows: pa.Table, keys: Collection[str]) -> pa.Table:
+    return rows.filter(pc.invert(is_among(rows["asset"], sorted(keys))))
 
 
-def _rewrite(store: FeatureStore, snapshot: Snapshot, name: str, place: tuple[str, str], rows: pa.Table) -> Receipt:
-    task, shard = place
-    kept = snapshot.feature_set(name)
-    features = {key: kept[key] for key in rows["asset"].to_pylist()}
-    if kept.spec.is_frames:
-        tar = pack_shard(kept.spec, features.items(), provenance_in(store.storage.read(shard)))
-        path, stored = write_shard(store.storage, kept.spec, task, tar, list(features), is_exact=True)
-        num_bytes = len(tar)
+def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
+    """Where these keys lie, or lay by any of the catalog's files that `gc` has not freed."""
+    found: set[str] = set()
+    paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(part_path(part_folder(name)))]
+    for start in range(0, len(paths), BATCH):
+        parts = store.catalog.read_parts(paths[start : start + BATCH]).values()
+        rows = pa.concat_tables([SCHEMA.empty_table(), *(part for part in parts if not isinstance(part, Damaged))])
+        is_there = pc.and_(is_stored(rows), is_among(rows["asset"], sorted(keys)))
+        found.update(places(rows.filter(is_there)).to_pylist())
+    return sorted(found)
+
+
+def _by_place(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows of each shard or chunk apart, in the order of their offsets."""
+    rows = rows.sort_by([(name, "ascending") for name in ("task", "shard", "offset")])
+    for _, group in itertools.groupby(enumerate(places(rows).to_pylist()), key=lambda numbered: numbered[1]):
+        numbers = [number for number, _ in group]
+        yield rows.slice(numbers[0], len(numbers))
+
+
+def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
+    """Write the features of these rows, all of one shard or chunk, anew; the rows that say where they lie now."""
+    task, shard = rows["task"][0].as_py(), rows["shard"][0].as_py()
+    storage, spec = features.storage, features.spec
+    arrays = {key: features[key] for key in rows["asset"].to_pylist()}
+    if spec.is_frames:
+        tar = pack_shard(spec, arrays.items(), provenance_in(storage.read(shard)))
+        path, stored = write_shard(storage, spec, task, tar, list(arrays), is_exact=True)
     else:
-        assets = tuple(Asset(key=key, modality=kept.spec.modality) for key in features)
+        assets = tuple(Asset(key=key, modality=spec.modality) for key in arrays)
         segment, generation = segment_in(shard)
         count = shape_of(segment).chunk_rows
         first_row = rows["offset"][0].as_py() // count * count
-        again = Task(id=task, feature_set=name, assets=assets, segment=segment, first_row=first_row)
-        path, stored, num_bytes = write_chunk(store.storage, kept.spec, again, features, generation + 1, is_exact=True)
-    return Receipt(
+        again = Task(id=task, feature_set=spec.fingerprint, assets=assets, segment=segment, first_row=first_row)
+        path, stored, _ = write_chunk(storage, spec, again, arrays, generation + 1, is_exact=True)
+    receipt = Receipt(
         task=task,
-        feature_set=name,
+        feature_set=spec.fingerprint,
         shard=path,
         stored=stored,
         rejected=(),
-        num_bytes=num_bytes,
+        num_bytes=0,
         seconds=0.0,
         num_encoded=0,
     )
+    moved = rows_of([receipt], 0, "")
+    assert moved["asset"].to_pylist() == list(arrays)
+    # They are as old as they were: of a key that is stored twice the same one counts.
+    return moved.set_column(moved.schema.get_field_index("version"), SCHEMA.field("version"), rows["version"])
+
+
+def _commit(
+    store: FeatureStore, run: str, old: Sequence[pa.Table], new: Sequence[pa.Table], left: Sequence[pa.Table] = ()
+) -> None:
+    change = changes.move(store.catalog, pa.concat_tables(old), pa.concat_tables(new), pa.concat_tables([*old, *left]))
+    store.catalog.commit(secrets.token_hex(16), "erase", run, change)

@@ -52,16 +52,32 @@ def entries(rows: pa.Table) -> pa.Table:
     Stored beats rejected. Of what is stored the oldest stands, so that nothing changes under a reader; of what is
     rejected the newest, which is what the last attempt came to.
     """
+    ranked, counts = _ranked(rows)
+    return ranked.filter(counts)
+
+
+def worth_keeping(rows: pa.Table) -> pa.Table:
+    """The entries, and what else is stored in their shards and chunks: `drop --erase` must know of these bytes."""
+    ranked, counts = _ranked(rows)
+    named = pc.drop_null(places(ranked.filter(counts)))
+    return ranked.filter(pc.or_(counts, pc.is_in(places(ranked), named.combine_chunks())))
+
+
+def places(rows: pa.Table) -> Any:
+    """Each row's task and shard, which are one shard of frames or one chunk of vectors; null for the rejected."""
+    return pc.binary_join_element_wise(rows["task"], rows["shard"], " ")
+
+
+def _ranked(rows: pa.Table) -> tuple[pa.Table, Any]:
+    """The rows, best first within each scope, and where a row is the first of its scope."""
     scope = pc.fill_null(pc.binary_join_element_wise(rows["manifest"], rows["source"], " "), "")
     is_rejected = pc.not_equal(rows["status"], "stored")
     age = pc.if_else(is_rejected, pc.negate(rows["version"]), rows["version"])
     ranked = rows.append_column("scope", scope).append_column("is_rejected", is_rejected).append_column("age", age)
     ranked = ranked.sort_by([(name, "ascending") for name in ("asset", "scope", "is_rejected", "age", "task")])
-    if len(ranked) < 2:
-        return ranked.select(SCHEMA.names)
     is_new = [pc.not_equal(ranked[name][1:], ranked[name][:-1]).combine_chunks() for name in ("asset", "scope")]
-    is_first = pa.concat_arrays([pa.array([True]), pc.or_(*is_new)])
-    return ranked.filter(is_first).select(SCHEMA.names)
+    is_first = pa.concat_arrays([pa.array([True] * min(1, len(ranked)), pa.bool_()), pc.or_(*is_new)])
+    return ranked.select(SCHEMA.names), is_first
 
 
 def encode_part(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:

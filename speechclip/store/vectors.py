@@ -44,7 +44,8 @@ def write_chunk(
 
     A chunk that is there already is adopted: the receipt says what it holds, not what was meant. One that is damaged,
     lacks some of these features, or that `gc` may soon free, is left alone: ours goes into the segment's next
-    generation. With `is_exact` so is one of other bytes, which may hold more, or what another machine encoded.
+    generation. With `is_exact` so is one of other bytes, which may hold more, or what another machine encoded. No half
+    of ours is put beside a half of other rows: the keys would stand beside the vectors of others.
     """
     encoded = _encode_chunk(spec, task, features)
     wanted = {asset.key for asset in task.assets if asset.key in features}
@@ -54,14 +55,34 @@ def write_chunk(
             create_segment(storage, spec, segment)
         path = segment_path(spec.fingerprint, segment)
         files = {chunk_path(path, name, task.first_row): data for name, data in encoded.items()}
-        are_ours = [storage.create(file, data) for file, data in files.items()]
-        if is_exact and not all(storage.read(file) == data for file, data in files.items()):
+        ours = _create(storage, files)
+        if is_exact and any(_is_other(storage, file, data) for file, data in files.items()):
             continue
-        stored = (_in_chunk if all(are_ours) else find_chunk)(storage, spec, task, path)
+        stored = (_in_chunk if len(ours) == len(files) else find_chunk)(storage, spec, task, path)
         if {entry.key for entry in stored} >= wanted:
-            num_bytes = sum(len(data) for data, is_ours in zip(encoded.values(), are_ours, strict=True) if is_ours)
-            return path, stored, num_bytes
+            return path, stored, sum(len(files[file]) for file in ours)
     raise Damaged(f"{task.segment}: a hundred damaged generations of the chunk at row {task.first_row}")
+
+
+def _create(storage: Storage, files: dict[str, bytes]) -> list[str]:
+    """Put a chunk's two files on storage, each unless it is there or the other is there with other bytes; the new ones.
+
+    `vectors` comes first: whoever creates it decides what `keys` says.
+    """
+    vectors, keys = files
+    if _is_other(storage, keys, files[keys]):
+        return []
+    ours = [vectors] if storage.create(vectors, files[vectors]) else []
+    if not ours and _is_other(storage, vectors, files[vectors]):
+        return []
+    return [*ours, keys] if storage.create(keys, files[keys]) else ours
+
+
+def _is_other(storage: Storage, path: str, data: bytes) -> bool:
+    try:
+        return storage.read(path) != data
+    except FileNotFoundError:
+        return False
 
 
 def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:

@@ -174,3 +174,20 @@ def test_a_log_shorter_than_its_tags_is_not_built_upon(store: FeatureStore) -> N
     with pytest.raises(Damaged, match=rf"tag paper names catalog version {newest}.*entries of the log are lost"):
         fill(store.storage.root)
     assert run(store, "tag", "other", newest) == 1
+
+
+def test_a_speaker_who_was_dropped_can_still_be_erased(
+    tmp_path: Path, store: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic().write(str(tmp_path / "m.parquet"))
+    speaker, before = synthetic().rows()[0]["speaker"], content(store.snapshot())
+    said = {row["speech_key"] for row in synthetic().rows() if row["speaker"] == speaker}
+    who = ("drop", "--manifest", tmp_path / "m.parquet", "--speaker", speaker)
+    assert run(store, *who) == 0
+    assert "--erase" in capsys.readouterr().err
+    assert run(store, *who, "--erase") == 0
+    assert "shared shards written anew" in capsys.readouterr().err
+    assert run(store, "gc", "--now") == 0
+    left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
+    assert not any(key.encode() in left for key in said)
+    assert content(store.snapshot()) == {place: data for place, data in before.items() if place[1] not in said}

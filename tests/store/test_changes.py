@@ -1,21 +1,17 @@
-"""What drop, compact, repack and a repair's commit do to the rows, beside other writers."""
+"""What drop, compact and a repair's commit do to the rows, beside other writers."""
 
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pyarrow as pa
 import pytest
 from feature_sets import content
 from stores import IMAGE, SPEECH, TEXT, fill
 
-from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
-from speechclip.store import FeatureStore, Snapshot
+from speechclip.records import Receipt, RejectedAsset, StoredAsset
+from speechclip.store import FeatureStore
 from speechclip.store.catalog import paths_of
-from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.gc import collect
-from speechclip.store.repack import repack
-from speechclip.store.segments import segment_in
-from speechclip.store.vectors import write_chunk
-from speechclip.store.verify import verify
 
 
 def num_rows(store: FeatureStore) -> int:
@@ -30,6 +26,10 @@ def receipt(task: str, key: str, offset: int = 0, reason: str = "") -> Receipt:
         task=task, feature_set=IMAGE, shard="features/x.tar", stored=() if reason else (stored,),
         rejected=(rejected,) if reason else (), num_bytes=0, seconds=0.0, num_encoded=1,
     )  # fmt: skip
+
+
+def elsewhere(task: str, key: str) -> Receipt:
+    return msgspec.structs.replace(receipt(task, key), shard="features/y.tar")
 
 
 def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> None:
@@ -51,12 +51,16 @@ def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> 
 def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
     store = fill(store_uri, group_size=1)
     store.commit([receipt("t1", "a", 1)], "m")
-    store.commit([receipt("t2", "a", 2)], "m")
+    store.commit([receipt("t2", "a", 2), receipt("t2", "b", 3)], "m")
     before = {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)}
+    store.commit([receipt("t3", "r", reason="silent")], "m")
+    store.commit([receipt("t4", "r", reason="silent")], "m")
+    store.commit([elsewhere("t5", "a")], "m")
     rows = num_rows(store)
     assert store.compact(min_files=100) is None
     store.compact(min_files=2)
-    assert num_rows(store) == rows - 1
+    # The older rejection, and a copy in a shard that nothing else keeps; the other copy lies beside what counts.
+    assert num_rows(store) == rows - 2
     assert {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)} == before
     assert len(paths_of(store.catalog.open())) == 3
 
@@ -73,36 +77,95 @@ def test_a_repair_takes_the_place_of_damaged_rows_and_only_of_those_it_stores(tm
     assert [row["asset"] for row in store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()].count("a") == 1
 
 
-@pytest.mark.parametrize("change", ["drop", "compact", "commit"])
-def test_a_change_that_loses_the_race_is_made_again_on_what_won(
+CHANGES = {
+    "drop": (lambda store: store.drop({IMAGE: {"a"}}), {"b"}),
+    "compact": (lambda store: store.compact(2), {"a", "b"}),
+    "commit": (lambda store: store.commit([receipt("t9", "z")], "m"), {"a", "b", "z"}),
+    "repair": (lambda store: store.commit([receipt("t9", "a", 9)], "m", damaged={IMAGE: {"a"}}), {"a", "b"}),
+}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
-    store.commit([receipt("t1", "a", 1)], "m")
+    store.commit([receipt("t1", "a", 1), receipt("t1", "b", 1)], "m")
     store.commit([receipt("t2", "b", 2)], "m")
-    write, num_races = type(store.catalog)._write, 0
+    old = set(paths_of(store.catalog.open()))
+    catalog, read, written = type(store.catalog), list[str](), list[pa.Table]()
+    write, write_part, read_part, num_races = catalog._write, catalog._write_part, catalog._read_part, 0
 
-    def lose(self: object, *args: object) -> None:
+    def lose(self: object, *args: Any) -> None:
         nonlocal num_races
         num_races += 1
-        if num_races in (1, 3):
-            # The rival's own write is the next call.
-            FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
-        write(store.catalog, *args)  # type: ignore[arg-type]
+        if num_races <= 3:
+            with monkeypatch.context() as rival:
+                rival.setattr(catalog, "_write", write)
+                rival.setattr(catalog, "_write_part", write_part)
+                FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
+        write(store.catalog, *args)
+
+    def note_written(self: Any, name: str, rows: pa.Table) -> tuple[str, int]:
+        written.append(rows)
+        return write_part(self, name, rows)
+
+    def note_read(self: Any, path: str) -> Any:
+        read.append(path)
+        return read_part(self, path)
+
+    monkeypatch.setattr(catalog, "_write", lose)
+    monkeypatch.setattr(catalog, "_write_part", note_written)
+    monkeypatch.setattr(catalog, "_read_part", note_read)
+    act, expected = CHANGES[change]
+    version = act(store)
+    monkeypatch.undo()
+    assert num_races == 4
+    assert len(read) == len(set(read))
+    assert set(read) & old == (set() if change == "commit" else old)
+    # Only rows that state the version of their commit are written for each try.
+    rewritten = [rows for rows in written if set(rows["task"].to_pylist()) != {"t9"}]
+    assert len(rewritten) == (0 if change == "commit" else 1)
+    assert store.snapshot().stored_keys(IMAGE) == expected | {"r1", "r2", "r3"}
+    rows = store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()
+    assert sorted((row["task"], row["version"]) for row in rows if row["task"][0] == "r") == [
+        ("rival-1", 3), ("rival-2", 4), ("rival-3", 5),
+    ]  # fmt: skip
+    assert [row["version"] for row in rows if row["task"] == "t9"] == [version] * (change in ("commit", "repair"))
+    assert {row["offset"] for row in store.snapshot().stored(IMAGE).to_pylist() if row["asset"] == "a"} == (
+        set() if change == "drop" else {9} if change == "repair" else {1}
+    )
+
+
+def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    for number, keys in enumerate(["ab", "cd", "a", "e"]):
+        store.commit([receipt(f"t{number}", key, number) for key in keys], "m")
+    before = set(paths_of(store.catalog.open()))
+    store.drop({IMAGE: {"a", "c"}})
+    after = set(paths_of(store.catalog.open()))
+    assert (len(before & after), len(after - before)) == (1, 2)
+    assert store.snapshot().stored_keys(IMAGE) == {"b", "d", "e"}
+
+
+def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    for key in "abc":
+        store.commit([receipt(f"t-{key}", key)], "m")
+    write = type(store.catalog)._write
+
+    def lose(self: object, *args: Any) -> None:
+        monkeypatch.undo()
+        FeatureStore(store.storage.root).drop({IMAGE: {"a"}})
+        write(store.catalog, *args)
 
     monkeypatch.setattr(type(store.catalog), "_write", lose)
-    if change == "drop":
-        store.drop({IMAGE: {"a"}})
-    elif change == "compact":
-        store.compact(2)
-    else:
-        store.commit([receipt("t9", "z")], "m")
-    monkeypatch.undo()
-    expected = {"drop": {"b"}, "compact": {"a", "b"}, "commit": {"a", "b", "z"}}[change] | {"r1", "r3"}
-    assert store.snapshot().stored_keys(IMAGE) == expected
-    rows = store.catalog.rows(store.catalog.open(), IMAGE).to_pylist()
-    assert len(rows) == len(expected)
+    store.compact(2)
+    assert store.snapshot().stored_keys(IMAGE) == {"b", "c"}
+    assert len(paths_of(store.catalog.open())) == 1
 
 
 def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> None:
@@ -114,52 +177,3 @@ def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> 
         assert store.snapshot().stored_keys(IMAGE) == {"a"}
         store.drop({IMAGE: {"a"}})
         assert not store.snapshot().feature_sets()
-
-
-def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) -> None:
-    store = fill(store_uri)
-    before = content(store.snapshot())
-    doomed = {name: set(sorted(store.snapshot().stored_keys(name))[:3]) for name in (SPEECH, IMAGE, TEXT)}
-    assert repack(store, doomed) > 0
-    assert content(store.snapshot()) == before
-    store.drop(doomed)
-    collect(store, grace_seconds=0)
-    assert content(store.snapshot()) == {k: v for k, v in before.items() if k[1] not in doomed[k[0]]}
-    assert verify(store).findings == ()
-    left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
-    for (name, key), data in before.items():
-        is_gone = data not in left and key.encode() not in left
-        assert is_gone == (key in doomed[name])
-
-
-@pytest.mark.parametrize("name", [SPEECH, IMAGE])
-def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path, name: str) -> None:
-    """What another machine, or a writer that was killed, has left under the name of what is to be written."""
-    store = fill(str(tmp_path / "s"))
-    before, snapshot = content(store.snapshot()), store.snapshot()
-    spec, features = store.read_spec(name).spec, snapshot.feature_set(name)
-    by_place = snapshot.stored(name).sort_by([("shard", "ascending"), ("task", "ascending"), ("offset", "ascending")])
-    # The last of its task: what stays then lies in the same rows as in the chunk that was left.
-    doomed = [row for row in by_place.to_pylist() if row["task"] == by_place["task"][0].as_py()][-1]
-    others = {key: features[key] for key in packed_beside(snapshot, name, doomed)}
-    assert others
-    if spec.is_frames:
-        tar = pack_shard(spec, [(key, array + 1) for key, array in others.items()], {})
-        left, _ = write_shard(store.storage, spec, doomed["task"], tar, list(others))
-    else:
-        others |= {doomed["asset"]: features[doomed["asset"]]}
-        assets = tuple(Asset(key=key, modality="image") for key in others)
-        segment, first_row = segment_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
-        again = Task(id=doomed["task"], feature_set=name, assets=assets, segment=segment, first_row=first_row)
-        left, _, _ = write_chunk(store.storage, spec, again, others, first_generation=1)
-    assert repack(store, {name: {doomed["asset"]}}) > 0
-    assert content(store.snapshot()) == before
-    rows = store.snapshot().stored(name).to_pylist()
-    assert left not in {row["shard"] for row in rows if row["task"] == doomed["task"]}
-
-
-def packed_beside(snapshot: Snapshot, name: str, row: dict[str, Any]) -> list[str]:
-    """The other keys of its task in its shard, in the order of their places."""
-    rows = snapshot.stored(name).sort_by("offset").to_pylist()
-    place = (row["task"], row["shard"])
-    return [other["asset"] for other in rows if (other["task"], other["shard"]) == place and other != row]

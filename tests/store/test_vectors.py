@@ -1,5 +1,7 @@
+import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import zarr
@@ -8,8 +10,9 @@ from feature_sets import VECTORS_SPEC
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Vectors
+from speechclip.store.checksums import digest_of
 from speechclip.store.layout import segment_path
-from speechclip.store.segments import create_segment
+from speechclip.store.segments import ARRAYS, chunk_path, create_segment
 from speechclip.store.vectors import find_chunk, write_chunk
 
 SEGMENT = "p-6x4"
@@ -138,3 +141,27 @@ def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_ge
     assert path.endswith(f"{SEGMENT}-g1.zarr")
     assert [entry.key for entry in stored] == KEYS[:4]
     assert chunk.read_bytes() == before
+
+
+@pytest.mark.parametrize("half", ["vectors", "keys"])
+def test_half_of_a_chunk_that_holds_other_rows_gets_no_other_half_of_ours(tmp_path: Path, half: str) -> None:
+    """A killed `drop --erase` has left one file of [b, c]; beside it, ours would give b's vector to a."""
+    features, spec, task = vectors_of(KEYS), VECTORS_SPEC, tasks()[0]
+    store = FeatureStore(str(tmp_path / "store"))
+    store.create()
+    storage, left = store.storage, f"{SEGMENT}-g1"
+    for segment, there in ((SEGMENT, task.assets), (left, task.assets[1:3])):
+        create_segment(storage, spec, segment)
+        write_chunk(storage, spec, msgspec.structs.replace(task, segment=segment, assets=there), features)
+    for name in ARRAYS:
+        aged = Path(storage.address(chunk_path(PATH, name, 0)))
+        os.utime(aged, (0, 0))
+    other = next(name for name in ARRAYS if name != half)
+    storage.delete([chunk_path(segment_path(spec.fingerprint, left), other, 0)])
+    for wanted in ([KEYS[0], KEYS[1]], KEYS[:4], [KEYS[0], KEYS[1]]):
+        path, stored, _ = write_chunk(storage, spec, task, {key: features[key] for key in wanted})
+        assert {entry.key: entry.checksum for entry in stored}.items() >= {
+            key: digest_of(features[key]) for key in wanted
+        }.items()
+        assert path not in (PATH, segment_path(spec.fingerprint, left))
+    assert not storage.exists(chunk_path(segment_path(spec.fingerprint, left), other, 0))
