@@ -152,6 +152,8 @@ class Catalog:
         for attempt in range(attempts):
             table = self.open()
             if self._holds(table, digest):
+                # Its answer was lost, or the disk was full right after it: then it has no copy yet.
+                self.journal.seal(int(table.version()))
                 return int(table.version())
             version = int(table.version()) + 1
             made = change(table, version)
