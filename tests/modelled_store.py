@@ -55,7 +55,6 @@ class ModelledStore:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("speechclip.store.catalog.parse_entry", self._aged)
         self.patch.setattr("speechclip.store.catalog.CHECKPOINT_EVERY", 5)
-        self.patch.setattr("speechclip.store.catalog.READ_THREADS", 2)
         # No power fails here, and waiting for the disk would take most of the time.
         self.patch.setattr("speechclip.storage.folder.os.fsync", lambda descriptor: None)
         self.day, self.days_of_commits = 0.0, [0.0]

@@ -17,7 +17,8 @@ T = TypeVar("T")
 # The metadata that says which write made an object.
 WRITE = "speechclip-write"
 DELETE_BATCH = 1000
-THREADS = 16
+# How many looks at objects are under way at once.
+LOOKS = 16
 
 
 class Bucket:
@@ -96,7 +97,7 @@ class Bucket:
         Each attempt looks at the age anew: one whose answer was lost may have made room for a younger object.
         """
         if older_than is not None:
-            with ThreadPoolExecutor(THREADS) as pool:
+            with ThreadPoolExecutor(LOOKS) as pool:
                 paths = [file.path for file in pool.map(self.find, paths) if file and file.modified < older_than]
         if not paths:
             return

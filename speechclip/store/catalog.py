@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +20,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, LostRace, NotStored, StoreError
-from speechclip.storage import Storage
+from speechclip.storage import THREADS, Storage
 from speechclip.storage.patience import one_line
 from speechclip.store.grace import is_adoptable
 from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
@@ -39,7 +38,6 @@ CONFIGURATION: dict[str, str | None] = {
 }
 CHECKPOINT_EVERY = 50
 MAX_ATTEMPTS = 100
-READ_THREADS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +102,12 @@ class Catalog:
         that still lets go of them when the interpreter ends aborts the process (seen: 4 of 60 short runs on a loaded
         machine); its query engine holds Python's lock while it waits for the network.
         """
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            return dict(zip(paths, pool.map(self._read_part, paths), strict=True))
+        return dict(zip(paths, self.storage.in_parallel(self._read_part, paths), strict=True))
 
     def each_part(self, paths: Sequence[str]) -> Iterator["tuple[str, pa.Table | Damaged]"]:
         """The same one after the other, with few of them in memory at a time."""
-        for start in range(0, len(paths), READ_THREADS):
-            yield from self.read_parts(paths[start : start + READ_THREADS]).items()
+        for start in range(0, len(paths), THREADS):
+            yield from self.read_parts(paths[start : start + THREADS]).items()
 
     def paths(self, version: int) -> list[str]:
         """The files that a version names, as paths within the table."""
@@ -130,10 +127,8 @@ class Catalog:
 
     def history(self, newest: int, oldest: int = 0) -> Iterator[LogEntry]:
         """What the log says of each version from `newest` down to `oldest`."""
-        for start in range(newest, oldest - 1, -READ_THREADS):
-            versions = range(start, max(oldest - 1, start - READ_THREADS), -1)
-            with ThreadPoolExecutor(READ_THREADS) as pool:
-                yield from pool.map(self.entry, versions)
+        for start in range(newest, oldest - 1, -THREADS):
+            yield from self.storage.in_parallel(self.entry, range(start, max(oldest - 1, start - THREADS), -1))
 
     def commit(
         self,

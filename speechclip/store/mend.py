@@ -4,13 +4,11 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.store import changes
-from speechclip.store.catalog import READ_THREADS
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.frames import describe_shard
@@ -121,8 +119,7 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
     storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
     try:
         versions = range(int(store.catalog.open().version()) + 1)
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            are_summed = list(pool.map(lambda version: _is_summed(store, version), versions))
+        are_summed = storage.in_parallel(lambda version: _is_summed(store, version), versions)
         for version in itertools.compress(versions, are_summed):
             store.catalog.checkpoint(version)
             storage.replace(journal_path(version), journal.copy_of(version))

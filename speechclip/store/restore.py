@@ -144,12 +144,15 @@ def _restore_chunk(
 ) -> set[str]:
     """A lost row that is not encoded anew is NaN then, so that Zarr gives its neighbours again.
 
-    What no readable row names stays, for the file that names it may come back. Until then nobody knows whether it is
-    whole, so its key goes, and no run adopts it.
+    What has a key and no readable row names stays, for the file that names it may come back. Until then nobody knows
+    whether it is whole, so its key goes, and no run adopts it.
     """
     segment, start, end = chunk_at(finding.path)
     old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
+    beside = _read(storage, chunk_path(segment, "keys", start))
+    has_key = rows_in(beside, spec, "keys", end - start).any(axis=1) | (not beside)
     vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
+    vectors[~has_key] = np.nan
     vectors[[row["offset"] - start for row in rows]] = np.nan
     for row in rows:
         key, place = row["asset"], row["offset"] - start

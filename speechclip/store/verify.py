@@ -124,8 +124,8 @@ def _verify_parts(store: FeatureStore) -> list[Finding]:
         # Which versions are still kept is known once the record of a `gc` is mended.
         since = int(store.catalog.open().version())
     parts = sorted(set.union(*parts_of(store, since)))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [finding for found in pool.map(lambda part: list(_verify_part(store, part)), parts) for finding in found]
+    checked = store.storage.in_parallel(lambda part: list(_verify_part(store, part)), parts)
+    return [finding for found in checked for finding in found]
 
 
 def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:

@@ -1,15 +1,13 @@
 """The catalog's log against the journal: every entry, every checkpoint, and each copy against its own checksum."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pyarrow as pa
 
 from speechclip.errors import Damaged
-from speechclip.storage import Storage
-from speechclip.storage.storage import parse_parquet
-from speechclip.store.catalog import READ_THREADS, Catalog
+from speechclip.storage import THREADS, Storage, parse_parquet
+from speechclip.store.catalog import Catalog
 from speechclip.store.findings import FOREIGN, Finding
 from speechclip.store.journal import JournalEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, checkpoint_path, journal_path, log_path
@@ -47,9 +45,8 @@ def _read_entries(catalog: Catalog, count: int) -> Iterator[tuple[JournalEntry |
         copy, problem = _read_copy(catalog, version)
         return copy, problem, _log_problem(catalog.storage, version, copy)
 
-    for start in range(0, count, READ_THREADS):
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            yield from pool.map(read, range(start, min(count, start + READ_THREADS)))
+    for start in range(0, count, THREADS):
+        yield from catalog.storage.in_parallel(read, range(start, min(count, start + THREADS)))
 
 
 def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str]:
