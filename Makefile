@@ -42,6 +42,7 @@ check: $(READY)  ## style, types and layers
 test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
 
+test-long: WORKERS = 4
 test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; at most 40 minutes
 	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=12 -m "not slow" $(LONG)
 

@@ -145,6 +145,7 @@ class Catalog:
         """
         written: dict[NewFile, tuple[str, int]] = {}
         for attempt in range(attempts):
+            started = time.monotonic()
             table = self.open()
             if self._holds(table, digest):
                 # Its answer was lost, or the disk was full right after it: then it has no copy yet.
@@ -158,7 +159,8 @@ class Catalog:
                 self._write(table, made, digest, operation, run, written)
             except CommitFailedError:
                 logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
-                time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
+                # As long as some attempts take: whoever comes back sooner loses again, and slows the winner.
+                time.sleep(random.uniform(0, (time.monotonic() - started) * 2 ** min(attempt, 4)))
             else:
                 logger.info("%s: catalog version %d", operation, version)
                 self._seal(version)

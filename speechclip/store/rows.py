@@ -91,11 +91,16 @@ def encode_part(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
     return _name_of(buffer.getvalue()), buffer.getvalue()
 
 
+def check_part(path: str, data: bytes) -> None:
+    """`Damaged` if the name of the file at `path` denies these bytes."""
+    if _name_of(data) != path.rpartition("/")[2]:
+        raise Damaged(f"{path}: the catalog's file does not match its checksum; run `speechclip repair`")
+
+
 def decode_part(path: str, data: bytes) -> pa.Table:
     """The rows in the file at `path` (`.../feature_set=<fingerprint>/<name>`); `Damaged` if the name denies them."""
-    folder, _, name = path.rpartition("/")
-    if _name_of(data) != name:
-        raise Damaged(f"{path}: the catalog's file does not match its checksum; run `speechclip repair`")
+    check_part(path, data)
+    folder = path.rpartition("/")[0]
     part = parse_parquet(data).replace_schema_metadata()
     column = pa.array([folder.rpartition("feature_set=")[2]] * len(part), pa.string())
     return part.add_column(0, SCHEMA.field("feature_set"), column).select(SCHEMA.names).cast(SCHEMA)

@@ -31,7 +31,7 @@ from speechclip.store.layout import (
     sums_path,
 )
 from speechclip.store.restore import array_at, is_intact
-from speechclip.store.rows import SCHEMA, by_feature_set, decode_part, entries, is_stored
+from speechclip.store.rows import SCHEMA, by_feature_set, check_part, entries, is_stored
 from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, open_array, shape_of
 from speechclip.store.vectors import key_row, read_rows, rows_in
 from speechclip.store.verify_log import verify_head, verify_log
@@ -132,7 +132,7 @@ def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:
     places: dict[Kind, str] = {"catalog": part_path(part), "copy": part_copy_path(part)}
     for kind, path in places.items():
         try:
-            decode_part(path, store.storage.read(path))
+            check_part(path, store.storage.read(path))
         except FileNotFoundError:
             yield Finding(kind=kind, path=path, problem="the file is gone")
         except Damaged as error:
