@@ -471,3 +471,18 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
     # The shards are there still, and adopted.
     assert featurize(store.storage.root).encoded > 0
     assert content(store.snapshot()) == before
+
+
+@pytest.mark.parametrize("name", ["vectors", "keys"])
+def test_a_row_that_was_never_written_is_mended_to_nothing(store: FeatureStore, name: str) -> None:
+    shard = store.snapshot().stored(IMAGE)["shard"][0].as_py()
+    # Six pictures in chunks of four: the last two rows are empty.
+    path = chunk_path(shard, name, 4)
+    whole = store.storage.read(path)
+    damaged = bytearray(whole)
+    # The checksum of the chunk takes the last four bytes.
+    damaged[-5] ^= 1
+    store.storage.replace(path, bytes(damaged))
+    assert [finding.path for finding in verify(store).findings] == [path]
+    assert repair(store).problems == ()
+    assert store.storage.read(path) == whole

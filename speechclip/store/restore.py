@@ -168,9 +168,11 @@ def _restore_chunk(
 
 
 def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
-    """What no readable row names stays; the vectors beside it have their own checksum."""
-    _, start, end = chunk_at(finding.path)
+    """What has a vector and no readable row names stays; the vectors beside it have their own checksum."""
+    segment, start, end = chunk_at(finding.path)
     keys = rows_in(_read(storage, finding.path), spec, "keys", end - start)
+    vectors = rows_in(_read(storage, chunk_path(segment, "vectors", start)), spec, "vectors", end - start)
+    keys[np.isnan(vectors).all(axis=1)] = 0
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
     storage.replace(finding.path, encode_rows(spec, "keys", keys))
