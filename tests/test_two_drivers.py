@@ -25,7 +25,7 @@ OVERLAPS = {"half": (2, 6), "inner": (1, 3), "same": (0, 4)}
 # Requests to S3 are slow: smaller manifests, fewer commits, fewer rounds.
 QUARTERS = {"local": 4, "s3": 2}
 COMMIT_SECONDS = {"local": "0.03", "s3": "0.3"}
-NUM_SEEDS = {"local": count(2, 12), "s3": count(1, 4)}
+NUM_SEEDS = {"local": count(2, 6), "s3": count(1, 2)}
 ROUNDS = [((overlap, place), seed) for overlap in OVERLAPS for place in QUARTERS for seed in range(NUM_SEEDS[place])]
 OPTIONS = (
     "--speech", "toy", "--image", "toy", "--text", "toy", "--codec", "fp32", "--json", "--inline",

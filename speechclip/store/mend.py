@@ -114,9 +114,14 @@ def _mend_journal(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[
 
 
 def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
-    """All checkpoints anew, once for all findings, from the log's entries, none of which is ever deleted."""
+    """All checkpoints anew, once for all findings, from the log's entries, none of which is ever deleted.
+
+    Where an entry is damaged too, a checkpoint may be all that leads past it: then they stay as they were.
+    """
     storage, journal = store.storage, store.catalog.journal
-    storage.delete([path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path])
+    paths = [path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path]
+    old = dict(zip(paths, storage.in_parallel(storage.read, paths), strict=True))
+    storage.delete(paths)
     try:
         versions = range(int(store.catalog.open().version()) + 1)
         are_summed = storage.in_parallel(lambda version: _is_summed(store, version), versions)
@@ -124,6 +129,8 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
             store.catalog.checkpoint(version)
             storage.replace(journal_path(version), journal.copy_of(version))
     except (StoreError, FileNotFoundError):
+        for path, data in old.items():
+            storage.replace(path, data)
         return findings
     return ()
 

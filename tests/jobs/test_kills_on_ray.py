@@ -54,14 +54,14 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("seed", range(count(2, 10)))
+@pytest.mark.parametrize("seed", range(count(2, 6)))
 def test_a_run_killed_with_all_of_ray_is_completed_and_equals_the_one_without_ray(
     seed: int, quiet: Quiet, tmp_path: Path
 ) -> None:
     chance, store = np.random.default_rng(seed), FeatureStore(str(tmp_path / "store"))
     cpus = [int(number) for number in chance.permutation([1, 2, 3])]
-    # The long run kills every other resumed run too.
-    num_kills = 1 + (seed >= 2 and seed % 2)
+    # The long run also kills the resumed one: ten kills in all.
+    num_kills = 1 + (seed >= 2)
     for number in range(num_kills):
         first = start(quiet.manifest, tmp_path / "store", cpus[number], *SMALL, *EACH_TASK_A_COMMIT)
         # 0 commits: any moment of Ray's own start.

@@ -18,7 +18,7 @@ from speechclip.store import FeatureStore
 from speechclip.store.verify_log import verify_log
 
 NUM_WRITERS = {"local": 12, "s3": 4}
-NUM_ROUNDS = {"local": count(20, 200), "s3": count(2, 20)}
+NUM_ROUNDS = {"local": count(20, 200), "s3": count(2, 10)}
 
 
 @pytest.fixture(scope="module")

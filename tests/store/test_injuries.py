@@ -70,7 +70,7 @@ PAIRS = [
     ("last checkpoint", "journal"), ("last checkpoint", "checkpoint"), ("store", "log"), ("spec", "shard"),
     ("tag", "shard"), ("journal", "part"),
 ]  # fmt: skip
-DOUBLES = [(PAIRS[n % len(PAIRS)], n) for n in range(count(22, 110))]
+DOUBLES = [(PAIRS[n % len(PAIRS)], n) for n in range(count(22, 66))]
 
 
 @pytest.mark.parametrize(
