@@ -31,7 +31,7 @@ demo: $(READY)   ## the main job on real input, ten minutes; DEMO="--limit 0" ta
 	$(BIN)/python pipelines/demo.py $(DEMO)
 
 test: $(READY)   ## all tests that CI runs
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=12 -m "not slow" $(if $(CRDS),--crds=$(CRDS)) $(TESTS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=12 -m "not slow" $(if $(CRDS),--crds=$(CRDS)) $(TESTS)
 
 check: $(READY)  ## style, types and layers
 	$(BIN)/ruff check .

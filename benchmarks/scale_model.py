@@ -37,7 +37,7 @@ class Assumptions:
     # Requests as counted at an S3 server; a commit's are a mean over fifty, from one checkpoint to the next.
     puts_a_task: int = 2
     reads_a_speech_task: int = 2
-    reads_a_vector_task: int = 4
+    reads_a_vector_task: int = 5
     puts_a_commit: int = 4
     gets_a_commit: int = 100
     lists_a_commit: int = 3

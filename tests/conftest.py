@@ -19,15 +19,6 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Under `--dist loadgroup` a file stays on one worker, and so does all of Ray: a machine holds one at a time.
-
-    Now, not once all is collected: xdist has read the groups by then.
-    """
-    group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback, spoken to over HTTP."""
