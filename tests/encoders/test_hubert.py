@@ -15,6 +15,9 @@ from speechclip.encoders.untrained import fill_untrained
 from speechclip.errors import InvalidInput
 
 BOUND = 1e-5
+# The sinusoids of the large recording magnify rounding: in double the same model is 1e-3 off what one CPU recorded in
+# fp32, and fp32 on another CPU as much.
+BOUND_OF_RECORDED = {"base": BOUND, "large": 3e-3}
 LENGTHS = st.lists(st.integers(400, 24_000), min_size=1, max_size=6)
 
 
@@ -25,7 +28,7 @@ def test_all_states_are_those_of_the_official_modules(kind, max_frames):
     features = golden_encoder(kind, max_frames).encode(waveforms)
     for feature, recorded in zip(features, golden(kind)["hidden_states"], strict=True):
         assert feature.dtype == np.float32
-        np.testing.assert_allclose(feature, recorded.numpy(), rtol=0, atol=BOUND)
+        np.testing.assert_allclose(feature, recorded.numpy(), rtol=0, atol=BOUND_OF_RECORDED[kind])
 
 
 def test_the_spec_says_which_waveform_rule_the_recordings_follow():

@@ -142,7 +142,8 @@ def test_the_fullest_row_of_all_workers_sets_the_number_of_slots_in_training():
     alone = cif(values, lengths, None, is_rescaled=True, together=Alone()).slots
     more = cif(values, lengths, None, is_rescaled=True, together=Fuller(11)).slots
     assert (alone.shape[1], more.shape[1]) == (8, 11)
-    torch.testing.assert_close(more[:, :8], alone, atol=0, rtol=0)
+    # On some CPUs the last bit depends on the number of slots.
+    torch.testing.assert_close(more[:, :8], alone, atol=1e-7, rtol=0)
     # What is scaled adds up to a hair more than the target.
     assert more[:, 8:].abs().max() < 1e-4
     assert cif.eval()(values, lengths, None, is_rescaled=True, together=Fuller(99)).slots.shape[1] < 30

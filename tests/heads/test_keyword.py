@@ -354,7 +354,7 @@ def test_two_workers_make_what_one_makes_of_the_whole_batch(kind, step):
     largest = max(parameter.grad.norm() for parameter in whole.parameters())
     for name, parameter in whole.named_parameters():
         summed = sum(head.get_parameter(name).grad for head in heads)
-        assert (summed - parameter.grad).norm() < 1e-6 * largest, name
+        assert (summed - parameter.grad).norm() < 5e-6 * largest, name
 
 
 @pytest.mark.parametrize(
