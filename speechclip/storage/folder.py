@@ -12,7 +12,7 @@ from speechclip.records import StoredFile
 
 # What a write at work is called until it is whole; a killed one leaves it behind.
 INCOMING = ".incoming-"
-MAX_ATTEMPTS = 100
+MAX_ATTEMPTS = 10_000
 
 
 class Folder:
