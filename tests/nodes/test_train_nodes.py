@@ -66,6 +66,7 @@ def undisturbed(fleet: Fleet, course: Course) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     fleet: Fleet, course: Course, undisturbed: Path, tmp_path: Path
 ) -> None:
