@@ -75,6 +75,7 @@ def assert_redone(fleet: Fleet, job: str, num_actors: int) -> None:
     assert 0 < len(again) <= IN_FLIGHT * num_actors
 
 
+@pytest.mark.slow
 def test_a_driver_killed_in_the_middle_leaves_a_plan_that_the_next_one_completes(
     fleet: Fleet, toy: Quiet, tmp_path: Path
 ) -> None:
