@@ -43,7 +43,7 @@ test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
 
 test-long: WORKERS = 4
-test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; at most 40 minutes
+test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; under an hour on two cores
 	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=12 -m "not slow" $(LONG)
 
 evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour
