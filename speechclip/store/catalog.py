@@ -38,6 +38,7 @@ CONFIGURATION: dict[str, str | None] = {
 }
 CHECKPOINT_EVERY = 50
 MAX_ATTEMPTS = 100
+LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +160,10 @@ class Catalog:
                 self._write(table, made, digest, operation, run, written)
             except CommitFailedError:
                 logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
-                # As long as some attempts take: whoever comes back sooner loses again, and slows the winner.
-                time.sleep(random.uniform(0, (time.monotonic() - started) * 2 ** min(attempt, 4)))
+                # As long as some attempts take: whoever comes back sooner loses again, and slows the winner. Not
+                # longer: an attempt takes minutes where it rewrites a whole set, or in bad weather.
+                pause = (time.monotonic() - started) * 2 ** min(attempt, 4)
+                time.sleep(random.uniform(0, min(pause, LONGEST_PAUSE_SECONDS)))
             else:
                 logger.info("%s: catalog version %d", operation, version)
                 self._seal(version)
