@@ -26,7 +26,7 @@ from speechclip.store.layout import (
     part_path,
 )
 from speechclip.store.restore import restore, rows_at
-from speechclip.store.rows import decode_part
+from speechclip.store.rows import check_part
 from speechclip.store.segments import segment_metadata, shape_of
 from speechclip.store.tags import Collection
 
@@ -149,7 +149,7 @@ def _mend_part(store: FeatureStore, finding: Finding) -> bool:
     for source in (part_path(path), part_copy_path(path)):
         try:
             data = store.storage.read(source)
-            decode_part(source, data)
+            check_part(source, data)
         except (Damaged, FileNotFoundError):
             continue
         store.storage.replace(finding.path, data)

@@ -24,8 +24,6 @@ from speechclip.store.vectors import Vectors, write_chunk
 
 # A commit reads all rows of its feature sets.
 COMMIT_SECONDS = 300.0
-# Files of the catalog that are read at once.
-BATCH = 16
 
 
 def repack(
@@ -72,11 +70,10 @@ def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
     """Where these keys lie, or lay by any of the catalog's files that `gc` has not freed."""
     found: set[str] = set()
     paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(part_path(part_folder(name)))]
-    for start in range(0, len(paths), BATCH):
-        parts = store.catalog.read_parts(paths[start : start + BATCH]).values()
-        rows = pa.concat_tables([SCHEMA.empty_table(), *(part for part in parts if not isinstance(part, Damaged))])
-        is_there = pc.and_(is_stored(rows), is_among(rows["asset"], sorted(keys)))
-        found.update(places(rows.filter(is_there)).to_pylist())
+    for _, rows in store.catalog.each_part(paths):
+        if not isinstance(rows, Damaged):
+            is_there = pc.and_(is_stored(rows), is_among(rows["asset"], sorted(keys)))
+            found.update(places(rows.filter(is_there)).to_pylist())
     return sorted(found)
 
 

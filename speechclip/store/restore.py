@@ -31,8 +31,6 @@ _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
 MAX_NOTES = 1 << 16
 # What the catalog says of one feature in a shard or segment.
 Row = dict[str, Any]
-
-
 # The rows of each damaged file, by its path, in the order of their places in it.
 Rows = Mapping[str, Sequence[Row]]
 

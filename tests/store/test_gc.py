@@ -188,7 +188,7 @@ def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
     def another_first(paths: list[str], older_than: float | None = None) -> None:
         if older_than is not None:
             collect(FeatureStore(store_uri), grace_seconds=0.5)
-            time.sleep(1.1)
+            time.sleep(1.1)  # so that what is written now is younger there too
             featurize(store_uri)
         delete(paths, older_than=older_than)
 
