@@ -423,6 +423,9 @@ def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(s
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
     assert store.snapshot().version == newest - 1
+    # The next commit bears the number of the lost one, and that this process has seen.
+    assert store.drop({SPEECH: None}) == newest
+    assert store.catalog.paths(newest) == FeatureStore(store.storage.root).catalog.paths(newest)
 
 
 @pytest.mark.parametrize("how", ["foreign", "forgotten", "lost before its copy", "lost with one that has no copy yet"])

@@ -38,6 +38,8 @@ CONFIGURATION: dict[str, str | None] = {
 }
 CHECKPOINT_EVERY = 50
 MAX_ATTEMPTS = 100
+# Versions whose files a catalog remembers.
+REMEMBERED = 16
 LONGEST_PAUSE_SECONDS = 5.0
 
 
@@ -59,11 +61,12 @@ class Change:
 
 
 class Catalog:
-    """The Delta table of a store; every method opens it anew, so it always sees the newest version."""
+    """The Delta table of a store, opened anew wherever its newest version is asked for."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.journal = Journal(storage)
+        self._paths: dict[int, list[str]] = {}
 
     def create(self) -> None:
         """Make the empty table, unless it is there."""
@@ -82,6 +85,10 @@ class Catalog:
             raise self._unopened(version, error) from None
         self._check(table, is_head=version is None)
         return table
+
+    def head(self) -> int:
+        """The newest version."""
+        return int(self.open().version())
 
     def rows(self, table: DeltaTable, feature_set: str) -> pa.Table:
         """All rows of one feature set in this version of the table; `Damaged` if one of its files is."""
@@ -111,8 +118,12 @@ class Catalog:
             yield from self.read_parts(paths[start : start + THREADS]).items()
 
     def paths(self, version: int) -> list[str]:
-        """The files that a version names, as paths within the table."""
-        return paths_of(self.open(version))
+        """The files that a version names, as paths within the table; remembered of late ones, for they never change."""
+        return self._paths[version] if version in self._paths else paths_of(self.open(version))
+
+    def forget_paths(self) -> None:
+        """Remember no version: entries of the log were given up, and others will bear their numbers."""
+        self._paths = {}
 
     def entry(self, version: int) -> LogEntry:
         """What the log says of one version: from the journal's copy, or the log itself where there is none yet.
@@ -257,8 +268,8 @@ class Catalog:
         )
 
     def _check(self, table: DeltaTable, *, is_head: bool) -> None:
-        version = int(table.version())
-        if root_of(paths_of(table)) != self._stated_root(version):
+        version, paths = int(table.version()), paths_of(table)
+        if root_of(paths) != self._stated_root(version):
             raise Damaged(
                 f"{self.storage.root}: the log of catalog version {version} does not lead to the files that its commit "
                 "stated; run `speechclip repair`"
@@ -267,6 +278,7 @@ class Catalog:
             raise Damaged(
                 f"{self.storage.root}: {log_path(version + 1)} was committed and is gone; run `speechclip repair`"
             )
+        self._paths = {**dict(list(self._paths.items())[1 - REMEMBERED :]), version: paths}
 
     def _stated_root(self, version: int) -> str:
         """The root of that version: as its own commit stated it, or the last of ours before it."""

@@ -124,7 +124,7 @@ class FeatureStore:
         digest = hashlib.sha256(b"\n".join([run.encode(), *sorted(map(to_json, receipts))])).hexdigest()
         change = changes.replace(self.catalog, receipts, manifest, damaged or {})
         version = self.catalog.commit(digest, "repair" if damaged else "featurize", run, change)
-        return int(self.catalog.open().version()) if version is None else version
+        return self.catalog.head() if version is None else version
 
     def drop(self, doomed: Mapping[str, Collection[str] | None], *, run: str = "") -> int | None:
         """Name these keys, by feature set, no more (None: a whole set); the version, None if none was there.
@@ -143,7 +143,7 @@ class FeatureStore:
 
     def speed(self, feature_set: str) -> float | None:
         """Assets per worker-second in the newest commit that encoded some of this feature set, if a late one did."""
-        for entry in itertools.islice(self.catalog.history(int(self.catalog.open().version())), SPEED_FROM):
+        for entry in itertools.islice(self.catalog.history(self.catalog.head()), SPEED_FROM):
             for part in entry.note.parts if entry.note else ():
                 if part.feature_set == feature_set and part.encoded and part.seconds > 0:
                     return part.encoded / part.seconds
@@ -213,7 +213,7 @@ class Snapshot:
         """`Damaged` if a tag names a version above this, the newest: then the log has lost entries and their copies."""
         later = [tag for tag in self.store.tags.list() if tag.version > self.version]
         # Others may have committed and tagged meanwhile.
-        newest = int(self.store.catalog.open().version()) if later else self.version
+        newest = self.store.catalog.head() if later else self.version
         for tag in later:
             if tag.version > newest:
                 raise Damaged(

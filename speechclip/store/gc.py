@@ -83,7 +83,7 @@ def named_by(store: FeatureStore, kept: Kept) -> set[str]:
     Where a file of rows is lost with its copy, and only versions of the window named it, all of its feature set counts
     as named: nobody knows what of it was. `Damaged` where the newest or a tagged version needs it, or `repair` has it.
     """
-    vital, passing = parts_of(store, kept.since, kept.versions)
+    vital, passing = parts_of(store, store.catalog.head(), kept.since, kept.versions)
     named = {place(path) for path in vital | passing for place in (part_path, part_copy_path)}
     for path, rows in store.catalog.each_part(sorted(vital | passing)):
         if not isinstance(rows, Damaged):
@@ -101,12 +101,11 @@ def named_by(store: FeatureStore, kept: Kept) -> set[str]:
     return named
 
 
-def parts_of(store: FeatureStore, since: int, versions: Collection[int] = ()) -> tuple[set[str], set[str]]:
+def parts_of(store: FeatureStore, head: int, since: int, versions: Collection[int] = ()) -> tuple[set[str], set[str]]:
     """The files of rows that the newest version, these and the tagged ones name; and what others named from `since` on.
 
     A tag whose maker was killed may name a version that was freed: that counts for nothing.
     """
-    head = int(store.catalog.open().version())
     tagged = {tag.version for tag in store.tags.readable()}
     live = {head, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
     vital = {path for version in live for path in store.catalog.paths(version)}
@@ -154,15 +153,14 @@ def _listed(storage: Storage) -> Iterator[StoredFile]:
 
 def _kept(store: FeatureStore, oldest: float) -> Kept:
     """The live versions: all since the one that was the newest when the grace period began, and the tagged ones."""
-    since = oldest_kept(store, oldest)
+    since = oldest_kept(store, store.catalog.head(), oldest)
     tagged = {tag.version for tag in store.tags.list()}
     return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
 
 
-def oldest_kept(store: FeatureStore, oldest: float | None = None) -> int:
+def oldest_kept(store: FeatureStore, head: int, oldest: float | None = None) -> int:
     """The oldest version of the window: the newest at that Unix time, by default when the grace period began."""
     oldest = time.time() - GRACE_SECONDS if oldest is None else oldest
-    head = int(store.catalog.open().version())
     since = next((entry.version for entry in store.catalog.history(head) if entry.time.timestamp() < oldest), 0)
     # A collection with a shorter grace period may have freed later versions.
     return max(since, store.tags.since())

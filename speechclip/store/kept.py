@@ -14,8 +14,8 @@ def advice_on(store: FeatureStore, parts: Collection[str]) -> dict[str, str]:
 
     Versions, that is, which `gc` keeps: the newest, the tagged ones, and those of the grace period.
     """
-    head, advice, tags = int(store.catalog.open().version()), dict[str, str](), dict[str, list[str]]()
-    for entry in store.catalog.history(head, oldest_kept(store) + 1):
+    head, advice, tags = store.catalog.head(), dict[str, str](), dict[str, list[str]]()
+    for entry in store.catalog.history(head, oldest_kept(store, head) + 1):
         advice |= {part: _wait(entry.time) for part in entry.removed if part in parts}
     for tag in store.tags.readable():
         for part in store.catalog.paths(tag.version):
@@ -30,7 +30,7 @@ def oldest_whole(store: FeatureStore) -> int:
     For a version that `gc` has freed not all is there, or it names the same as a later one.
     """
     files = set(store.storage.list(FEATURES))
-    for entry in store.catalog.history(int(store.catalog.open().version())):
+    for entry in store.catalog.history(store.catalog.head()):
         # What the version before named, and this one no more.
         for part in entry.removed:
             rows = find_rows(store, part)

@@ -72,6 +72,7 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
     store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
+    store.catalog.forget_paths()
     return True
 
 
@@ -123,7 +124,7 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
     old = dict(zip(paths, storage.in_parallel(storage.read, paths), strict=True))
     storage.delete(paths)
     try:
-        versions = range(int(store.catalog.open().version()) + 1)
+        versions = range(store.catalog.head() + 1)
         are_summed = storage.in_parallel(lambda version: _is_summed(store, version), versions)
         for version in itertools.compress(versions, are_summed):
             store.catalog.checkpoint(version)

@@ -39,7 +39,7 @@ def rows_at(catalog: Catalog, findings: Iterable[Finding]) -> Rows:
     """What any version says of the damaged shards and chunks, from one look through all of the catalog."""
     places = {finding.path: _place(finding.path) for finding in findings}
     shards = sorted({shard for shard, _ in places.values()})
-    added = {part for entry in catalog.history(int(catalog.open().version())) for part in entry.added}
+    added = {part for entry in catalog.history(catalog.head()) for part in entry.added}
     tables = [SCHEMA.empty_table()]
     for _, part in catalog.each_part(sorted(added)):
         if not isinstance(part, Damaged):

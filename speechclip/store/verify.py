@@ -59,20 +59,22 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
     if any(finding.kind in HIDING for finding in findings):
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}
-    versions = sorted({int(store.catalog.open().version()), *(tag.version for tag in store.tags.readable())})
-    findings += _verify_parts(store)
+    head = store.catalog.head()
+    versions = sorted({head, *(tag.version for tag in store.tags.readable())})
+    findings += _verify_parts(store, head)
     rows = _unique(SCHEMA.empty_table())
     for version in versions:
         rows = _unique(pa.concat_tables([rows, _unique(_picked_rows(store, version))]))
     by_set = by_feature_set(rows)
     places = [place for name, rows in by_set.items() for place in _places(store, name, rows, findings)]
-    named = {path for place in places for path in named_by_rows(place.rows)}
+    files = [named_by_rows(place.rows) for place in places]
+    named = set[str]().union(*files)
     total, done = sum(listed.get(path, 0) for path in named), 0
     with ThreadPoolExecutor(THREADS) as pool:
         checks = pool.map(lambda place: list(_verify_place(store.storage, place)), places)
-        for place, found in zip(places, checks, strict=True):
+        for paths, found in zip(files, checks, strict=True):
             findings += found
-            done += sum(listed.get(path, 0) for path in named_by_rows(place.rows))
+            done += sum(listed.get(path, 0) for path in paths)
             on_progress(done, total)
     segments = {place.path: place.spec for place in places if not place.spec.is_frames}
     findings += [found for path, spec in segments.items() for found in _verify_metadata(store.storage, spec, path)]
@@ -116,14 +118,14 @@ def _verify_manifests(store: FeatureStore) -> Iterator[Finding]:
             yield Finding(kind="manifest", path=path, problem=str(error))
 
 
-def _verify_parts(store: FeatureStore) -> list[Finding]:
+def _verify_parts(store: FeatureStore, head: int) -> list[Finding]:
     """What is wrong with the files of rows that `gc` reads, and with their copies."""
     try:
-        since = oldest_kept(store)
+        since = oldest_kept(store, head)
     except Damaged:
         # Which versions are still kept is known once the record of a `gc` is mended.
-        since = int(store.catalog.open().version())
-    parts = sorted(set.union(*parts_of(store, since)))
+        since = head
+    parts = sorted(set.union(*parts_of(store, head, since)))
     checked = store.storage.in_parallel(lambda part: list(_verify_part(store, part)), parts)
     return [finding for found in checked for finding in found]
 

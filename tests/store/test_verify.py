@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from feature_sets import content
 from injuries import Injury
 from stores import IMAGE, SPEECH, TEXT, fill
@@ -47,6 +48,23 @@ def test_a_whole_store_is_read_to_the_last_named_byte(store: FeatureStore) -> No
     assert report.versions == (store.snapshot().version,)
     assert steps[-1] == (report.bytes, report.bytes)
     assert steps == sorted(steps)
+
+
+def test_each_version_is_opened_once_and_the_newest_twice(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads all of the log for it; once more, to see that it can be read at all."""
+    newest = store.snapshot().version
+    for version in (1, 2):
+        store.tags.create(f"tag-{version}", version)
+    load, opened = catalog.Catalog._load, list[int]()
+
+    def note(self: catalog.Catalog, version: int | None) -> DeltaTable:
+        table = load(self, version)
+        opened.append(int(table.version()))
+        return table
+
+    monkeypatch.setattr(catalog.Catalog, "_load", note)
+    assert verify(FeatureStore(store.storage.root)).versions == (1, 2, newest)
+    assert sorted(opened) == [0, 1, 2, newest, newest]
 
 
 def test_what_no_verified_version_names_is_an_orphan_and_no_damage(store: FeatureStore) -> None:
