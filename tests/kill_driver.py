@@ -177,8 +177,10 @@ def commit(store: str, writer: str, num_commits: str) -> None:
     from feature_sets import VECTORS_SPEC
 
     from speechclip.records import Receipt, StoredAsset
-    from speechclip.store import FeatureStore
+    from speechclip.store import FeatureStore, catalog
 
+    # Among thousands of commits the rare checkpoints of a short run would be most of the work.
+    catalog.CHECKPOINT_EVERY = 10
     for number in range(int(num_commits)):
         name = f"{writer}-{number}"
         stored = (StoredAsset(key=name, offset=0, num_frames=0, sums_offset=0, checksum=7),)

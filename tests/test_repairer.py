@@ -278,10 +278,10 @@ def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: Fe
     assert placed[keys[2]] == shard != placed[keys[0]]
 
 
-def lose_the_rows(store: FeatureStore, version: int, doomed: list[str]) -> dict[str, bytes]:
-    """Drop these images, and lose the file that names them in that version, with its copy; what was lost."""
+def lose_the_rows(store: FeatureStore, version: int, doomed: list[str], name: str = IMAGE) -> dict[str, bytes]:
+    """Drop these assets, and lose the file that names them in that version, with its copy; what was lost."""
     parts = set(store.catalog.paths(version))
-    store.drop({IMAGE: doomed})
+    store.drop({name: doomed})
     [lost] = parts - set(store.catalog.paths(version + 1))
     files = {path: store.storage.read(path) for path in (part_path(lost), part_copy_path(lost))}
     store.storage.delete(files)
@@ -301,6 +301,23 @@ def test_a_chunk_is_mended_round_rows_that_only_a_lost_file_of_a_tag_names(
     flip(store, IMAGE, one)
     if is_keys_lost:
         Injury("keys", chunk_path(rows[0]["shard"], "keys", 0), "flip", 8 * 88 * 4 + 3).inflict(store.storage.root)
+    assert repair(store).left == {}
+    for path, data in files.items():
+        store.storage.create(path, data)
+    assert content(store.snapshot("paper")) == before
+    repair(store)
+    assert verify(store).findings == ()
+
+
+def test_a_shard_is_mended_before_an_end_that_only_a_lost_file_of_a_tag_names(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"), group_size=99)
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.tags.create("paper", version)
+    rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
+    one, *others = [row["asset"] for row in rows if row["shard"] == rows[0]["shard"]]
+    assert len(others) >= 2
+    files = lose_the_rows(store, version, others[1:], SPEECH)
+    flip(store, SPEECH, one)
     assert repair(store).left == {}
     for path, data in files.items():
         store.storage.create(path, data)

@@ -32,11 +32,6 @@ BUDGET = 12
 PROBE_EVERY = count(4, 10)
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_endpoint: str) -> str:
-    return s3_servers.new_bucket(s3_endpoint)
-
-
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses, and so few attempts that some operations fail: then the caller repeats them, as a new run does."""
@@ -146,16 +141,18 @@ def play(seed: int, uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_bad_weather_loses_and_doubles_nothing(
-    proxy: FaultProxy, bucket: str, group: int, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, s3_endpoint: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = range(group, count(100, 1000), GROUPS)
-    played = [play(seed, f"s3://{bucket}/{seed}", proxy, monkeypatch) for seed in seeds]
+    # A bucket for each: to list one folder moto looks at every key of its bucket.
+    uris = {seed: f"s3://{s3_servers.new_bucket(s3_endpoint)}/{seed}" for seed in seeds}
+    played = [play(seed, uri, proxy, monkeypatch) for seed, uri in uris.items()]
     assert sum(num_faults for num_faults, _ in played) > 3 * len(seeds)
 
 
-def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, bucket: str) -> None:
+def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, s3_endpoint: str) -> None:
     """Delta's client is told 500 so often that it gives up, now at this request of a commit, now at that."""
-    run = Run(f"s3://{bucket}/commits", 0)
+    run = Run(f"s3://{s3_servers.new_bucket(s3_endpoint)}/commits", 0)
     run.insist(run.store.create)
     for seed in range(8):
         no = RejectedAsset(key=key(f"{seed}"), reason="undecodable", detail="no decoder takes it")

@@ -53,7 +53,7 @@ def describe_shard(tar: bytes, spec: EncoderSpec) -> tuple[bytes, tuple[StoredAs
     `Damaged` if it is no tar of arrays of this spec.
     """
     sums, stored = bytearray(), []
-    for key, offset, array in _arrays(tar, spec):
+    for key, offset, array in arrays_in(tar, spec):
         part = sums_of(array.view(np.uint8).reshape(len(array), -1))
         stored.append(
             StoredAsset(
@@ -67,7 +67,7 @@ def describe_shard(tar: bytes, spec: EncoderSpec) -> tuple[bytes, tuple[StoredAs
 def is_as_packed(tar: bytes, spec: EncoderSpec) -> bool:
     """Whether the tar is, to the last byte of its headers and notes, what `pack_shard` makes of its arrays."""
     try:
-        return pack_shard(spec, [(key, array) for key, _, array in _arrays(tar, spec)], provenance_in(tar)) == tar
+        return pack_shard(spec, [(key, array) for key, _, array in arrays_in(tar, spec)], provenance_in(tar)) == tar
     except Damaged:
         return False
 
@@ -128,6 +128,18 @@ def find_shard(storage: Storage, spec: EncoderSpec, path: str, keys: Sequence[st
     return stored if is_whole else None
 
 
+def arrays_in(tar: bytes, spec: EncoderSpec) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Each array of the tar as (key, offset of its first number, view); `Damaged` if it is not of the spec's shape."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+            for member in members:
+                if member.name.endswith(HIDDEN):
+                    yield _array(tar, member, spec)
+    # A damaged npy header is Python text that does not parse.
+    except (tarfile.TarError, ValueError, SyntaxError, TokenError, OverflowError) as error:
+        raise Damaged(f"no shard of {spec.fingerprint} ({error}); run `speechclip repair`") from None
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
@@ -138,18 +150,6 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _arrays(tar: bytes, spec: EncoderSpec) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Each array of the tar as (key, offset of its first number, view); `Damaged` if it is not of the spec's shape."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(tar)) as members:
-            for member in members:
-                if member.name.endswith(HIDDEN):
-                    yield _array(tar, member, spec)
-    # A damaged npy header is Python text that does not parse.
-    except (tarfile.TarError, ValueError, SyntaxError, TokenError, OverflowError) as error:
-        raise Damaged(f"no shard of {spec.fingerprint} ({error}); run `speechclip repair`") from None
 
 
 def _array(tar: bytes, member: tarfile.TarInfo, spec: EncoderSpec) -> tuple[str, int, np.ndarray]:

@@ -4,6 +4,7 @@ So every version that names it is whole again, tagged ones too, and the catalog 
 old file stays, also what no version names any more.
 """
 
+import contextlib
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from speechclip.store.catalog import Catalog
 from speechclip.store.checksums import digest_of, sums_of
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import Finding
-from speechclip.store.frames import Frames, describe_shard, pack_shard, provenance_in, provenance_of
+from speechclip.store.frames import Frames, arrays_in, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
 from speechclip.store.rows import SCHEMA, is_among, is_stored
 from speechclip.store.segments import chunk_at, chunk_path, encode_rows, shape_of
@@ -104,7 +105,8 @@ def _restore_shard(
         # What is lost for good keeps its place: the offsets of the others depend on it.
         empty = np.zeros((len(spec.layers), row["num_frames"], spec.width), spec.dtype)
         features[key] = empty if array is None else array
-    tar = pack_shard(spec, features.items(), _provenance(storage, spec, old, rows, anew))
+    unnamed = _behind(old, spec, rows)
+    tar = pack_shard(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
     made = {msgspec.structs.astuple(entry) for entry in stored}
     healed = {row["asset"] for row in rows if tuple(row[name] for name in _PLACE) in made}
@@ -113,6 +115,15 @@ def _restore_shard(
     storage.replace(finding.path, tar)
     storage.replace(sums_path(finding.path), sums)
     return healed
+
+
+def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
+    """The arrays behind the last row: no readable row names them, but a lost file that does may come back."""
+    found: list[tuple[str, np.ndarray]] = []
+    with contextlib.suppress(Damaged):
+        for key, _, array in arrays_in(tar[_notes_of(spec, rows[-1]) :] if rows else b"", spec):
+            found.append((key, array))
+    return found
 
 
 def _provenance(
@@ -128,13 +139,18 @@ def _provenance(
 
 def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
     """The provenance in the notes that follow an array, found by the array's place: the tar may be no tar any more."""
-    end = row["offset"] + len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
-    start = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+    start = _notes_of(spec, row) + tarfile.BLOCKSIZE
     try:
         notes = msgspec.json.decode(tar[start : start + MAX_NOTES].partition(b"\0")[0], type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return b""
     return msgspec.json.encode(provenance_of(notes), order="sorted")
+
+
+def _notes_of(spec: EncoderSpec, row: Row) -> int:
+    """Where the member with an array's notes begins, right behind the array."""
+    end = row["offset"] + len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
+    return int(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
 
 
 def _restore_chunk(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
+import google_crc32c
 import msgspec
 import numpy as np
 import zarr
@@ -119,6 +120,12 @@ def encode_rows(spec: EncoderSpec, name: str, rows: Shaped[np.ndarray, "rows wid
     _array(MemoryStore(files), spec, Shape(len(rows), len(rows)), name)[:] = rows
     data: bytes = files[f"{name}/c/0/0"].to_bytes()
     return data
+
+
+def is_sealed(data: bytes, row_bytes: int, count: int) -> bool:
+    """Whether Zarr takes this chunk file of so many rows: their bytes, and behind them their little-endian CRC-32C."""
+    size = row_bytes * count
+    return len(data) == size + 4 and google_crc32c.value(data[:size]).to_bytes(4, "little") == data[size:]
 
 
 def _array(files: MemoryStore, spec: EncoderSpec, shape: Shape, name: str) -> Any:
