@@ -12,7 +12,7 @@ CRDS ?= $(wildcard ../shared/crds)
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check test-slow test-long evidence scale lock clean
+.PHONY: help setup demo test check test-slow test-gpu test-long evidence scale lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,9 @@ check: $(READY)  ## style, types and layers
 
 test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
+
+test-gpu: $(READY)   ## what needs a GPU, a few minutes; skips where torch sees none
+	$(BIN)/python -m pytest -q -m gpu $(TESTS)
 
 test-long: WORKERS = 4
 test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; under an hour on two cores

@@ -22,9 +22,9 @@ class Assumptions:
     # SpokenCOCO: 742 hours, 605,495 spoken captions, each with its text, of 123,287 images.
     utterance_seconds: float = 4.41
     utterances_an_image: float = 4.91
-    # 14 and 36 billion operations a second of speech, at 40 % of an A100's 19.5 TFLOP/s in fp32 (TF32 is off).
-    base_rate: float = 560.0
-    large_rate: float = 217.0
+    # Of an H200 with three encoders side by side, as benchmarks/gpu.py measured.
+    base_rate: float = 1070.0
+    large_rate: float = 455.0
     decode_rate: float = 800.0  # of 48 kHz wav, on one CPU
     # What benchmarks/scale.py measured.
     driver_bytes: float = 450e6
@@ -42,7 +42,7 @@ class Assumptions:
     gets_a_commit: int = 100
     lists_a_commit: int = 3
     # Dollars, round list prices; petabytes and years of GPUs cost less by contract.
-    gpu_hour: float = 3.0
+    gpu_hour: float = 5.0
     cpu_hour: float = 0.05
     gigabyte_month: float = 0.022
     thousand_puts: float = 0.005

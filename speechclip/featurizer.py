@@ -185,12 +185,12 @@ def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> N
 
 
 def run_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
-    """The receipts of all open tasks, made in this process one after the other."""
+    """The receipts of all open tasks, made in this process one after the other, on its GPU if it has one."""
     loaded: dict[str, TaskEncoder] = {}
     for task in work.plan.tasks:
         name = task.feature_set
         if name not in loaded:
-            loaded[name] = TaskEncoder(work.requests[name].build(), work.store.storage, batch_sizes)
+            loaded[name] = TaskEncoder(work.requests[name].build("auto"), work.store.storage, batch_sizes)
         yield loaded[name](decode_task(task, work.specs[name]))
 
 

@@ -30,7 +30,9 @@ class Recomputed(Record, frozen=True):
         return self.largest_difference <= self.bound
 
 
-def recompute(store: FeatureStore, snapshot: Snapshot, count: int, seed: int) -> list[Recomputed]:
+def recompute(
+    store: FeatureStore, snapshot: Snapshot, count: int, seed: int, *, device: str = "auto"
+) -> list[Recomputed]:
     """Encode `count` random stored assets anew, spread over the feature sets by their sizes.
 
     Sources come from the kept manifests; an asset whose source is gone or changed is counted and not compared.
@@ -44,7 +46,7 @@ def recompute(store: FeatureStore, snapshot: Snapshot, count: int, seed: int) ->
         keys = [key for name, key in chosen if name == info.fingerprint]
         if not keys:
             continue
-        encoder = EncoderRequest.again(info.spec, info.source).build()
+        encoder = EncoderRequest.again(info.spec, info.source).build(device)
         stored = snapshot.feature_set(info.fingerprint)
         differences = []
         for key in keys:

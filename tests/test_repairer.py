@@ -67,8 +67,8 @@ class Counting:
 class OtherHardware(ToyEncoder):
     """The same encoder with the last bits of another kind of machine."""
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return [feature * np.float32(1 + 3e-7) for feature in super().encode(inputs)]
+    def encode(self, inputs: list[np.ndarray], dtype: str = "f4") -> list[np.ndarray]:
+        return [feature * np.float32(1 + 3e-7) for feature in super().encode(inputs, dtype)]
 
 
 def encode_elsewhere(work: Work) -> Iterator[Receipt]:

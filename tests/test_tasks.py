@@ -14,7 +14,7 @@ from speechclip.content import content_key, text_key
 from speechclip.encoders import load_encoder
 from speechclip.media import decoder
 from speechclip.records import Asset, Modality, RejectedAsset, Task
-from speechclip.tasks import decode_task
+from speechclip.tasks import _is_finite, decode_task
 
 
 def rejected(asset: Asset) -> RejectedAsset:
@@ -86,3 +86,13 @@ def test_a_machine_without_memory_ends_the_run_and_rejects_nothing(tmp_path: Pat
 def test_an_asset_of_a_plan_that_knew_one_address_still_parses() -> None:
     old = b'{"key":"ab","modality":"image","uri":"/a.png","text":null,"seconds":0.0}'
     assert msgspec.json.decode(old, type=Asset) == Asset(key="ab", modality="image", uri="/a.png")
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_a_number_that_is_not_finite_is_found(kind: type) -> None:
+    feature = np.full((2, 3), np.finfo(kind).max, kind)
+    assert _is_finite(feature)
+    assert _is_finite(-feature[:, :0])
+    for bad in (np.nan, np.inf, -np.inf):
+        feature[1, 2] = bad
+        assert not _is_finite(feature)

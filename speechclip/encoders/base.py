@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from speechclip.errors import InvalidInput
 from speechclip.spec import EncoderSpec
@@ -32,10 +33,13 @@ class Encoder(Protocol):
     spec: EncoderSpec
     source: str
 
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One feature per prepared input, in order: (layers, frames, width) or (width,), float32.
+    def encode(
+        self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
+    ) -> list[np.ndarray[Any, Any]]:
+        """One feature per prepared input, in order: (layers, frames, width) or (width,).
 
-        A feature does not depend on its batch mates: alone or in any batch its values agree within 1e-5.
+        A feature does not depend on its batch mates: alone or in any batch its values agree within 1e-5 of
+        the largest in their state. It is computed in float32 and then rounded to `dtype`, to infinity beyond its range.
         """
         ...
 

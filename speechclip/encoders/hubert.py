@@ -4,17 +4,19 @@ The convolutional front end runs on each utterance by itself, because Base's gro
 see the padding (up to 50 % off, SPEECHCLIP_SPEC 5.4, trap 3). Only the transformer runs on padded batches, masked.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from speechclip.encoders import wavlm
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
-from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.padded import encode_padded
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
@@ -58,8 +60,9 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "untrained-tiny": _TINY,
     "untrained-tiny-large": _TINY | _STABLE,
 }
-# Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest (STACK.md, 5).
-CPU_FRAMES, GPU_FRAMES = 1, 16_000
+# Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest (STACK.md, 5); on
+# a GPU more than these are no faster and take more memory (benchmarks/gpu.py).
+CPU_FRAMES, GPU_FRAMES = 1, 4_000
 
 
 class HubertEncoder:
@@ -77,17 +80,19 @@ class HubertEncoder:
         self._max_frames = max_frames or (CPU_FRAMES if self._device.type == "cpu" else GPU_FRAMES)
 
     @torch.inference_mode()
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One (layers, frames, width) float32 array per waveform, in order; within 1e-5 of encoding it alone."""
+    def encode(
+        self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
+    ) -> list[np.ndarray[Any, Any]]:
+        """One (layers, frames, width) array per waveform, in order; within 1e-5 of encoding it alone."""
         assert_frozen(self._model)
         assert_exact(self._device)
-        return encode_crops(self.spec, inputs, self._encode)
+        return encode_crops(self.spec, inputs, functools.partial(self._encode, dtype=dtype))
 
-    def _encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    def _encode(self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike) -> list[np.ndarray[Any, Any]]:
         features: dict[int, np.ndarray[Any, Any]] = {}
         for members in self._groups([self.spec.num_frames(len(waveform)) for waveform in inputs]):
             fronts = [self._front_end(inputs[member]) for member in members]
-            for member, feature in zip(members, self._transform(fronts), strict=True):
+            for member, feature in zip(members, self._transform(fronts, dtype), strict=True):
                 features[member] = feature
         return [features[position] for position in range(len(inputs))]
 
@@ -125,7 +130,7 @@ class HubertEncoder:
         samples = torch.from_numpy(waveform).to(self._device)
         return samples if self.spec.rules["waveform"] == "raw/1" else normalise_waveform(samples)
 
-    def _transform(self, fronts: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+    def _transform(self, fronts: Sequence[Tensor], dtype: DTypeLike) -> list[np.ndarray[Any, Any]]:
         """The states of a group; its padding is zero before the position convolution, and no frame attends to it."""
         lengths = [len(front) for front in fronts]
         hidden = torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True)
@@ -133,8 +138,7 @@ class HubertEncoder:
         if min(lengths) < max(lengths):
             frames = torch.arange(max(lengths), device=self._device)
             mask = (frames < torch.tensor(lengths, device=self._device)[:, None])[:, None, None, :]
-        states = torch.stack(list(self._states(hidden, mask)), dim=1).cpu().numpy()
-        return [np.ascontiguousarray(state[:, :length]) for state, length in zip(states, lengths, strict=True)]
+        return collect(self._states(hidden, mask), len(self.spec.layers), lengths, dtype)
 
     def _states(self, hidden: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         """The states of `spec.layers` in order, from our own loop: what the library's tuple holds has changed."""

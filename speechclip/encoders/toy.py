@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import DTypeLike
 
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, choose_layers
 from speechclip.encoders.windows import encode_crops, resolve_window
@@ -64,9 +65,13 @@ class ToyEncoder:
             architecture=ARCHITECTURES[modality],
         )
 
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    def encode(
+        self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
+    ) -> list[np.ndarray[Any, Any]]:
         """One feature per prepared input, each computed alone: equal to the last bit in any batch."""
-        return encode_crops(self.spec, inputs, lambda pieces: [self._encode_one(one) for one in pieces])
+        features = encode_crops(self.spec, inputs, lambda pieces: [self._encode_one(one) for one in pieces])
+        with np.errstate(over="ignore"):
+            return [feature.astype(dtype, copy=False) for feature in features]
 
     def _encode_one(self, one: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         match self.spec.modality:

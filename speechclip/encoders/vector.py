@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from speechclip.encoders.frozen import assert_exact, assert_frozen
 from speechclip.spec import EncoderSpec
@@ -29,12 +30,15 @@ class VectorEncoder:
         return found
 
     @torch.inference_mode()
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One (width,) float32 array per crop or token row, in order; within 1e-5 of encoding it alone."""
+    def encode(
+        self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
+    ) -> list[np.ndarray[Any, Any]]:
+        """One (width,) array per crop or token row, in order; within 1e-5 of encoding it alone."""
         assert_frozen(self._model)
         assert_exact(self._device)
         vectors: list[np.ndarray[Any, Any]] = []
         for first in range(0, len(inputs), BATCH):
             batch = torch.from_numpy(np.stack(inputs[first : first + BATCH])).to(self._device)
-            vectors.extend(self._forward(batch).cpu().numpy())
+            with np.errstate(over="ignore"):
+                vectors.extend(self._forward(batch).cpu().numpy().astype(dtype))
         return vectors

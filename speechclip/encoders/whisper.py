@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
-from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.prepare import SAMPLE_RATE
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
@@ -50,16 +51,18 @@ class WhisperStates:
         self._window = torch.hann_window(FFT_SAMPLES, device=self._device)
 
     @torch.inference_mode()
-    def encode(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        """One (layers, frames, width) float32 array per waveform, in order; batches hold windows of equal length."""
+    def encode(
+        self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
+    ) -> list[np.ndarray[Any, Any]]:
+        """One (layers, frames, width) array per waveform, in order; batches hold windows of equal length."""
         assert_frozen(self._model)
         assert_exact(self._device)
         features: dict[int, np.ndarray[Any, Any]] = {}
         for seconds, members in self._groups(inputs):
             mels = torch.stack([self._log_mel(inputs[member], seconds) for member in members])
-            states = torch.stack(list(self._states(mels)), dim=1).cpu().numpy()
-            for member, state in zip(members, states, strict=True):
-                features[member] = np.ascontiguousarray(state[:, : self.spec.num_frames(len(inputs[member]))])
+            lengths = [self.spec.num_frames(len(inputs[member])) for member in members]
+            states = collect(self._states(mels), len(self.spec.layers), lengths, dtype)
+            features |= dict(zip(members, states, strict=True))
         return [features[position] for position in range(len(inputs))]
 
     def _groups(self, inputs: Sequence[np.ndarray[Any, Any]]) -> Iterator[tuple[int, list[int]]]:

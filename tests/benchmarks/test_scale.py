@@ -12,6 +12,7 @@ from scale_watch import TimedStore
 from stores import synthetic
 
 from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.jobs.featurize import SPEECH_ENCODERS_A_GPU
 from speechclip.plan import Coverage, TaskSizes, cut
 from speechclip.records import Asset, Modality
 from speechclip.store import FeatureStore
@@ -20,6 +21,7 @@ from speechclip.tasks import EncoderRequest
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "scale.md"
 MEASURED = json.loads((PROJECT / "benchmarks" / "scale_measured.json").read_text())
+ON_A_GPU = json.loads((PROJECT / "benchmarks" / "gpu_measured.json").read_text())
 
 
 def test_the_page_holds_every_row_and_every_assumption() -> None:
@@ -41,6 +43,12 @@ def test_the_page_shows_what_was_measured_and_the_model_goes_by_it() -> None:
         assert given.driver_bytes_an_asset == pytest.approx(an_asset, rel=0.1)
     most = max(MEASURED, key=lambda row: row["tasks"])
     assert given.driver_seconds_a_task == pytest.approx(most["cpu_seconds"]["driver"] / most["tasks"], rel=0.1)
+
+
+def test_a_gpu_encodes_as_fast_as_was_measured_with_as_many_encoders_as_share_it() -> None:
+    for name, rate in (("base", Assumptions().base_rate), ("large", Assumptions().large_rate)):
+        seen = {row["encoders"]: row["rate"] for row in ON_A_GPU[f"hubert:untrained-{name}"]["side_by_side"]}
+        assert rate == pytest.approx(seen[SPEECH_ENCODERS_A_GPU], rel=0.01)
 
 
 @pytest.mark.parametrize("encoders", [BASE, LARGE])

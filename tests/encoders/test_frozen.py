@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from speechclip.encoders import load_encoder
-from speechclip.encoders.frozen import assert_exact, assert_frozen, freeze, use_device
+from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.errors import InvalidInput
 
 
@@ -54,3 +55,19 @@ def test_tf32_is_refused_on_a_gpu(flags):
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(InvalidInput, match="no GPU"):
         use_device("cuda")
+
+
+@pytest.mark.parametrize("source", ["toy", "hubert:untrained-tiny", "whisper:untrained-tiny"])
+@pytest.mark.parametrize("num_frames", [1, 10_000])
+def test_features_in_half_precision_are_those_of_full_rounded(source, num_frames, voice):
+    encoder = load_encoder(source, "speech")
+    encoder._max_frames = encoder._max_seconds = num_frames
+    waveforms = [voice(9_000), voice(4_000, rms=30.0)]
+    for full, half in zip(encoder.encode(waveforms), encoder.encode(waveforms, np.float16), strict=True):
+        assert half.dtype == np.float16
+        np.testing.assert_array_equal(full.astype(np.float16), half)
+
+
+def test_what_half_precision_cannot_hold_becomes_infinite():
+    (found,) = collect([torch.tensor([[[65_519.0, -65_520.0, np.nan, 1e-9]]])], 1, [1], np.float16)
+    np.testing.assert_array_equal(found, np.array([[[65_504, -np.inf, np.nan, 0]]], np.float16))

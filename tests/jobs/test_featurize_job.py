@@ -68,6 +68,13 @@ def test_beside_gpus_decoding_takes_all_cpus_that_are_there_or_come(
     assert sum(pools.actors.values()) * pools.actor_cpus <= max(0.75 * num_cpus, 0.1)
 
 
+def test_three_encoders_of_speech_take_turns_on_a_gpu_that_has_as_many_cpus() -> None:
+    many: dict[Modality, int] = {"speech": 100, "image": 9, "text": 3}
+    assert size_pools(16, 1, many).actors == {"speech": 3, "image": 1, "text": 1}
+    assert size_pools(16, 2, many).actors == {"speech": 6, "image": 2, "text": 2}
+    assert size_pools(4, 2, many).actors == {"speech": 4, "image": 2, "text": 2}
+
+
 @TASKS
 def test_a_node_of_one_cpu_decodes_beside_its_gpus_encoders(num_tasks: dict[Modality, int]) -> None:
     pools = size_pools(4, 4, num_tasks)

@@ -32,6 +32,23 @@ def write(store_uri: str, features: list[tuple[str, np.ndarray]]) -> tuple[Featu
     return store, path
 
 
+def test_a_shard_is_to_the_byte_the_tar_that_pythons_own_libraries_write(features: list[tuple[str, np.ndarray]]):
+    tar, theirs = pack_shard(FRAMES_SPEC, features, {"libraries": {"numpy": "2"}}), io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(tar)) as members,
+        tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as copy,
+    ):
+        for member, (_, feature) in zip(members.getmembers()[::2], features, strict=True):
+            npy = io.BytesIO()
+            np.save(npy, feature)
+            assert tar[member.offset_data : member.offset_data + member.size] == npy.getvalue()
+        for member in members:
+            plain = tarfile.TarInfo(member.name)
+            plain.size = member.size
+            copy.addfile(plain, members.extractfile(member))
+    assert theirs.getvalue() == tar
+
+
 def open_frames(store: FeatureStore) -> Frames:
     frames = store.snapshot().feature_set(FRAMES_SPEC.fingerprint)
     assert isinstance(frames, Frames)

@@ -1,0 +1,78 @@
+"""On a GPU the road is whole: encoders share it, inline and on Ray they store the same, and Ray Train takes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paired_corpus import write_corpus
+from stores import SIZES, synthetic
+
+from speechclip.cli import main
+from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.jobs.train import TrainRequest, train
+from speechclip.recompute import recompute
+from speechclip.records import MODALITIES
+from speechclip.storage import Storage
+from speechclip.store import FeatureStore
+from speechclip.tasks import EncoderRequest
+from speechclip.training.metrics import read_metrics
+from speechclip.training.recipe import Recipe
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
+    # Ray's own code warns of its own deprecations.
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),
+]
+
+REQUESTS = [
+    EncoderRequest(source="hubert:untrained-tiny" if modality == "speech" else "clip:untrained-tiny", modality=modality)
+    for modality in MODALITIES
+]
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Filled on the GPU without Ray."""
+    store = FeatureStore(str(tmp_path_factory.mktemp("inline") / "store"))
+    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in REQUESTS], SIZES)
+    run(run_inline(work), Committer(work))
+    return store
+
+
+def test_stored_is_online_on_the_gpu_and_on_a_cpu(inline: FeatureStore) -> None:
+    for device in ("cuda", "cpu"):
+        found = recompute(inline, inline.snapshot(), 100, 0, device=device)
+        assert sorted(part.assets for part in found) == [6, 6, 18]
+        assert all(part.is_equal for part in found), found
+
+
+@pytest.mark.ray
+def test_encoders_that_share_a_gpu_on_ray_store_what_one_does_inline(
+    inline: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic().write(str(tmp_path / "m.parquet"))
+    sources = [f"--{request.modality}={request.source}" for request in REQUESTS]
+    sizes = [f"--set=featurize.tasks.{name}={getattr(SIZES, name)}" for name in ("shard_items", "chunk_rows")]
+    store = str(tmp_path / "store")
+    main(["featurize", "--manifest", str(tmp_path / "m.parquet"), "--store", store, *sources, *sizes, "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["encoded"] == 30
+    here, there = FeatureStore(store).snapshot(), inline.snapshot()
+    for info in there.feature_sets():
+        ours, theirs = here.feature_set(info.fingerprint), there.feature_set(info.fingerprint)
+        for key in there.stored_keys(info.fingerprint):
+            np.testing.assert_array_equal(ours[key], theirs[key])
+
+
+@pytest.mark.ray
+def test_ray_train_takes_the_gpu(tmp_path: Path) -> None:
+    corpus = write_corpus(str(tmp_path / "store"))
+    corpus.manifest.write(str(tmp_path / "m.parquet"))
+    recipe = Recipe(name="small", batch_size=9, max_steps=20, warmup_steps=2, num_heads=4, image_projection=True)
+    out, alone = str(tmp_path / "run"), str(tmp_path / "alone")
+    train(TrainRequest(manifest=str(tmp_path / "m.parquet"), store=corpus.store_uri, out=out, recipe=recipe))
+    corpus.trainer(recipe, alone, device="cuda").fit()
+    there, here = ([line["loss"] for line in read_metrics(Storage(name))] for name in (out, alone))
+    assert there[:20] == pytest.approx(here[:20], rel=1e-4)
