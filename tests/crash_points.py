@@ -73,9 +73,9 @@ def arm(log: str, fatal: str, nth: int) -> None:
     }
     encode, commit, delete_all = ToyEncoder.encode, FeatureStore.commit, Storage.delete
 
-    def told_encode(encoder: ToyEncoder, inputs: Sequence[Any]) -> Any:
+    def told_encode(encoder: ToyEncoder, inputs: Sequence[Any], dtype: Any) -> Any:
         _tell(log, {"encoding": [xxhash.xxh3_64_hexdigest(array.tobytes()) for array in inputs]})
-        return encode(encoder, inputs)
+        return encode(encoder, inputs, dtype)
 
     def told_commit(*arguments: Any, **options: Any) -> int:
         version = commit(*arguments, **options)
