@@ -120,7 +120,7 @@ def difference(features: Sequence[Waveform], others: Sequence[Waveform]) -> floa
     )
 
 
-def exactness(encoder: HubertEncoder, device: str, max_frames: int) -> dict[str, float]:
+def exactness(encoder: HubertEncoder, max_frames: int) -> dict[str, float]:
     """How far features are from those of each utterance alone, in another batch, again, and on a CPU."""
     waveforms = [*utterances(30.0, seed=1), utterances(2.0, seed=2)[0][:400]]
     batched = with_bound(encoder, max_frames)
@@ -173,7 +173,7 @@ def main() -> None:
             "by_frames": by_frames(encoder, device, options),
             "steps": shares(encoder, device, options),
             "rules": without_the_rule(encoder, device, options),
-            "exactness": exactness(encoder, device, max(options.frames)),
+            "exactness": exactness(encoder, max(options.frames)),
         }
         write(options.out, report)
         waits = (options.folder, options.task_seconds)
@@ -222,7 +222,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--speech-seconds", type=float, default=1300.0, help="of each measured call")
     parser.add_argument("--least-seconds", type=float, default=1.0, help="that each figure is measured for")
     parser.add_argument("--task-seconds", type=float, default=4.0, help="that whole tasks are measured for")
-    parser.add_argument("--folder", default="gpu", help="where tasks write (default: gpu)")
+    parser.add_argument("--folder", help="where tasks write, best /dev/shm (default: the temporary folder)")
     parser.add_argument("--out", default="gpu.json", help="the report (default: gpu.json)")
     return parser.parse_args()
 

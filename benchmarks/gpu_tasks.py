@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
-import shutil
+import queue
+import sys
+import tempfile
 import time
 from typing import Any
 
@@ -11,12 +13,14 @@ import torch
 
 from speechclip.encoders import load_encoder
 from speechclip.jobs.featurize import KEEP_FREED
+from speechclip.plan import TaskSizes
 from speechclip.records import Asset, Task
 from speechclip.storage import Storage
 from speechclip.tasks import BatchSizes, DecodedTask, TaskEncoder
 
-# An utterance of 4.41 s; the default task, 128 MiB, holds 30 of them for Base and 11 for Large.
-MEAN_SECONDS, TASK_UTTERANCES = 4.41, {"hubert:untrained-base": 30, "hubert:untrained-large": 11}
+MEAN_SECONDS = 4.41
+# No worker takes so long to load its encoder and do its first task.
+START_SECONDS = 300.0
 Waveform = np.ndarray[Any, Any]
 
 
@@ -33,7 +37,10 @@ def run_tasks(source: str, device: str, folder: str, seconds: float, ready: Any,
     """One worker: whole tasks into a store until time is up; how much speech, in how long."""
     torch.set_num_threads(1)
     encoder = load_encoder(source, "speech", device=device)
-    waveforms = utterances(TASK_UTTERANCES[source] * MEAN_SECONDS)[: TASK_UTTERANCES[source]]
+    # As many as the default task holds: 30 for Base, 11 for Large.
+    second_bytes = 50 * len(encoder.spec.layers) * encoder.spec.width * encoder.spec.dtype.itemsize
+    count = max(1, int(TaskSizes().shard_bytes / (MEAN_SECONDS * second_bytes)))
+    waveforms = utterances(count * MEAN_SECONDS)[:count]
     amount = sum(map(len, waveforms)) / 16_000
     encode = TaskEncoder(encoder, Storage(folder), BatchSizes())
 
@@ -62,26 +69,37 @@ def run_tasks(source: str, device: str, folder: str, seconds: float, ready: Any,
     results.put({"rate": done * amount / (time.perf_counter() - started), "writing": writing / seconds})
 
 
-def side_by_side(source: str, device: str, count: int, folder: str, seconds: float) -> dict[str, Any]:
-    """So many encoders on one GPU, each a process: seconds of speech a second of all, and their share of writing."""
-    context = multiprocessing.get_context("spawn")
-    ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
-    os.environ |= KEEP_FREED
-    workers = [
-        context.Process(target=run_tasks, args=(source, device, f"{folder}/{number}", seconds, ready, go, results))
-        for number in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.acquire()
-    go.set()
-    found = [results.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    shutil.rmtree(folder)
+def side_by_side(source: str, device: str, count: int, parent: str | None, seconds: float) -> dict[str, Any]:
+    """So many encoders on one GPU, each a process: seconds of speech a second of all, and their share of writing.
+
+    They write into a new folder in `parent`, which goes at the end.
+    """
+    with tempfile.TemporaryDirectory(dir=parent, prefix="gpu-") as folder:
+        found = _in_processes(source, device, count, folder, seconds)
     return {
         "encoders": count,
         "rate": sum(one["rate"] for one in found),
         "writing": float(np.mean([one["writing"] for one in found])),
     }
+
+
+def _in_processes(source: str, device: str, count: int, folder: str, seconds: float) -> list[dict[str, float]]:
+    """What each found; ends the program where one of them dies."""
+    context = multiprocessing.get_context("spawn")
+    ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
+    os.environ |= KEEP_FREED
+    workers = [
+        context.Process(
+            target=run_tasks, args=(source, device, f"{folder}/{number}", seconds, ready, go, results), daemon=True
+        )
+        for number in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    if not all(ready.acquire(timeout=START_SECONDS) for _ in workers):
+        sys.exit(f"{source}: one of {count} encoders did not start; its error stands above")
+    go.set()
+    try:
+        return [results.get(timeout=seconds + START_SECONDS) for _ in workers]
+    except queue.Empty:
+        sys.exit(f"{source}: one of {count} encoders died at work; its error stands above")

@@ -89,8 +89,8 @@ class Model:
         return np.asarray(output.embedding[0].cpu().numpy())
 
     def _encode(self, encoder: Encoder, decoded: Any, key: str = "") -> np.ndarray:
-        feature = encoder.encode([prepare(encoder.spec, key)(decoded)])[0]
-        return feature.astype(encoder.spec.dtype).astype(np.float32)
+        feature = encoder.encode([prepare(encoder.spec, key)(decoded)], encoder.spec.dtype)[0]
+        return feature.astype(np.float32)
 
     def _to_joint(self, vector: np.ndarray) -> Vector:
         with torch.inference_mode():

@@ -204,7 +204,7 @@ def _why_left(
         yield (
             f"{name}: assets that come out otherwise here than tagged versions say: {len(others)}, first "
             f"{_who(store, name, others[0])}; the newest version names them anew; delete the tags, or repair on the "
-            "kind of machine that encoded them"
+            "kind of machine that encoded them (CUDA_VISIBLE_DEVICES= takes the CPU beside a GPU)"
         )
 
 

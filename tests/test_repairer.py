@@ -342,6 +342,23 @@ def test_a_row_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
     assert content(store.snapshot()) == before
 
 
+def test_a_shards_end_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"), group_size=99)
+    version, before = store.snapshot().version, content(store.snapshot())
+    rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
+    assert rows[0]["shard"] == rows[1]["shard"]
+    one, other, *others = (row["asset"] for row in rows)
+    for key in (one, other):
+        flip(store, SPEECH, key)
+    lose_the_rows(store, version, [other, *others], SPEECH)
+    store.tags.create("paper", store.snapshot().version)
+    # No commit names the task any more, so a run looks for what it left.
+    store.drop({SPEECH: None})
+    assert repair(store).encoded == 1
+    featurize(store.storage.root)
+    assert content(store.snapshot()) == before
+
+
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]

@@ -60,10 +60,12 @@ def collect(
     They are rounded and cut where they were computed: so a GPU sends half the bytes, and its host only stores them.
     """
     found: Tensor | None = None
+    place = -1
     for place, state in enumerate(states):
         if found is None:
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
             found = torch.empty(len(state), count, *state.shape[1:], dtype=kind, device=state.device)
         found[:, place] = state
     assert found is not None
+    assert place == count - 1, f"{place + 1} states, not {count}"
     return [member[:, :length].contiguous().cpu().numpy() for member, length in zip(found, lengths, strict=True)]

@@ -61,7 +61,7 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "untrained-tiny-large": _TINY | _STABLE,
 }
 # Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest (STACK.md, 5); on
-# a GPU more than these are no faster and take more memory (benchmarks/gpu.py).
+# a GPU more than these are no faster and take more memory (benchmarks/gpu.py). A run's batches of 40 s stay below.
 CPU_FRAMES, GPU_FRAMES = 1, 4_000
 
 

@@ -30,7 +30,7 @@ TASKS_A_BLOCK = 8
 LARGE_PLAN = 2000
 # Ray is asked for this part of the CPUs that a fixed pool uses: so it finds room again when half the nodes are gone.
 ASKED_SHARE = 0.5
-# Beside GPUs decoding takes every CPU; so little of one that a node of one CPU decodes beside its GPU's three encoders.
+# Beside GPUs decoding takes every CPU; so little that a node of one CPU decodes beside encoders of all modalities.
 DECODE_CPUS_BESIDE_GPUS = 0.7
 # Encoders of speech that take turns on one GPU, where it has as many CPUs: one packs and writes while another computes.
 SPEECH_ENCODERS_A_GPU = 3
@@ -174,7 +174,7 @@ def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes:
         compute=ray.data.ActorPoolStrategy(size=pools.actors[spec.modality], max_tasks_in_flight_per_actor=2),
         num_cpus=pools.actor_cpus,
         num_gpus=pools.actor_gpus,
-        **({"runtime_env": {"env_vars": KEEP_FREED}} if pools.actor_gpus else {}),
+        runtime_env={"env_vars": KEEP_FREED} if pools.actor_gpus else None,
     )
 
 

@@ -118,12 +118,12 @@ class Catalog:
             yield from self.read_parts(paths[start : start + THREADS]).items()
 
     def paths(self, version: int) -> list[str]:
-        """The files that a version names, as paths within the table; remembered of late ones, for they never change."""
-        return self._paths[version] if version in self._paths else paths_of(self.open(version))
-
-    def forget_paths(self) -> None:
-        """Remember no version: entries of the log were given up, and others will bear their numbers."""
-        self._paths = {}
+        """The files that a version names, as paths within the table; of late ones they are remembered."""
+        known = self._paths.get(version)
+        # An entry that was given up may have left its number to another.
+        if known is not None and root_of(known) == self._stated_root(version):
+            return known
+        return paths_of(self.open(version))
 
     def entry(self, version: int) -> LogEntry:
         """What the log says of one version: from the journal's copy, or the log itself where there is none yet.
@@ -278,7 +278,8 @@ class Catalog:
             raise Damaged(
                 f"{self.storage.root}: {log_path(version + 1)} was committed and is gone; run `speechclip repair`"
             )
-        self._paths = {**dict(list(self._paths.items())[1 - REMEMBERED :]), version: paths}
+        others = [(number, known) for number, known in self._paths.items() if number != version]
+        self._paths = {**dict(others[1 - REMEMBERED :]), version: paths}
 
     def _stated_root(self, version: int) -> str:
         """The root of that version: as its own commit stated it, or the last of ours before it."""

@@ -72,7 +72,6 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
     sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
     store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
-    store.catalog.forget_paths()
     return True
 
 

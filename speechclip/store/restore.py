@@ -16,17 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechclip.errors import Damaged
+from speechclip.records import StoredAsset
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.catalog import Catalog
 from speechclip.store.checksums import digest_of, sums_of
+from speechclip.store.chunks import encode_rows, key_row, rows_in
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import Finding
 from speechclip.store.frames import Frames, arrays_in, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
 from speechclip.store.rows import SCHEMA, is_among, is_stored
-from speechclip.store.segments import chunk_at, chunk_path, encode_rows, shape_of
-from speechclip.store.vectors import Vectors, key_row, rows_in
+from speechclip.store.segments import chunk_at, chunk_path, shape_of
+from speechclip.store.vectors import Vectors
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
 MAX_NOTES = 1 << 16
@@ -108,6 +110,7 @@ def _restore_shard(
     unnamed = _behind(old, spec, rows)
     tar = pack_shard(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
+    sums = _with_unproved(sums, len(unnamed), stored, _read(storage, sums_path(finding.path)))
     made = {msgspec.structs.astuple(entry) for entry in stored}
     healed = {row["asset"] for row in rows if tuple(row[name] for name in _PLACE) in made}
     if not healed >= whole or (finding.keys and not healed & set(finding.keys)):
@@ -118,12 +121,27 @@ def _restore_shard(
 
 
 def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
-    """The arrays behind the last row: no readable row names them, but a lost file that does may come back."""
+    """The arrays behind the last row: no readable row names them, but a lost file that does may come back.
+
+    Some or all of them, as far as their headers are whole; nobody knows whether they are.
+    """
     found: list[tuple[str, np.ndarray]] = []
     with contextlib.suppress(Damaged):
-        for key, _, array in arrays_in(tar[_notes_of(spec, rows[-1]) :] if rows else b"", spec):
+        for key, _, array in arrays_in(tar[_notes_offset(spec, rows[-1]) :] if rows else b"", spec):
             found.append((key, array))
     return found
+
+
+def _with_unproved(sums: bytes, count: int, stored: Sequence[StoredAsset], before: bytes) -> bytes:
+    """The checksums of a shard with those of its `count` last arrays as they were before, or zeros.
+
+    New ones would vouch for what may be damaged, and a run would adopt it.
+    """
+    if not count:
+        return sums
+    start, end = stored[-count].sums_offset, len(sums) - 8
+    old = before[start:end] if len(before) == len(sums) else b""
+    return sums[:start] + old.ljust(end - start, b"\0") + sums[end:]
 
 
 def _provenance(
@@ -139,7 +157,7 @@ def _provenance(
 
 def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
     """The provenance in the notes that follow an array, found by the array's place: the tar may be no tar any more."""
-    start = _notes_of(spec, row) + tarfile.BLOCKSIZE
+    start = _notes_offset(spec, row) + tarfile.BLOCKSIZE
     try:
         notes = msgspec.json.decode(tar[start : start + MAX_NOTES].partition(b"\0")[0], type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -147,7 +165,7 @@ def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
     return msgspec.json.encode(provenance_of(notes), order="sorted")
 
 
-def _notes_of(spec: EncoderSpec, row: Row) -> int:
+def _notes_offset(spec: EncoderSpec, row: Row) -> int:
     """Where the member with an array's notes begins, right behind the array."""
     end = row["offset"] + len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
     return int(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
@@ -176,8 +194,8 @@ def _restore_chunk(
                 vectors[place] = vector
                 healed.add(key)
     if healed:
-        storage.replace(chunk_path(segment, "keys", start), encode_rows(spec, "keys", keys))
-        storage.replace(finding.path, encode_rows(spec, "vectors", vectors))
+        storage.replace(chunk_path(segment, "keys", start), encode_rows(keys))
+        storage.replace(finding.path, encode_rows(vectors))
     return healed
 
 
@@ -189,7 +207,7 @@ def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: S
     keys[np.isnan(vectors).all(axis=1)] = 0
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
-    storage.replace(finding.path, encode_rows(spec, "keys", keys))
+    storage.replace(finding.path, encode_rows(keys))
     return {row["asset"] for row in rows}
 
 

@@ -100,10 +100,9 @@ def check_part(path: str, data: bytes) -> None:
 def decode_part(path: str, data: bytes) -> pa.Table:
     """The rows in the file at `path` (`.../feature_set=<fingerprint>/<name>`); `Damaged` if the name denies them."""
     check_part(path, data)
-    folder = path.rpartition("/")[0]
-    part = parse_parquet(data).replace_schema_metadata()
-    column = pa.array([folder.rpartition("feature_set=")[2]] * len(part), pa.string())
-    return part.add_column(0, SCHEMA.field("feature_set"), column).select(SCHEMA.names).cast(SCHEMA)
+    part, feature_set = parse_parquet(data), path.rpartition("/")[0].rpartition("feature_set=")[2]
+    names = pa.repeat(pa.scalar(feature_set, pa.string()), len(part))
+    return pa.Table.from_arrays([names, *(part[name] for name in _FILE_SCHEMA.names)], schema=SCHEMA)
 
 
 def by_feature_set(rows: pa.Table) -> dict[str, pa.Table]:

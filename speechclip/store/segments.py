@@ -6,17 +6,14 @@ follows from the encoder spec and this name alone, so it can be proven and made 
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import google_crc32c
 import msgspec
-import numpy as np
 import zarr
-from jaxtyping import Shaped
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.storage import MemoryStore, StorePath
+from zarr.storage import MemoryStore
 
 from speechclip.errors import Damaged
 from speechclip.records import from_json, to_json
@@ -106,34 +103,6 @@ def _new_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
     return {name: data.to_bytes() for name, data in files.items()}
 
 
-def open_array(storage: Storage, spec: EncoderSpec, path: str, name: str) -> Any:
-    """One array of the segment at `path`, by the metadata that its name states; that on storage serves other readers.
-
-    Reading goes through our storage, so credentials are resolved in one place.
-    """
-    return _array(MemoryStore(_Files(storage, path), read_only=True), spec, shape_of(path), name)
-
-
-def encode_rows(spec: EncoderSpec, name: str, rows: Shaped[np.ndarray, "rows width"]) -> bytes:
-    """The chunk file of these rows of that array, encoded by Zarr in memory; some row must not be empty."""
-    files: dict[str, Any] = {}
-    _array(MemoryStore(files), spec, Shape(len(rows), len(rows)), name)[:] = rows
-    data: bytes = files[f"{name}/c/0/0"].to_bytes()
-    return data
-
-
-def is_sealed(data: bytes, row_bytes: int, count: int) -> bool:
-    """Whether Zarr takes this chunk file of so many rows: their bytes, and behind them their little-endian CRC-32C."""
-    size = row_bytes * count
-    return len(data) == size + 4 and google_crc32c.value(data[:size]).to_bytes(4, "little") == data[size:]
-
-
-def _array(files: MemoryStore, spec: EncoderSpec, shape: Shape, name: str) -> Any:
-    """An array over these files. Made of its metadata alone: to open the group around it takes five times as long."""
-    metadata = msgspec.json.decode(segment_metadata(spec, shape)[f"{name}/zarr.json"])
-    return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, name)))
-
-
 def is_same_metadata(spec: EncoderSpec, path: str, files: Mapping[str, bytes]) -> bool:
     """Whether these metadata files say what the name of the segment at `path` states; they may say more."""
     expected = segment_metadata(spec, shape_of(path))
@@ -167,28 +136,3 @@ def _as_written(part: Any) -> bytes:
 
 def _buffers(files: Mapping[str, bytes]) -> dict[str, Buffer]:
     return {name: default_buffer_prototype().buffer.from_bytes(data) for name, data in files.items()}
-
-
-class _Files(MutableMapping[str, Any]):
-    """A segment's files as Zarr's memory store wants them, each read when it is asked for."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self.storage, self.path = storage, path
-
-    def __getitem__(self, name: str) -> Buffer:
-        try:
-            return default_buffer_prototype().buffer.from_bytes(self.storage.read(f"{self.path}/{name}"))
-        except FileNotFoundError:
-            raise KeyError(name) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(f"{self.path}/") for name in self.storage.list(self.path))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __setitem__(self, name: str, value: Buffer) -> None:
-        raise PermissionError(f"{self.path}/{name}: a segment is written by create_segment and write_chunk alone")
-
-    def __delitem__(self, name: str) -> None:
-        raise PermissionError(f"{self.path}/{name}: a segment is never deleted from")

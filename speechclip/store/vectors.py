@@ -6,7 +6,6 @@ is resized, shared or overwritten. Unwritten rows are NaN with an empty key. The
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +16,11 @@ from speechclip.records import StoredAsset, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
+from speechclip.store.chunks import empty_rows, encode_rows, key_row, read_rows
 from speechclip.store.features import Features
 from speechclip.store.grace import is_adoptable
 from speechclip.store.layout import segment_path
-from speechclip.store.segments import (
-    ARRAYS,
-    KEY_BYTES,
-    chunk_path,
-    create_segment,
-    encode_rows,
-    open_array,
-    shape_of,
-)
+from speechclip.store.segments import ARRAYS, chunk_path, create_segment, shape_of
 
 
 def write_chunk(
@@ -94,8 +86,7 @@ def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tu
 
 def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
     try:
-        arrays = (open_array(storage, spec, path, name) for name in ARRAYS)
-        vectors, keys = (read_rows(array, path, task.first_row, len(task.assets)) for array in arrays)
+        vectors, keys = (read_rows(storage, spec, path, name, task.first_row) for name in ARRAYS)
     except Damaged:
         return ()
     return tuple(
@@ -111,42 +102,13 @@ def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tup
     )
 
 
-def read_rows(array: Any, path: str, start: int, count: int) -> Shaped[np.ndarray, "rows width"]:
-    """Rows of an array of the segment at `path`; `Damaged` if a chunk's own checksum does not match."""
-    try:
-        return np.asarray(array[start : start + count])
-    except (ValueError, TypeError) as error:
-        raise Damaged(
-            f"{path}: rows {start} to {start + count} are damaged ({error}); run `speechclip repair`"
-        ) from None
-
-
-def rows_in(data: bytes, spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
-    """The `count` rows in a chunk file of that array, whatever its checksum says; empty ones where it ends early."""
-    rows = _empty_rows(spec, name, count)
-    num_whole = min(len(data) // rows[0].nbytes, count)
-    rows[:num_whole] = np.frombuffer(data, rows.dtype, num_whole * rows.shape[1]).reshape(-1, rows.shape[1])
-    return rows
-
-
-def key_row(key: str) -> Shaped[np.ndarray, " bytes"]:
-    """A key as a row of `keys`."""
-    return np.frombuffer(key.encode().ljust(KEY_BYTES, b"\0"), np.uint8)
-
-
-def _empty_rows(spec: EncoderSpec, name: str, count: int) -> np.ndarray:
-    if name == "keys":
-        return np.zeros((count, KEY_BYTES), np.uint8)
-    return np.full((count, spec.width), np.nan, spec.dtype)
-
-
 def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The chunk files of `vectors` and `keys`."""
-    rows = {name: _empty_rows(spec, name, shape_of(task.segment).chunk_rows) for name in ARRAYS}
+    rows = {name: empty_rows(spec, name, shape_of(task.segment).chunk_rows) for name in ARRAYS}
     for row, asset in enumerate(task.assets):
         if asset.key in features:
             rows["vectors"][row], rows["keys"][row] = features[asset.key], key_row(asset.key)
-    return {name: encode_rows(spec, name, rows[name]) for name in ARRAYS}
+    return {name: encode_rows(rows[name]) for name in ARRAYS}
 
 
 class Vectors(Features):
@@ -154,7 +116,6 @@ class Vectors(Features):
 
     def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
         super().__init__(storage, spec, entries, verify=verify)
-        self._vectors = functools.lru_cache(maxsize=64)(lambda path: open_array(self.storage, spec, path, "vectors"))
         self._chunk = functools.lru_cache(maxsize=64)(self._read_chunk)
 
     @functools.cached_property
@@ -168,8 +129,8 @@ class Vectors(Features):
         shards, offsets, checksums = self._places
         rows = shape_of(shards[row]).chunk_rows
         chunk, within = divmod(int(offsets[row]), rows)
-        found = self._chunk(shards[row], chunk * rows, rows)
-        if within >= len(found) or (self.verify and digest_of(found[within].data) != checksums[row]):
+        found = self._chunk(shards[row], chunk * rows)
+        if self.verify and digest_of(found[within].data) != checksums[row]:
             raise Damaged(
                 f"{shards[row]}: row {offsets[row]} ({key}) does not match its checksum; run `speechclip repair`"
             )
@@ -184,7 +145,7 @@ class Vectors(Features):
             vectors[position] = self[keys[position]]
         return vectors
 
-    def _read_chunk(self, path: str, start: int, count: int) -> np.ndarray:
-        data = read_rows(self._vectors(path), path, start, count)
+    def _read_chunk(self, path: str, first_row: int) -> np.ndarray:
+        data = read_rows(self.storage, self.spec, path, "vectors", first_row)
         data.flags.writeable = False
         return data

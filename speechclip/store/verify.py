@@ -14,6 +14,7 @@ from speechclip.errors import Damaged, NotStored, StoreError
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import blocks_per_layer, digest_of
+from speechclip.store.chunks import is_sealed, key_row, rows_in
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, Kind, Report
 from speechclip.store.frames import describe_shard, is_as_packed
@@ -32,8 +33,7 @@ from speechclip.store.layout import (
 )
 from speechclip.store.restore import array_at, is_intact
 from speechclip.store.rows import SCHEMA, by_feature_set, check_part, entries, is_stored
-from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, is_sealed, shape_of
-from speechclip.store.vectors import key_row, rows_in
+from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
 from speechclip.store.verify_log import verify_head, verify_log
 
 THREADS = 4

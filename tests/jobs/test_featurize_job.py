@@ -1,9 +1,12 @@
 """Featurize fits any number of CPUs and GPUs; that it survives kills on a real Ray stands in `test_kills_on_ray.py`."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from stores import synthetic
 
 from speechclip.jobs.featurize import TASKS_A_BLOCK, Pools, count_blocks, size_pools
 from speechclip.records import Modality
@@ -86,3 +89,20 @@ def test_a_process_that_decodes_loads_no_torch() -> None:
     shown = "import sys, speechclip.jobs.featurize; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_beside_a_gpu_starts_its_encoders(tmp_path: Path) -> None:
+    """Ray takes our word for the GPU, and a toy needs none; `test_on_gpu.py` has the real ones."""
+    synthetic().write(str(tmp_path / "m.parquet"))
+    options = ["--manifest", str(tmp_path / "m.parquet"), "--store", str(tmp_path / "store"), "--json"]
+    options += ["--speech", "toy", "--image", "toy", "--text", "toy"]
+    run = (
+        "import ray; from speechclip.cli import main; "
+        "ray.init('local', num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False); "
+        f"main({['featurize', *options]!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["encoded"] == 30

@@ -86,6 +86,19 @@ def test_plain_zarr_opens_the_segment(tmp_path: Path) -> None:
     assert [key.decode() for key in group["keys"][:].view("S88")[:, 0]] == KEYS
 
 
+def test_a_chunk_is_to_the_byte_what_zarr_writes(tmp_path: Path) -> None:
+    features = vectors_of(KEYS)
+    store = write(str(tmp_path / "store"), features)
+    create_segment(store.storage, VECTORS_SPEC, "by-zarr-6x4")
+    group = zarr.open(f"{store.storage.root}/{PATH.replace(SEGMENT, 'by-zarr-6x4')}", mode="r+")
+    group["vectors"][:] = np.stack([features[key] for key in KEYS])
+    group["keys"][:] = np.array([list(key.encode().ljust(88, b"\0")) for key in KEYS], np.uint8)
+    ours = {path.partition(".zarr/")[2]: store.storage.read(path) for path in store.storage.list(PATH)}
+    assert sum("/c/" in name for name in ours) == 4
+    for name, data in ours.items():
+        assert store.storage.read(f"{PATH.replace(SEGMENT, 'by-zarr-6x4')}/{name}") == data
+
+
 def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> None:
     features = vectors_of(KEYS)
     store = write(store_uri, features)

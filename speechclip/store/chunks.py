@@ -1,0 +1,68 @@
+"""Chunks: the files of a segment's rows, to the byte as Zarr writes them: the rows, and behind them their CRC-32C.
+
+They are read and written without Zarr, which takes milliseconds for a small one; a test compares the bytes.
+"""
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Shaped
+
+from speechclip.errors import Damaged
+from speechclip.spec import EncoderSpec
+from speechclip.storage import Storage
+from speechclip.store.segments import KEY_BYTES, chunk_path, shape_of
+
+_CRC_BYTES = 4
+
+
+def encode_rows(rows: Shaped[np.ndarray, "rows width"]) -> bytes:
+    """The chunk file of these rows."""
+    data = rows.tobytes()
+    return data + _crc(data)
+
+
+def read_rows(
+    storage: Storage, spec: EncoderSpec, path: str, name: str, first_row: int
+) -> Shaped[np.ndarray, "rows width"]:
+    """The chunk of that array of the segment at `path` that begins at `first_row`; `Damaged` if it is not whole."""
+    file, count = chunk_path(path, name, first_row), shape_of(path).chunk_rows
+    try:
+        data = storage.read(file)
+    except FileNotFoundError:
+        raise Damaged(f"{file}: the chunk is gone; run `speechclip repair`") from None
+    rows = rows_in(data, spec, name, count)
+    if not is_sealed(data, rows[0].nbytes, count):
+        raise Damaged(
+            f"{file}: {len(data)} bytes that are not {count} rows and their checksum; run `speechclip repair`"
+        )
+    return rows
+
+
+def is_sealed(data: bytes, row_bytes: int, count: int) -> bool:
+    """Whether a chunk file is as long as so many rows and ends in their checksum; others Zarr refuses."""
+    size = row_bytes * count
+    return len(data) == size + _CRC_BYTES and data[size:] == _crc(data[:size])
+
+
+def rows_in(data: bytes, spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
+    """The `count` rows in a chunk file of that array, whatever its checksum says; empty ones where it ends early."""
+    rows = empty_rows(spec, name, count)
+    num_whole = min(len(data) // rows[0].nbytes, count)
+    rows[:num_whole] = np.frombuffer(data, rows.dtype, num_whole * rows.shape[1]).reshape(-1, rows.shape[1])
+    return rows
+
+
+def empty_rows(spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
+    """Rows that nobody has written: NaN in `vectors`, zeros in `keys`."""
+    if name == "keys":
+        return np.zeros((count, KEY_BYTES), np.uint8)
+    return np.full((count, spec.width), np.nan, spec.dtype)
+
+
+def key_row(key: str) -> Shaped[np.ndarray, " bytes"]:
+    """A key as a row of `keys`."""
+    return np.frombuffer(key.encode().ljust(KEY_BYTES, b"\0"), np.uint8)
+
+
+def _crc(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(_CRC_BYTES, "little")
