@@ -32,7 +32,7 @@ IN_FLIGHT = {
 NAMED = [(name, seed) for name in POINTS for seed in range(count(1, 13))]
 # Requests to S3 are slow: a smaller run.
 NUM_ROWS = {"local": 24, "s3": 9}
-S3_EVERY = count(8, 16)
+S3_EVERY = count(8, 32)
 # With the ninety of drop and gc (store/test_kills_in_gc.py), 490 in the long run.
 MOMENTS = range(count(5, 400 - len(NAMED)))
 
