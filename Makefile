@@ -45,7 +45,7 @@ test-slow: $(READY)  ## the long suites
 test-gpu: $(READY)   ## what needs a GPU, a few minutes; skips where torch sees none
 	$(BIN)/python -m pytest -q -m gpu $(TESTS)
 
-test-long: WORKERS = 4
+test-long: WORKERS = 3
 test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; under an hour on two cores
 	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=12 -m "not slow" $(LONG)
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -187,12 +188,13 @@ class _EncodeRow:
     """An actor: loads its encoder once and turns decoded tasks into receipts."""
 
     def __init__(self, request: EncoderRequest, spec: EncoderSpec, store: str, batch_sizes: BatchSizes) -> None:
-        import torch
+        encoder = request.build("cuda" if ray.get_gpu_ids() else "cpu")
+        # To load torch takes seconds, and a toy needs none.
+        if "torch" in sys.modules:
+            import torch
 
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
-        torch.set_num_threads(1)
-        encoder = request.build(device)
+            # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
+            torch.set_num_threads(1)
         if encoder.spec != spec:
             raise WorkLeft(
                 f"{request.source}: this worker resolves it to {encoder.spec.fingerprint}, "
