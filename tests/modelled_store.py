@@ -227,10 +227,10 @@ class ModelledStore:
             # What Delta's client says when it asks again for what it has done.
             raise CommitFailedError("a version of that number is there")
 
-        def come_second(*args: Any) -> None:
+        def come_second(*args: Any) -> bool:
             patch.undo()
             self._interfere(1 - writer, fate)
-            write(*args)
+            return write(*args)
 
         if fate == "killed before the log":
             patch.setattr(DeltaTable, "create_write_transaction", die)

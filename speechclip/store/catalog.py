@@ -167,18 +167,17 @@ class Catalog:
             made = change(table, version)
             if not made.added and not made.removed:
                 return None
-            try:
-                self._write(table, made, digest, operation, run, written)
-            except CommitFailedError:
-                logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
-                # As long as some attempts take: whoever comes back sooner loses again, and slows the winner. Not
-                # longer: an attempt takes minutes where it rewrites a whole set, or in bad weather.
-                pause = (time.monotonic() - started) * 2 ** min(attempt, 4)
-                time.sleep(random.uniform(0, min(pause, LONGEST_PAUSE_SECONDS)))
-            else:
+            # Among many writers the race is often lost by now: then no rows are written in vain.
+            is_free = self.storage.size(log_path(version)) is None
+            if is_free and self._write(table, made, digest, operation, run, written):
                 logger.info("%s: catalog version %d", operation, version)
                 self._seal(version)
                 return version
+            logger.info("catalog version %d was taken by another writer, attempt %d", version, attempt + 1)
+            # As long as some attempts take: whoever comes back sooner loses again, and slows the winner. Not longer: an
+            # attempt takes minutes where it rewrites a whole set, or in bad weather.
+            pause = (time.monotonic() - started) * 2 ** min(attempt, 4)
+            time.sleep(random.uniform(0, min(pause, LONGEST_PAUSE_SECONDS)))
         raise LostRace(f"{self.storage.root}: {attempts} commits in a row lost to other writers; run again later")
 
     def _holds(self, table: DeltaTable, digest: str) -> bool:
@@ -198,8 +197,8 @@ class Catalog:
         operation: str,
         run: str,
         written: dict[NewFile, tuple[str, int]],
-    ) -> None:
-        """One attempt; `written` are the files that the attempts before have put on storage."""
+    ) -> bool:
+        """One attempt, False where another writer was first; `written` are the files that those before have written."""
         added = {}
         for file in made.added:
             if file not in written:
@@ -224,18 +223,22 @@ class Catalog:
             custom_metadata={"speechclip": msgspec.json.encode(note).decode()},
         )
         hooks = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-        self.storage.delta(
-            "committing",
-            CATALOG,
-            lambda *_: table.create_write_transaction(
-                actions,
-                "append",
-                SCHEMA,
-                ["feature_set"],
-                commit_properties=properties,
-                post_commithook_properties=hooks,
-            ),
-        )
+        try:
+            self.storage.delta(
+                "committing",
+                CATALOG,
+                lambda *_: table.create_write_transaction(
+                    actions,
+                    "append",
+                    SCHEMA,
+                    ["feature_set"],
+                    commit_properties=properties,
+                    post_commithook_properties=hooks,
+                ),
+            )
+        except CommitFailedError:
+            return False
+        return True
 
     def _write_part(self, feature_set: str, rows: pa.Table) -> tuple[str, int]:
         """Put the rows and their copy on storage; the path within the table, and the bytes.

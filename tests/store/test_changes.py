@@ -2,16 +2,18 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from feature_sets import content
 from stores import IMAGE, SPEECH, TEXT, fill
 
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
-from speechclip.store import FeatureStore
-from speechclip.store.catalog import paths_of
+from speechclip.store import FeatureStore, changes
+from speechclip.store.catalog import Change, paths_of
 
 
 def num_rows(store: FeatureStore) -> int:
@@ -97,7 +99,7 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     catalog, read, written = type(store.catalog), list[str](), list[pa.Table]()
     write, write_part, read_part, num_races = catalog._write, catalog._write_part, catalog._read_part, 0
 
-    def lose(self: object, *args: Any) -> None:
+    def lose(self: object, *args: Any) -> bool:
         nonlocal num_races
         num_races += 1
         if num_races <= 3:
@@ -105,7 +107,7 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
                 rival.setattr(catalog, "_write", write)
                 rival.setattr(catalog, "_write_part", write_part)
                 FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
-        write(store.catalog, *args)
+        return write(store.catalog, *args)
 
     def note_written(self: Any, name: str, rows: pa.Table) -> tuple[str, int]:
         written.append(rows)
@@ -138,6 +140,31 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     )
 
 
+def test_a_race_that_is_lost_before_rows_are_written_writes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    store.commit([receipt("t1", "a", 1), receipt("t1", "b", 1)], "m")
+    drop, written = changes.drop(store.catalog, {IMAGE: {"a"}}), list[pa.Table]()
+    write_part = store.catalog._write_part
+
+    def change(table: DeltaTable, version: int) -> Change:
+        if version == 2:
+            FeatureStore(store.storage.root).commit([receipt("rival", "r")], "m")
+        return drop(table, version)
+
+    def note(name: str, rows: pa.Table) -> tuple[str, int]:
+        written.append(rows)
+        return write_part(name, rows)
+
+    monkeypatch.setattr(store.catalog, "_write_part", note)
+    monkeypatch.setattr(store.catalog, "_write", Mock(wraps=store.catalog._write))
+    assert store.catalog.commit("digest", "drop", "", change) == 3
+    assert store.catalog._write.call_count == len(written) == 1
+    assert store.snapshot().stored_keys(IMAGE) == {"b", "r"}
+
+
 def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
@@ -157,10 +184,10 @@ def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, m
         store.commit([receipt(f"t-{key}", key)], "m")
     write = type(store.catalog)._write
 
-    def lose(self: object, *args: Any) -> None:
+    def lose(self: object, *args: Any) -> bool:
         monkeypatch.undo()
         FeatureStore(store.storage.root).drop({IMAGE: {"a"}})
-        write(store.catalog, *args)
+        return write(store.catalog, *args)
 
     monkeypatch.setattr(type(store.catalog), "_write", lose)
     store.compact(2)
