@@ -128,7 +128,7 @@ def test_deleting_the_last_file_takes_no_folder_from_under_a_writer(tmp_path: Pa
     thread = threading.Thread(target=tidy)
     thread.start()
     try:
-        for number in range(300):
+        for number in range(40):
             storage.create("a/b/c/file", str(number).encode())
             assert storage.read("a/b/c/file") == str(number).encode()
             storage.delete(["a/b/c/file"])
