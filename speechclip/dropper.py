@@ -21,7 +21,7 @@ def choose(
     their bytes may still lie there. A name that fits no set, or several, is `InvalidInput` that lists what there is.
     """
     there = snapshot.feature_sets()
-    sets = [_find(there, name) for name in names] or there
+    sets = [_find(there, name, modality) for name in names] or there
     found = {}
     for info in sets:
         kind = info.spec.modality
@@ -32,11 +32,15 @@ def choose(
     return found
 
 
-def _find(there: Sequence[FeatureSetInfo], name: str) -> FeatureSetInfo:
-    fitting = [info for info in there if info.fingerprint.startswith(name) or info.source == name]
-    if len(fitting) != 1:
+def _find(there: Sequence[FeatureSetInfo], name: str, modality: Modality | None) -> FeatureSetInfo:
+    named = [info for info in there if info.fingerprint.startswith(name) or info.source == name]
+    fitting = [info for info in named if modality in (None, info.spec.modality)]
+    if len(fitting) > 1:
+        listed = ", ".join(info.fingerprint for info in fitting)
+        raise InvalidInput(f"{len(fitting)} feature sets fit {name!r}, needed is one, or --modality: {listed}")
+    if not fitting:
         listed = ", ".join(info.fingerprint for info in there) or "nothing"
-        raise InvalidInput(f"{len(fitting)} feature sets fit {name!r}, needed is one; the store holds {listed}")
+        raise InvalidInput(f"no feature set fits {name!r}; the store holds {listed}")
     return fitting[0]
 
 

@@ -18,6 +18,7 @@ def test_a_whole_set_by_any_of_its_names(snapshot: Snapshot) -> None:
     keys = snapshot.stored_keys(SPEECH)
     assert len(keys) == 18
     assert choose(snapshot, [SPEECH]) == choose(snapshot, ["toy-untrained-speech"]) == {SPEECH: keys}
+    assert choose(snapshot, ["toy"], modality="speech") == {SPEECH: keys}
 
 
 def test_only_the_assets_of_a_manifest_in_every_set_or_those_named(snapshot: Snapshot) -> None:
@@ -36,7 +37,11 @@ def test_a_speaker_who_withdrew_takes_speech_alone(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize(
     ("names", "speaker", "says"),
-    [(["toy"], None, r"3 feature sets fit 'toy', needed is one"), ([], "nobody", "no speaker 'nobody'")],
+    [
+        (["toy"], None, r"3 feature sets fit 'toy', needed is one, or --modality"),
+        (["clip"], None, "no feature set fits 'clip'"),
+        ([], "nobody", "no speaker 'nobody'"),
+    ],
 )
 def test_what_fits_nothing_or_too_much_is_refused(
     snapshot: Snapshot, names: list[str], speaker: str | None, says: str

@@ -63,9 +63,19 @@ def drop(
     if not any(counts.values()):
         say("nothing of that is stored; `speechclip history` shows what is")
     elif not dry_run:
-        say(f"catalog version {version}; tagged and recent versions keep them until `speechclip gc` frees the bytes")
-        if not erase and doomed is not None:
-            say("a shard that also holds what stays is kept whole; drop the same with --erase before the next gc")
+        say(f"catalog version {version}; versions of the last week keep them until `speechclip gc` frees the bytes")
+        are_shared = any(snapshot.keys(name) - keys for name, keys in chosen.items())
+        _tell_what_stays(store, are_shared=are_shared and not erase, has_manifest=doomed is not None)
+
+
+def _tell_what_stays(store: Any, *, are_shared: bool, has_manifest: bool) -> None:
+    """Why what was dropped may still lie there, or come back."""
+    for tag in store.tags.readable():
+        say(f"tag {tag.name} keeps what version {tag.version} names; `speechclip tag --delete {tag.name}` ends that")
+    if are_shared:
+        say("a shard that also holds what stays is kept whole; drop the same with --erase before the next gc")
+    if has_manifest:
+        say("`speechclip featurize` with this manifest encodes them again: ingest a table without them")
 
 
 @click.command()

@@ -43,9 +43,11 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
         if recompute and report.findings:
             say("nothing was encoded anew: repair first")
     if report.findings:
+        # Without the log nobody knows what should be there.
+        rest = f"to be encoded anew: {counted(_num_keys(report), 'asset')}" if report.versions else "the rest unchecked"
         raise Damaged(
-            f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, to be encoded anew: "
-            f"{counted(_num_keys(report), 'asset')}; run `speechclip repair`"
+            f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, {rest}; run "
+            "`speechclip repair`"
         )
     unequal = [found.feature_set for found in again if not found.is_equal]
     if unequal:
@@ -105,8 +107,8 @@ def _show_report(report: Any) -> None:
         )
     if report.orphans:
         say(
-            f"no such version names {counted(report.orphans, 'file')} with {human_bytes(report.orphan_bytes)}: a run "
-            "is at work on that, or `speechclip gc` will free it"
+            f"no checked version names {counted(report.orphans, 'file')} with {human_bytes(report.orphan_bytes)}: a "
+            "run is at work on that, or `speechclip gc` will free it"
         )
 
 

@@ -114,6 +114,20 @@ def test_drop_then_gc_frees_what_dry_run_said(store: FeatureStore, capsys: pytes
     assert content(store.snapshot()) == {key: value for key, value in before.items() if key[0] != SPEECH}
 
 
+def test_a_drop_tells_what_stays_and_what_comes_back(
+    store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic().write(str(tmp_path / "m.parquet"))
+    version = store.tags.create("paper", store.snapshot().version).version
+    assert run(store, "drop", TEXT) == 0
+    shown = capsys.readouterr().err
+    assert f"tag paper keeps what version {version} names; `speechclip tag --delete paper` ends that" in shown
+    assert "--erase" not in shown
+    assert "again" not in shown
+    assert run(store, "drop", "--manifest", tmp_path / "m.parquet", SPEECH) == 0
+    assert "`speechclip featurize` with this manifest encodes them again" in capsys.readouterr().err
+
+
 def test_a_speaker_is_erased(store: FeatureStore, tmp_path: Path) -> None:
     manifest = tmp_path / "m.parquet"
     synthetic().write(str(manifest))
@@ -131,7 +145,7 @@ def test_a_speaker_is_erased(store: FeatureStore, tmp_path: Path) -> None:
     [
         (("drop",), 2, "name a FEATURE_SET, or a --manifest"),
         (("drop", "--speaker", "x", SPEECH), 2, "--speaker needs the --manifest"),
-        (("drop", "no-such-set"), 1, "0 feature sets fit 'no-such-set'"),
+        (("drop", "no-such-set"), 1, "no feature set fits 'no-such-set'"),
         (("tag", "paper", "99"), 1, "no catalog version 99"),
         (("tag", "7up"), 1, "take a letter"),
     ],

@@ -61,7 +61,9 @@ def test_verify_and_repair_tell_the_file_and_the_number(
     Injury("shard", str(row["shard"]), "flip", 8 * int(str(row["offset"]))).inflict(store.storage.root)
     Injury("store", STORE_FILE, "delete").inflict(store.storage.root)
     assert run(store, "verify") == 1
-    assert STORE_FILE in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert STORE_FILE in shown.out
+    assert "damaged or gone: 1 file, the rest unchecked; run `speechclip repair`" in shown.err
     assert run(store, "repair", "--inline") == 0
     shown = capsys.readouterr()
     assert f"mended {STORE_FILE}: the file is gone" in shown.err
