@@ -1,7 +1,7 @@
 """How fast and how exact the encoders are on a GPU: python benchmarks/gpu.py, or --help.
 
 Seeded weights of the true architectures, which show speed and rounding, never quality. Speech is noise in utterances as
-long as SpokenCOCO's; each task is as large as the defaults make it. It prints tables and writes `report.json`.
+long as SpokenCOCO's; each task is as large as the defaults make it. It prints tables and writes `gpu.json`.
 """
 
 import argparse

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from speechclip.encoders.frozen import collect
+
 SAMPLES_PER_FRAME = 320
 # Frames (batch, frames, width) and the keys that may be attended to (batch, 1, 1, frames), None where all may.
 Transformer = Callable[[Tensor, Tensor | None], Iterator[Tensor]]
@@ -49,6 +51,6 @@ def encode_padded(
     is_padding = frame_padding(is_padding, hidden.shape[1])
     hidden = hidden.masked_fill(is_padding[..., None], 0)
     mask = ~is_padding[:, None, None, :] if is_padding.any() else None
-    states = torch.stack(list(transform(hidden, mask)), dim=1).cpu().numpy()
+    states = list(transform(hidden, mask))
     lengths = [official_length(len(waveform), hidden.shape[1]) for waveform in waveforms]
-    return [np.ascontiguousarray(state[:, :length]) for state, length in zip(states, lengths, strict=True)]
+    return collect(states, len(states), lengths, np.float32)
