@@ -118,9 +118,9 @@ class Storage:
     def in_parallel(self, read: Callable[[U], T], items: Sequence[U]) -> tuple[T, ...]:
         """What `read` makes of each of these, in their order, `THREADS` at a time.
 
-        A few local files are read sooner than threads are started.
+        A few local files are read sooner than threads are started, and so is one of any kind.
         """
-        if self.is_local and len(items) <= THREADS:
+        if len(items) <= (THREADS if self.is_local else 1):
             return tuple(map(read, items))
         with ThreadPoolExecutor(THREADS) as pool:
             return tuple(pool.map(read, items))
