@@ -77,7 +77,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     command = [
         str(Path(sysconfig.get_path("scripts")) / "weed"), "-logtostderr=false", f"-logdir={folder}", "server",
         f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={settings}",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=256",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=1000", "-master.volumeSizeLimitMB=256",
         "-s3.cacheCapacityMB=0", "-master.telemetry=false", *options,
     ]  # fmt: skip
     environment = _plain_environment() | {"GOMEMLIMIT": "400MiB"}
