@@ -11,7 +11,6 @@ from speechclip.records import to_json
 from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
-from speechclip.store.frames import describe_shard
 from speechclip.store.gc import find_rows
 from speechclip.store.kept import oldest_whole
 from speechclip.store.layout import (
@@ -25,7 +24,7 @@ from speechclip.store.layout import (
     part_copy_path,
     part_path,
 )
-from speechclip.store.restore import restore, rows_at
+from speechclip.store.restore import restore, restore_sums, rows_at
 from speechclip.store.rows import check_part
 from speechclip.store.segments import segment_metadata, shape_of
 from speechclip.store.tags import Collection
@@ -46,13 +45,14 @@ def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...
     return tuple(remaining)
 
 
-def forget_unreadable(store: FeatureStore) -> int | None:
-    """Commit that the catalog's unreadable files are named no more; the version, None if all can be read.
+def forget_unreadable(store: FeatureStore) -> tuple[str, ...]:
+    """Commit that the catalog's unreadable files are named no more; which these are.
 
     The last resort, where a file and its copy are both lost: what only they named is then missing, and encoded anew by
     the next `featurize`.
     """
-    return store.catalog.commit(secrets.token_hex(16), "repair", "", changes.forget_unreadable(store.catalog))
+    version = store.catalog.commit(secrets.token_hex(16), "repair", "", changes.forget_unreadable(store.catalog))
+    return () if version is None else tuple(map(part_path, store.catalog.entry(version).removed))
 
 
 def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
@@ -157,11 +157,14 @@ def _mend_part(store: FeatureStore, finding: Finding) -> bool:
     return False
 
 
-def _mend_checksums(store: FeatureStore, finding: Finding) -> bool:
-    tar = store.storage.read(f"{finding.path.removesuffix('.xxh3')}.tar")
-    sums, _ = describe_shard(tar, store.read_spec(finding.feature_set).spec)
-    store.storage.replace(finding.path, sums)
-    return True
+def _mend_checksums(store: FeatureStore, findings: Sequence[Finding]) -> Sequence[Finding]:
+    rows = rows_at(store.catalog, findings)
+
+    def mend_one(store: FeatureStore, finding: Finding) -> bool:
+        restore_sums(store, finding, rows)
+        return True
+
+    return _each(mend_one)(store, findings)
 
 
 def _mend_metadata(store: FeatureStore, finding: Finding) -> bool:
@@ -223,7 +226,7 @@ _MENDERS: dict[Kind, _Mender] = {
     "store": _each(_mend_format),
     "catalog": _each(_mend_part),
     "copy": _each(_mend_part),
-    "checksums": _each(_mend_checksums),
+    "checksums": _mend_checksums,
     "metadata": _each(_mend_metadata),
     "collection": _each(_mend_collection),
     "tag": _needs_the_user,

@@ -73,6 +73,14 @@ def restore(store: FeatureStore, finding: Finding, said: Rows, anew: Frames | Ve
             return _restore_shard(storage, spec, finding, rows, anew)
 
 
+def restore_sums(store: FeatureStore, finding: Finding, said: Rows) -> None:
+    """Make the checksums beside a shard anew from the shard."""
+    shard, spec = _place(finding.path)[0], store.read_spec(finding.feature_set).spec
+    sums, stored = describe_shard(store.storage.read(shard), spec)
+    before = _read(store.storage, finding.path)
+    store.storage.replace(finding.path, _with_unproved(sums, stored, said[finding.path], before))
+
+
 def array_at(tar: bytes, spec: EncoderSpec, row: Row) -> np.ndarray | None:
     """The array that a row states, whole or damaged; None where the tar ends before it does."""
     shape = (len(spec.layers), row["num_frames"], spec.width)
@@ -89,7 +97,9 @@ def is_intact(array: np.ndarray | None, row: Row) -> bool:
 
 def _place(path: str) -> tuple[str, int]:
     """The shard or segment of a damaged file, and the first of its rows there."""
-    return (path, 0) if path.endswith(".tar") else chunk_at(path)[:2]
+    if path.endswith((".tar", ".xxh3")):
+        return f"{path.rpartition('.')[0]}.tar", 0
+    return chunk_at(path)[:2]
 
 
 def _restore_shard(
@@ -110,7 +120,7 @@ def _restore_shard(
     unnamed = _behind(old, spec, rows)
     tar = pack_shard(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
-    sums = _with_unproved(sums, len(unnamed), stored, _read(storage, sums_path(finding.path)))
+    sums = _with_unproved(sums, stored, rows, _read(storage, sums_path(finding.path)))
     made = {msgspec.structs.astuple(entry) for entry in stored}
     healed = {row["asset"] for row in rows if tuple(row[name] for name in _PLACE) in made}
     if not healed >= whole or (finding.keys and not healed & set(finding.keys)):
@@ -132,16 +142,18 @@ def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[st
     return found
 
 
-def _with_unproved(sums: bytes, count: int, stored: Sequence[StoredAsset], before: bytes) -> bytes:
-    """The checksums of a shard with those of its `count` last arrays as they were before, or zeros.
+def _with_unproved(sums: bytes, stored: Sequence[StoredAsset], rows: Sequence[Row], before: bytes) -> bytes:
+    """The checksums of a shard with those of the arrays that no row states as they were before, or zeros.
 
     New ones would vouch for what may be damaged, and a run would adopt it.
     """
-    if not count:
-        return sums
-    start, end = stored[-count].sums_offset, len(sums) - 8
-    old = before[start:end] if len(before) == len(sums) else b""
-    return sums[:start] + old.ljust(end - start, b"\0") + sums[end:]
+    made, old = bytearray(sums), before if len(before) == len(sums) else bytes(len(sums))
+    stated = {row["offset"] for row in rows}
+    ends = [*(entry.sums_offset for entry in stored[1:]), len(sums) - 8]
+    for entry, end in zip(stored, ends, strict=True):
+        if entry.offset not in stated:
+            made[entry.sums_offset : end] = old[entry.sums_offset : end]
+    return bytes(made)
 
 
 def _provenance(
