@@ -170,17 +170,18 @@ def run(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: floa
             # As the ledger counts: a task may also hold what is stored elsewhere.
             rejected |= {(receipt.feature_set, entry.key) for entry in receipt.rejected} & committer.work.wanted
             committer.add(receipt)
-            _check_budget(num_before + len(rejected), num_planned, max_rejected)
+            stopped = "the run stopped and keeps what it encoded"
+            _check_budget(num_before + len(rejected), num_planned, max_rejected, stopped)
     finally:
         committer.flush()
-    _check_budget(num_before + len(rejected), num_planned, max_rejected)
+    _check_budget(num_before + len(rejected), num_planned, max_rejected, "nothing else was left to do")
 
 
-def _check_budget(num_rejected: int, num_planned: int, max_rejected: float) -> None:
+def _check_budget(num_rejected: int, num_planned: int, max_rejected: float, what_else: str) -> None:
     if num_rejected > max_rejected * num_planned:
         raise WorkLeft(
             f"{num_rejected} of {num_planned} assets are rejected, more than --max-rejected {max_rejected:g} allows; "
-            "the run stopped and keeps what it encoded; `speechclip rejected` lists the reasons, a higher share goes on"
+            f"{what_else}; `speechclip rejected` lists the reasons, a higher share goes on"
         )
 
 

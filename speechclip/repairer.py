@@ -32,9 +32,13 @@ _PARTS = ("catalog", "copy")
 
 
 class Repaired(Record, frozen=True):
-    """What a repair did. `left` holds the keys, by feature set, that are still damaged, and `problems` says why."""
+    """What a repair did. `left` holds the keys, by feature set, that are still damaged, and `problems` says why.
+
+    `given_up` are the files of the catalog that nothing names any more.
+    """
 
     mended: tuple[Finding, ...]
+    given_up: tuple[str, ...]
     encoded: int
     dropped_embeddings: int
     left: dict[str, tuple[str, ...]]
@@ -62,10 +66,10 @@ def repair(
         store.add_manifest(manifest)
     for request, spec in encoders:
         store.add_spec(spec, request.source)
-    mended, remaining = _mend_all(store, forget, on_progress)
+    mended, given_up, remaining = _mend_all(store, forget, on_progress)
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
-        forget_unreadable(store)
+        given_up += forget_unreadable(store)
     parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
     needed = advice_on(store, parts) if parts else {}
     remaining = [finding for finding in remaining if finding.kind not in _PARTS or _part(finding) in needed]
@@ -75,6 +79,7 @@ def repair(
     encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
     return Repaired(
         mended=tuple(mended),
+        given_up=tuple(given_up),
         encoded=encoded,
         dropped_embeddings=dropped,
         left={name: tuple(sorted(keys)) for name, keys in keys_of(lost).items()},
@@ -84,20 +89,19 @@ def repair(
 
 def _mend_all(
     store: FeatureStore, forget: bool, on_progress: Callable[[int, int], None]
-) -> tuple[list[Finding], list[Finding]]:
-    """Verify and mend until what is left hides nothing more; what was mended, and what could not be."""
-    mended: list[Finding] = []
+) -> tuple[list[Finding], list[str], list[Finding]]:
+    """Verify and mend until what is left hides nothing more; what was mended, the entries given up, what is left."""
+    mended, given_up = list[Finding](), list[str]()
     while True:
         report = verify(store, on_progress=on_progress)
         remaining = list(mend(store, report.findings))
-        given_up = [
-            finding for finding in remaining if (forget or is_foreign(finding)) and give_up_entry(store, finding)
-        ]
-        now = [finding for finding in report.findings if finding not in remaining or finding in given_up]
+        gone = [finding for finding in remaining if (forget or is_foreign(finding)) and give_up_entry(store, finding)]
+        now = [finding for finding in report.findings if finding not in remaining]
         mended += now
+        given_up += [finding.path for finding in gone]
         # Behind these lay what could not be verified yet.
-        if not any(finding.kind in (*HIDING, "catalog", "collection") for finding in now):
-            return mended, remaining
+        if not any(finding.kind in (*HIDING, "catalog", "collection") for finding in [*now, *gone]):
+            return mended, given_up, remaining
 
 
 def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int, list[Finding]]:

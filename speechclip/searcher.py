@@ -72,7 +72,10 @@ class Searcher:
         if among == "speech":
             fingerprint = embedding_spec(self.trained.info).fingerprint
             if fingerprint not in [info.fingerprint for info in self.snapshot.feature_sets()]:
-                raise InvalidInput("this run's speech is not embedded in the store; run `speechclip embed` first")
+                raise InvalidInput(
+                    f"catalog version {self.snapshot.version} holds no embedding of this run's speech; run `speechclip "
+                    "embed`, or, if that came later, name no --version"
+                )
             vectors = open_vectors(self.snapshot, fingerprint)
             return ExactIndex(keys := list(vectors), vectors.read(keys))
         fingerprint = self.identity.image.fingerprint if among == "image" else self._text_fingerprint()

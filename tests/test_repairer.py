@@ -25,7 +25,7 @@ from speechclip.store.catalog import Catalog
 from speechclip.store.findings import keys_of
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.gc import collect
-from speechclip.store.layout import checkpoint_path, journal_path, log_path, part_copy_path, part_path
+from speechclip.store.layout import checkpoint_path, journal_path, log_path, part_copy_path, part_path, sums_path
 from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 from speechclip.store.verify import verify
@@ -90,7 +90,8 @@ def test_only_what_is_lost_is_encoded_and_the_catalog_stays_as_it_was(store: Fea
     assert content(store.snapshot()) == before
     assert store.snapshot().version == version
     assert verify(store).findings == ()
-    assert repair(store, encode) == Repaired(mended=(), encoded=0, dropped_embeddings=0, left={}, problems=())
+    nothing = Repaired(mended=(), given_up=(), encoded=0, dropped_embeddings=0, left={}, problems=())
+    assert repair(store, encode) == nothing
     assert len(encode.assets) == 2
 
 
@@ -361,6 +362,23 @@ def test_a_shards_end_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> 
     assert content(store.snapshot()) == before
 
 
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_checksums_made_anew_vouch_for_no_array_that_nobody_names(tmp_path: Path, how: str) -> None:
+    store = fill(str(tmp_path / "s"), group_size=99)
+    version, before = store.snapshot().version, content(store.snapshot())
+    rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
+    assert rows[0]["shard"] == rows[1]["shard"]
+    other, *others = (row["asset"] for row in rows[1:])
+    flip(store, SPEECH, other)
+    Injury("checksums", sums_path(rows[0]["shard"]), how, 3).inflict(store.storage.root)
+    lose_the_rows(store, version, [other, *others], SPEECH)
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({SPEECH: None})
+    assert [finding.path for finding in repair(store).mended] == [sums_path(rows[0]["shard"])]
+    featurize(store.storage.root)
+    assert content(store.snapshot()) == before
+
+
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]
@@ -455,7 +473,8 @@ def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(s
     assert "speechclip repair --forget" in " ".join(done.problems)
     with pytest.raises(Damaged, match="repair"):
         store.snapshot()
-    assert repair(store, forget=True).problems == ()
+    done = repair(store, forget=True)
+    assert (done.given_up, done.problems) == ((log_path(newest),), ())
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
     assert store.snapshot().version == newest - 1
@@ -504,9 +523,15 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
     assert "speechclip repair --forget" in repair(store).problems[0]
     with pytest.raises(Damaged):
         content(store.snapshot())
+    done = repair(store, forget=True)
+    assert done.given_up == (part_path(path),)
     # The versions of this week name them still.
-    assert all("--forget" not in problem for problem in repair(store, forget=True).problems)
-    assert content(store.snapshot()).items() < before.items()
+    assert all("--forget" not in problem for problem in done.problems)
+    left = content(store.snapshot())
+    assert left.items() < before.items()
+    note = store.catalog.entry(version + 1).note
+    assert note is not None
+    assert [part.removed for part in note.parts] == [len(before) - len(left)]
     # The shards are there still, and adopted.
     assert featurize(store.storage.root).encoded > 0
     assert content(store.snapshot()) == before

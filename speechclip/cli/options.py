@@ -179,7 +179,8 @@ class ProgressLine:
         self._said = now
         rate = done / max(now - self._started, 1e-9)
         left = human_seconds((self.total - done) / rate) if rate > 0 else "unknown"
-        rewrite(f"{done:,.0f} of {self.total:,.0f} {self.what}, {rate:,.1f}/s, {left} left", is_end=is_end)
+        pace = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
+        rewrite(f"{done:,.0f} of {self.total:,.0f} {self.what}, {pace}, {left} left", is_end=is_end)
 
 
 def rewrite(line: str, *, is_end: bool = False, **fields: Any) -> None:

@@ -1,6 +1,7 @@
 """drop, gc, history and tag: what a store holds, for how long, and under which names."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -116,7 +117,7 @@ def history(settings: Settings, as_json: bool, limit: int) -> None:
     newest = store.snapshot().version
     found = list(itertools.islice(store.catalog.history(newest), limit))
     tags: dict[int, list[str]] = {}
-    for tag in store.tags.list():
+    for tag in store.tags.readable():
         tags.setdefault(tag.version, []).append(tag.name)
     if as_json:
         rows = [
@@ -153,14 +154,13 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
     store = FeatureStore(settings.need("store"))
     store.check_exists()
     if name is None:
-        tags = store.tags.list()
+        tags = list(store.tags.readable())
         if as_json:
             click.echo(msgspec.json.encode(tags))
-            return
-        shown = table("tag", "version", "since (UTC)", figures=("version",))
-        for one in tags:
-            shown.add_row(one.name, str(one.version), f"{one.time:%Y-%m-%d %H:%M:%S}")
-        show(shown, "there is no tag yet; `speechclip tag NAME` gives the newest version a name")
+        else:
+            _show_tags(tags)
+        for _, error in store.tags.damaged():
+            raise error
         return
     if delete:
         store.tags.read(name)
@@ -174,3 +174,10 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
     if as_json:
         click.echo(msgspec.json.encode(made))
     say(f"tag {made.name} names catalog version {made.version}; use it as --version {made.name}")
+
+
+def _show_tags(tags: Sequence[Any]) -> None:
+    shown = table("tag", "version", "since (UTC)", figures=("version",))
+    for one in tags:
+        shown.add_row(one.name, str(one.version), f"{one.time:%Y-%m-%d %H:%M:%S}")
+    show(shown, "there is no tag yet; `speechclip tag NAME` gives the newest version a name")

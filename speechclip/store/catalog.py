@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import msgspec
 import pyarrow as pa
@@ -320,6 +321,12 @@ def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
     paths = sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris())
     # By the names, which the root covers; the log's own word of a file's partition is not.
     return [path for path in paths if feature_set is None or path.startswith(f"{part_folder(feature_set)}/")]
+
+
+def num_rows_of(table: DeltaTable) -> dict[str, int]:
+    """How many rows each file holds that this version names, as the log says."""
+    files = pa.table(table.get_add_actions()).select(["path", "num_records"]).to_pylist()
+    return {unquote(file["path"]): file["num_records"] for file in files}
 
 
 def feature_sets(table: DeltaTable) -> list[str]:

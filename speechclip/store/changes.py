@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from speechclip.errors import Damaged
 from speechclip.records import Receipt
-from speechclip.store.catalog import Catalog, Change, NewFile, feature_sets, paths_of
+from speechclip.store.catalog import Catalog, Change, NewFile, feature_sets, num_rows_of, paths_of
 from speechclip.store.journal import Part
 from speechclip.store.rows import SCHEMA, by_feature_set, is_among, is_stored, places, rows_of, worth_keeping
 
@@ -150,8 +150,14 @@ def forget_unreadable(catalog: Catalog) -> Callable[[DeltaTable, int], Change]:
     """No file that can't be read any more: what only it named is missing again, and the next run finds or makes it."""
 
     def change(table: DeltaTable, _version: int) -> Change:
-        paths = paths_of(table)
-        return Change(removed=[path for path, part in catalog.read_parts(paths).items() if isinstance(part, Damaged)])
+        made, num_rows = Change(), num_rows_of(table)
+        for name in feature_sets(table):
+            parts = catalog.read_parts(paths_of(table, name))
+            lost = [path for path, part in parts.items() if isinstance(part, Damaged)]
+            if lost:
+                made.removed += lost
+                made.parts.append(Part(feature_set=name, removed=sum(num_rows[path] for path in lost)))
+        return made
 
     return change
 

@@ -20,7 +20,7 @@ from speechclip.storage import Storage
 from speechclip.store import changes
 from speechclip.store.catalog import MAX_ATTEMPTS, Catalog, feature_sets
 from speechclip.store.frames import Frames
-from speechclip.store.layout import FORMAT, MANIFESTS, STORE_FILE, digest_in, manifest_path, spec_path
+from speechclip.store.layout import FORMAT, MANIFESTS, STORE_FILE, digest_in, log_path, manifest_path, spec_path
 from speechclip.store.probe import probe
 from speechclip.store.rows import entries, is_stored
 from speechclip.store.tags import Tags
@@ -76,7 +76,7 @@ class FeatureStore:
         try:
             found = from_json(data, StoreFile).format
         except msgspec.DecodeError as error:
-            raise Damaged(f"{self.storage.root}: {STORE_FILE} is damaged ({error}); run `speechclip repair`") from None
+            raise Damaged(f"{self.storage.address(STORE_FILE)}: damaged ({error}); run `speechclip repair`") from None
         if found > FORMAT:
             raise UnsupportedStore(
                 f"{self.storage.root}: a store of format {found}, this speechclip knows {FORMAT}; upgrade speechclip"
@@ -84,8 +84,10 @@ class FeatureStore:
         return True
 
     def check_exists(self) -> None:
-        """`NotStored` if no store lies here."""
+        """`NotStored` if no store lies here, `Damaged` if all but its own file does."""
         if not self.exists():
+            if self.storage.size(log_path(0)) is not None:
+                raise Damaged(f"{self.storage.address(STORE_FILE)}: the file is gone; run `speechclip repair`")
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
 
     def create(self) -> None:

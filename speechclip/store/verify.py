@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from speechclip.errors import Damaged, NotStored, StoreError
+from speechclip.errors import Damaged, StoreError
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import blocks_per_layer, digest_of
@@ -25,7 +25,6 @@ from speechclip.store.layout import (
     STORE_FILE,
     TAGS,
     digest_in,
-    log_path,
     part_copy_path,
     part_path,
     spec_path,
@@ -96,14 +95,8 @@ def verify_format(store: FeatureStore) -> list[Finding]:
     try:
         store.check_exists()
     except Damaged as error:
-        problem = str(error)
-    except NotStored:
-        if store.storage.size(log_path(0)) is None:
-            raise
-        problem = "the file is gone"
-    else:
-        return []
-    return [Finding(kind="store", path=STORE_FILE, problem=problem)]
+        return [Finding(kind="store", path=STORE_FILE, problem=str(error).removeprefix(f"{store.storage.root}/"))]
+    return []
 
 
 def _verify_tags(store: FeatureStore) -> Iterator[Finding]:

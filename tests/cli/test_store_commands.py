@@ -11,7 +11,7 @@ from stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
 from speechclip.cli import main
 from speechclip.errors import Damaged
 from speechclip.store import FeatureStore
-from speechclip.store.layout import journal_path, log_path
+from speechclip.store.layout import STORE_FILE, journal_path, log_path, tag_path
 
 
 @pytest.fixture
@@ -164,6 +164,30 @@ def test_a_place_without_a_store_is_named(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_damaged_tag_hides_no_other(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "torn"):
+        run(store, "tag", name)
+    torn = Path(store.storage.address(tag_path("torn")))
+    torn.write_bytes(torn.read_bytes()[:9])
+    capsys.readouterr()
+    assert run(store, "tag") == 1
+    shown = capsys.readouterr()
+    assert ("good" in shown.out, "torn" in shown.out, tag_path("torn") in shown.err) == (True, False, True)
+    assert run(store, "history") == 0
+    assert "good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["history", "tag", "gc", "drop"])
+def test_a_store_that_lost_its_own_file_is_damaged_not_absent(
+    store: FeatureStore, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    Path(store.storage.address(STORE_FILE)).unlink()
+    assert run(store, command, *([TEXT] if command == "drop" else [])) == 1
+    assert f"{STORE_FILE}: the file is gone; run `speechclip repair`" in capsys.readouterr().err
+    assert run(store, "repair", "--inline") == 0
+    assert run(store, "history") == 0
+
+
 def test_rows_lost_with_their_copy_are_given_up_only_when_told(
     store: FeatureStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +200,9 @@ def test_rows_lost_with_their_copy_are_given_up_only_when_told(
     assert store.snapshot().version == version
     assert run(store, "repair", "--inline", "--forget") == 3
     # What versions of the last seven days need is told until those are over.
-    assert "`speechclip gc` frees nothing of its feature set" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "`speechclip gc` frees nothing of its feature set" in told
+    assert f"gave up catalog/feature_set={SPEECH}/" in told
     assert {info.fingerprint for info in store.snapshot().feature_sets()} == {IMAGE, TEXT}
     assert fill(store.storage.root).snapshot().version > version
     assert content(store.snapshot()) == before
