@@ -37,6 +37,7 @@ def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, siz
     """
     spec = embedding_spec(trained.info)
     snapshot = store.snapshot()
+    snapshot.check_tags()
     store.add_spec(spec, f"head of {spec.architecture['parent']}")
     store.add_manifest(manifest)
     frames = _frames(snapshot, spec)

@@ -55,7 +55,7 @@ class Work:
 
 def survey(store: FeatureStore, manifest: Manifest, specs: Iterable[EncoderSpec]) -> tuple[Coverage, ...]:
     """What the manifest asks of each encoder and what the store has of it now; changes nothing."""
-    snapshot = store.snapshot() if store.exists() else None
+    snapshot = store.newest()
     return tuple(cover(manifest, spec, snapshot) for spec in specs)
 
 
@@ -71,13 +71,14 @@ def prepare_work(
     for request, spec in encoders:
         store.add_spec(spec, request.source)
     store.add_manifest(manifest)
+    # A compaction would take the number of a version that is lost.
+    store.snapshot().check_tags()
     try:
         store.compact(attempts=COMPACT_ATTEMPTS)
     except LostRace as error:
         # It only saves readers time; whoever comes first next time makes up for it.
         logger.info("the catalog is not compacted now: %s", error)
     snapshot = store.snapshot()
-    snapshot.check_tags()
     before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)
     plan = open_plan(store, manifest, before, snapshot, sizes)
     requests = {spec.fingerprint: request for request, spec in encoders}
@@ -212,9 +213,9 @@ def list_rejected(store: FeatureStore, manifest: Manifest) -> list[Rejection]:
         for modality in ("speech", "image")
         for one in manifest.source_problems(modality)
     ]
-    if not store.exists():
+    snapshot = store.newest()
+    if snapshot is None:
         return found
-    snapshot = store.snapshot()
     for info in snapshot.feature_sets():
         utterances = manifest.utterances(info.spec.modality)
         rows = snapshot.rejections(info.fingerprint, manifest.digest).to_pylist()

@@ -18,7 +18,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, keys_of
 from speechclip.store.kept import advice_on
-from speechclip.store.layout import MANIFESTS, digest_in
+from speechclip.store.layout import MANIFESTS, digest_in, log_path
 from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
 from speechclip.store.restore import rows_at
@@ -34,7 +34,7 @@ _PARTS = ("catalog", "copy")
 class Repaired(Record, frozen=True):
     """What a repair did. `left` holds the keys, by feature set, that are still damaged, and `problems` says why.
 
-    `given_up` are the files of the catalog that nothing names any more.
+    `given_up` are the entries and the files of rows that were lost with their copies, and that nothing waits for now.
     """
 
     mended: tuple[Finding, ...]
@@ -68,6 +68,9 @@ def repair(
         store.add_spec(spec, request.source)
     mended, given_up, remaining = _mend_all(store, forget, on_progress)
     is_readable = not any(finding.kind in HIDING for finding in remaining)
+    if is_readable:
+        # The newest entry may have no copy, as a killed writer leaves it.
+        store.catalog.journal.seal(store.catalog.head())
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         given_up += forget_unreadable(store)
     parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
@@ -95,12 +98,16 @@ def _mend_all(
     while True:
         report = verify(store, on_progress=on_progress)
         remaining = list(mend(store, report.findings))
-        gone = [finding for finding in remaining if (forget or is_foreign(finding)) and give_up_entry(store, finding)]
-        now = [finding for finding in report.findings if finding not in remaining]
+        undone = [finding for finding in remaining if is_foreign(finding) and give_up_entry(store, finding)]
+        now = [finding for finding in report.findings if finding not in remaining or finding in undone]
+        lost = [finding for finding in remaining if forget and finding not in undone]
+        gone = [path for finding in lost for path in give_up_entry(store, finding)]
         mended += now
-        given_up += [finding.path for finding in gone]
+        given_up += [path for path in gone if path not in given_up]
+        if log_path(0) in gone:
+            store.create()
         # Behind these lay what could not be verified yet.
-        if not any(finding.kind in (*HIDING, "catalog", "collection") for finding in [*now, *gone]):
+        if not gone and not any(finding.kind in (*HIDING, "catalog", "collection") for finding in now):
             return mended, given_up, remaining
 
 
@@ -117,7 +124,7 @@ def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int,
     for finding in of_heads:
         keys[finding.feature_set] |= named_keys(head, finding)
     store.drop(keys, run=new_run())
-    tagged = [store.snapshot(tag.version) for tag in store.tags.readable()]
+    tagged = [store.snapshot(tag.version) for tag in store.tags.readable(head.version)]
     remaining = [
         finding
         for finding in lost

@@ -1,7 +1,7 @@
 """Repair as a whole: what is encoded, what the catalog says after it, and what it tells where it can't help."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -362,8 +362,11 @@ def test_a_shards_end_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> 
     assert content(store.snapshot()) == before
 
 
+@pytest.mark.parametrize("are_rows_lost", [False, True])
 @pytest.mark.parametrize("how", ["flip", "delete"])
-def test_checksums_made_anew_vouch_for_no_array_that_nobody_names(tmp_path: Path, how: str) -> None:
+def test_checksums_made_anew_vouch_for_no_array_that_nobody_picks(
+    tmp_path: Path, how: str, are_rows_lost: bool
+) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
     version, before = store.snapshot().version, content(store.snapshot())
     rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
@@ -371,12 +374,77 @@ def test_checksums_made_anew_vouch_for_no_array_that_nobody_names(tmp_path: Path
     other, *others = (row["asset"] for row in rows[1:])
     flip(store, SPEECH, other)
     Injury("checksums", sums_path(rows[0]["shard"]), how, 3).inflict(store.storage.root)
-    lose_the_rows(store, version, [other, *others], SPEECH)
+    if are_rows_lost:
+        lose_the_rows(store, version, [other, *others], SPEECH)
+    else:
+        store.drop({SPEECH: [other, *others]})
     store.tags.create("paper", store.snapshot().version)
     store.drop({SPEECH: None})
     assert [finding.path for finding in repair(store).mended] == [sums_path(rows[0]["shard"])]
     featurize(store.storage.root)
     assert content(store.snapshot()) == before
+
+
+def test_a_shard_that_was_healed_in_part_vouches_for_no_array_that_was_not(store: FeatureStore) -> None:
+    before, manifest = content(store.snapshot()), synthetic()
+    shard = store.snapshot().stored(SPEECH).to_pylist()[0]["shard"]
+    one, other, *_ = (row["asset"] for row in store.snapshot().stored(SPEECH).to_pylist() if row["shard"] == shard)
+    for key in (one, other):
+        flip(store, SPEECH, key)
+    store.storage.delete(list(store.storage.list("manifests")))
+    store.add_manifest(Manifest.from_rows([row for row in manifest.rows() if row["speech_key"] == one]))
+    assert repair(store).left == {SPEECH: (other,)}
+    with pytest.raises(Damaged):
+        store.snapshot().feature_set(SPEECH)[other]
+    store.drop({SPEECH: None})
+    featurize(store.storage.root)
+    assert content(store.snapshot()) == before
+
+
+def test_a_checkpoint_that_leads_past_a_lost_entry_is_never_taken_away(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = store.snapshot().version
+    store.catalog.checkpoint(newest)
+    store.storage.replace(journal_path(newest), store.catalog.journal.copy_of(newest))
+    for path in (log_path(newest), journal_path(newest)):
+        Injury("entry", path, "truncate", 10).inflict(store.storage.root)
+    deleted, delete = list[str](), store.storage.delete
+
+    def note(paths: Iterable[str], older_than: float | None = None) -> None:
+        deleted.extend(paths := list(paths))
+        delete(paths, older_than)
+
+    monkeypatch.setattr(store.storage, "delete", note)
+    assert repair(store).problems
+    assert [path for path in deleted if "checkpoint" in path] == []
+
+
+def test_a_log_that_is_gone_comes_back_from_the_journal(store: FeatureStore) -> None:
+    before = content(store.snapshot())
+    shutil.rmtree(Path(store.storage.root) / "catalog")
+    with pytest.raises(Damaged, match="log is gone; run `speechclip repair`"):
+        store.snapshot()
+    assert repair(store).problems == ()
+    assert content(store.snapshot()) == before
+    assert verify(store).findings == ()
+
+
+def test_a_store_whose_only_entry_is_lost_begins_anew(tmp_path: Path) -> None:
+    store = FeatureStore(str(tmp_path / "s"))
+    store.create()
+    Injury("log", log_path(0), "truncate", 10).inflict(store.storage.root)
+    assert repair(store, forget=True).given_up == (log_path(0),)
+    assert featurize(store.storage.root).encoded == 30
+    assert verify(store).findings == ()
+
+
+def test_the_newest_copy_is_made_anew_though_a_killed_writer_may_have_left_none(store: FeatureStore) -> None:
+    newest = store.snapshot().version
+    store.storage.delete([journal_path(newest)])
+    assert verify(store).findings == ()
+    assert repair(store).problems == ()
+    assert store.catalog.journal.has(newest)
 
 
 def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
@@ -508,7 +576,9 @@ def test_a_checkpoint_of_an_entry_that_is_no_more_stops_nobody(
         store.storage.delete([journal_path(newest)])
     with pytest.raises(Damaged, match="speechclip repair"):
         store.snapshot()
-    assert repair(store, forget=how == "forgotten").problems == ()
+    done = repair(store, forget=how == "forgotten")
+    assert (done.given_up, done.problems) == ((log_path(newest + 1),) if how == "forgotten" else (), ())
+    assert how != "foreign" or log_path(newest + 1) in [finding.path for finding in done.mended]
     assert (store.snapshot().version, content(store.snapshot())) == (newest, before)
     assert verify(store).findings == ()
     assert store.drop({IMAGE: None}) == newest + 1

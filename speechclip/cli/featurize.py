@@ -123,9 +123,9 @@ def rejected(settings: Settings, as_json: bool) -> None:
     from speechclip.store import FeatureStore
 
     store = FeatureStore(settings.need("store"))
+    rows = list_rejected(store, Manifest.read(settings.need("manifest")))
     if not store.exists():
         say(f"{store.storage.root}: no feature store here yet; these sources could not be read at ingest")
-    rows = list_rejected(store, Manifest.read(settings.need("manifest")))
     if as_json:
         click.echo(msgspec.json.encode(rows))
         return

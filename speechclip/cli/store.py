@@ -1,5 +1,6 @@
 """drop, gc, history and tag: what a store holds, for how long, and under which names."""
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import msgspec
 
 from speechclip.cli.options import console, counted, human_bytes, progress_line, say, settings_options, show, table
 from speechclip.config import Settings
+from speechclip.errors import Damaged
 from speechclip.records import MODALITIES
 
 
@@ -49,6 +51,7 @@ def drop(
         raise click.UsageError("--speaker needs the --manifest that says who speaks")
     store = FeatureStore(settings.need("store"))
     snapshot = store.snapshot()
+    snapshot.check_tags()
     chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
     counts = {name: len(keys & snapshot.keys(name)) for name, keys in chosen.items()}
     run = new_run()
@@ -61,7 +64,7 @@ def drop(
         return
     for name, count in counts.items():
         say(f"{name}: {counted(count, 'asset')} {'would be ' if dry_run else ''}dropped")
-    if not any(counts.values()):
+    if not any(counts.values()) or (version is None and not dry_run):
         say("nothing of that is stored; `speechclip history` shows what is")
     elif not dry_run:
         say(f"catalog version {version}; versions of the last week keep them until `speechclip gc` frees the bytes")
@@ -154,16 +157,17 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
     store = FeatureStore(settings.need("store"))
     store.check_exists()
     if name is None:
-        tags = list(store.tags.readable())
+        tags, damaged = list(store.tags.readable()), [error for _, error in store.tags.damaged()]
         if as_json:
             click.echo(msgspec.json.encode(tags))
-        else:
+        elif tags or not damaged:
             _show_tags(tags)
-        for _, error in store.tags.damaged():
-            raise error
+        if damaged:
+            raise damaged[0]
         return
     if delete:
-        store.tags.read(name)
+        with contextlib.suppress(Damaged):
+            store.tags.read(name)
         store.tags.delete(name)
         say(f"tag {name} is gone")
         return

@@ -81,6 +81,8 @@ class Catalog:
         try:
             table = self._load(version)
         except TableNotFoundError:
+            if self.journal.has(0):
+                raise Damaged(f"{self.storage.root}: the catalog's log is gone; run `speechclip repair`") from None
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`") from None
         except (DeltaError, OverflowError) as error:
             raise self._unopened(version, error) from None
@@ -326,7 +328,7 @@ def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
 def num_rows_of(table: DeltaTable) -> dict[str, int]:
     """How many rows each file holds that this version names, as the log says."""
     files = pa.table(table.get_add_actions()).select(["path", "num_records"]).to_pylist()
-    return {unquote(file["path"]): file["num_records"] for file in files}
+    return {unquote(file["path"]): file["num_records"] or 0 for file in files}
 
 
 def feature_sets(table: DeltaTable) -> list[str]:

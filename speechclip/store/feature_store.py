@@ -1,5 +1,6 @@
 """The feature store: a folder or bucket prefix, read through snapshots and written by committed receipts."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -23,7 +24,7 @@ from speechclip.store.frames import Frames
 from speechclip.store.layout import FORMAT, MANIFESTS, STORE_FILE, digest_in, log_path, manifest_path, spec_path
 from speechclip.store.probe import probe
 from speechclip.store.rows import entries, is_stored
-from speechclip.store.tags import Tags
+from speechclip.store.tags import Tag, Tags
 from speechclip.store.vectors import Vectors
 
 # Reading a snapshot takes a request for each file of the catalog; a long run adds one every twenty seconds.
@@ -87,15 +88,25 @@ class FeatureStore:
         """`NotStored` if no store lies here, `Damaged` if all but its own file does."""
         if not self.exists():
             if self.storage.size(log_path(0)) is not None:
-                raise Damaged(f"{self.storage.address(STORE_FILE)}: the file is gone; run `speechclip repair`")
+                raise Damaged(
+                    f"{self.storage.address(STORE_FILE)}: the file is gone, or a first run is about to make it; run "
+                    "`speechclip repair`"
+                )
             raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
 
     def create(self) -> None:
         """Make the store, unless it is there; `UnsupportedStore` where the backend can't keep writers apart."""
-        if not self.exists():
+        # `repair --forget` may have given up all of the log.
+        if not self.exists() or (self.storage.size(log_path(0)) is None and not self.catalog.journal.has(0)):
             probe(self.storage)
             self.catalog.create()
             self.storage.create(STORE_FILE, to_json(StoreFile(format=FORMAT)))
+
+    def newest(self) -> "Snapshot | None":
+        """The newest snapshot, None where there is no store yet."""
+        with contextlib.suppress(NotStored):
+            return self.snapshot()
+        return None
 
     def snapshot(self, version: int | str | None = None) -> "Snapshot":
         """The store as it stood at that catalog version, or at that tag; by default the newest.
@@ -142,6 +153,13 @@ class FeatureStore:
         """
         change = changes.compact(self.catalog, min_files)
         return self.catalog.commit(secrets.token_hex(16), "compact", "", change, attempts)
+
+    def lost_tags(self, head: int) -> list[Tag]:
+        """The tags of versions above `head`, the newest a moment ago: the entries that made these are lost."""
+        later = [tag for tag in self.tags.readable() if tag.version > head]
+        # Others may have committed and tagged meanwhile.
+        newest = self.catalog.head() if later else head
+        return [tag for tag in later if tag.version > newest]
 
     def speed(self, feature_set: str) -> float | None:
         """Assets per worker-second in the newest commit that encoded some of this feature set, if a late one did."""
@@ -213,15 +231,11 @@ class Snapshot:
 
     def check_tags(self) -> None:
         """`Damaged` if a tag names a version above this, the newest: then the log has lost entries and their copies."""
-        later = [tag for tag in self.store.tags.list() if tag.version > self.version]
-        # Others may have committed and tagged meanwhile.
-        newest = self.store.catalog.head() if later else self.version
-        for tag in later:
-            if tag.version > newest:
-                raise Damaged(
-                    f"{self.store.storage.root}: tag {tag.name} names catalog version {tag.version}, and the newest is "
-                    f"{newest}: entries of the log are lost; run `speechclip verify`"
-                )
+        for tag in self.store.lost_tags(self.version):
+            raise Damaged(
+                f"{self.store.storage.root}: tag {tag.name} names catalog version {tag.version}, and the newest is "
+                f"{self.version}: entries of the log are lost; run `speechclip verify`"
+            )
 
     def feature_sets(self) -> list[FeatureSetInfo]:
         """Everything that this snapshot holds."""

@@ -55,7 +55,7 @@ def collect(
 
     `Damaged`, and nothing is freed, where the catalog can't be read: then nobody knows what is live.
     """
-    store.check_exists()
+    store.snapshot().check_tags()
     oldest = time.time() - grace_seconds
     listed = [file for file in _listed(store.storage) if file.modified < oldest]
     kept = _kept(store, oldest) if dry_run else _begin(store, oldest)
@@ -106,7 +106,7 @@ def parts_of(store: FeatureStore, head: int, since: int, versions: Collection[in
 
     A tag whose maker was killed may name a version that was freed: that counts for nothing.
     """
-    tagged = {tag.version for tag in store.tags.readable()}
+    tagged = {tag.version for tag in store.tags.readable(head)}
     live = {head, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
     vital = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.

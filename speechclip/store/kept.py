@@ -17,7 +17,7 @@ def advice_on(store: FeatureStore, parts: Collection[str]) -> dict[str, str]:
     head, advice, tags = store.catalog.head(), dict[str, str](), dict[str, list[str]]()
     for entry in store.catalog.history(head, oldest_kept(store, head) + 1):
         advice |= {part: _wait(entry.time) for part in entry.removed if part in parts}
-    for tag in store.tags.readable():
+    for tag in store.tags.readable(head):
         for part in store.catalog.paths(tag.version):
             tags.setdefault(part, []).append(tag.name)
     advice |= {part: _untag(names) for part, names in tags.items() if part in parts}

@@ -6,12 +6,17 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from deltalake import DeltaTable
+
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
+from speechclip.storage import Storage
 from speechclip.store import changes
+from speechclip.store.catalog import Change
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.findings import FOREIGN, Finding, Kind
 from speechclip.store.gc import find_rows
+from speechclip.store.journal import parse_entry
 from speechclip.store.kept import oldest_whole
 from speechclip.store.layout import (
     CATALOG,
@@ -28,6 +33,7 @@ from speechclip.store.restore import restore, restore_sums, rows_at
 from speechclip.store.rows import check_part
 from speechclip.store.segments import segment_metadata, shape_of
 from speechclip.store.tags import Collection
+from speechclip.store.verify_log import LOG, versions_in
 
 # Mends the findings of one kind; those that remain.
 _Mender = Callable[[FeatureStore, Sequence[Finding]], Sequence[Finding]]
@@ -51,28 +57,35 @@ def forget_unreadable(store: FeatureStore) -> tuple[str, ...]:
     The last resort, where a file and its copy are both lost: what only they named is then missing, and encoded anew by
     the next `featurize`.
     """
-    version = store.catalog.commit(secrets.token_hex(16), "repair", "", changes.forget_unreadable(store.catalog))
-    return () if version is None else tuple(map(part_path, store.catalog.entry(version).removed))
+    change, removed = changes.forget_unreadable(store.catalog), list[str]()
+
+    def noted(table: DeltaTable, version: int) -> Change:
+        made = change(table, version)
+        removed[:] = made.removed
+        return made
+
+    store.catalog.commit(secrets.token_hex(16), "repair", "", noted)
+    return tuple(map(part_path, removed))
 
 
-def give_up_entry(store: FeatureStore, finding: Finding) -> bool:
-    """Delete a lost or foreign entry that no copy and no later commit vouches for; whether the finding was one.
+def give_up_entry(store: FeatureStore, finding: Finding) -> tuple[str, ...]:
+    """Delete a lost or foreign entry that no copy and no later commit vouches for, if the finding is one; what goes.
 
     The last resort, without which nothing can be read. What it committed is missing then, or named again. Its
     checkpoint goes with it, or Delta's client would go on by that; and so does the pointer, which `repair` makes anew.
     """
     if finding.kind != "log":
-        return False
+        return ()
     top = _version(finding)
     while any(store.storage.size(path(top + 1)) is not None for path in (log_path, journal_path)):
         top += 1
     versions = range(top, _version(finding) - 1, -1)
     if any(_is_copied(store, version) for version in versions):
-        return False
+        return ()
     sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
     store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
-    return True
+    return tuple(map(log_path, reversed(versions)))
 
 
 def is_foreign(finding: Finding) -> bool:
@@ -119,6 +132,8 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
     Where an entry is damaged too, a checkpoint may be all that leads past it: then they stay as they were.
     """
     storage, journal = store.storage, store.catalog.journal
+    if not all(storage.in_parallel(lambda version: _is_whole(storage, version), range(_num_versions(storage)))):
+        return findings
     paths = [path for path in storage.list(f"{CATALOG}/_delta_log") if "checkpoint" in path]
     old = dict(zip(paths, storage.in_parallel(storage.read, paths), strict=True))
     storage.delete(paths)
@@ -133,6 +148,18 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
             storage.replace(path, data)
         return findings
     return ()
+
+
+def _is_whole(storage: Storage, version: int) -> bool:
+    """Whether the log's own entry can be read."""
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        parse_entry(version, storage.read(log_path(version)))
+        return True
+    return False
+
+
+def _num_versions(storage: Storage) -> int:
+    return max(versions_in(storage, LOG, ".json"), default=-1) + 1
 
 
 def _is_summed(store: FeatureStore, version: int) -> bool:
@@ -180,7 +207,8 @@ def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
     Some that are kept may count as freed where other files were lost too. A tag stays while the rows of its version can
     be read, for then what else is lost can be told, and mended.
     """
-    parts = {tag.version: store.catalog.paths(tag.version) for tag in store.tags.readable()}
+    tags = store.tags.readable(store.catalog.head())
+    parts = {tag.version: store.catalog.paths(tag.version) for tag in tags}
     readable = [version for version, named in parts.items() if all(find_rows(store, p) is not None for p in named)]
     made = Collection(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
     store.storage.replace(finding.path, to_json(made.seal()))

@@ -39,6 +39,7 @@ def repack(
     killed midway, the next call goes on.
     """
     snapshot = store.snapshot()
+    snapshot.check_tags()
     left = [SCHEMA.empty_table()]
     shared: list[tuple[Frames | Vectors, pa.Table]] = []
     for name in sorted(doomed.keys() & {info.fingerprint for info in snapshot.feature_sets()}):

@@ -32,7 +32,7 @@ def replace_lost(
         moved[name] = {key for finding in of_set for key in named_keys(head, finding) if key in features}
     if any(moved.values()):
         store.commit([_only(receipt, moved) for receipt in receipts], "", run=run, damaged=moved)
-        tagged = [store.snapshot(tag.version) for tag in store.tags.readable()]
+        tagged = [store.snapshot(tag.version) for tag in store.tags.readable(head.version)]
         left = [
             finding.without(moved.get(finding.feature_set, set()).difference(*(named_keys(t, finding) for t in tagged)))
             for finding in left

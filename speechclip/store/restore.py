@@ -143,15 +143,15 @@ def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[st
 
 
 def _with_unproved(sums: bytes, stored: Sequence[StoredAsset], rows: Sequence[Row], before: bytes) -> bytes:
-    """The checksums of a shard with those of the arrays that no row states as they were before, or zeros.
+    """The checksums of a shard with those of the arrays that are not what a row states as they were before, or zeros.
 
     New ones would vouch for what may be damaged, and a run would adopt it.
     """
     made, old = bytearray(sums), before if len(before) == len(sums) else bytes(len(sums))
-    stated = {row["offset"] for row in rows}
+    proved = {tuple(row[name] for name in _PLACE) for row in rows}
     ends = [*(entry.sums_offset for entry in stored[1:]), len(sums) - 8]
-    for entry, end in zip(stored, ends, strict=True):
-        if entry.offset not in stated:
+    for entry, end in zip(stored, ends, strict=False):
+        if msgspec.structs.astuple(entry) not in proved:
             made[entry.sums_offset : end] = old[entry.sums_offset : end]
     return bytes(made)
 

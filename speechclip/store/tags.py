@@ -8,7 +8,7 @@ A `tag` that is killed before it is acknowledged can leave one: it is told, and 
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -80,17 +80,23 @@ class Tags:
         if _NAME.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
                 return self._read(tag_path(name), Tag)
-        known = ", ".join(tag.name for tag in self.list()) or "none"
+        known = ", ".join(tag.name for tag in self.readable()) or "none"
         raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}")
 
     def list(self) -> list[Tag]:
         """All tags, by name; `Damaged` if one of them is."""
-        return [self._read(path, Tag) for path in self.storage.list(TAGS)]
+        return [tag for path in self.storage.list(TAGS) for tag in self._there(path)]
 
-    def readable(self) -> Iterator[Tag]:
-        """The tags that are whole and name what no collection has freed, by name."""
+    def readable(self, newest: int | None = None) -> Iterator[Tag]:
+        """The tags that are whole and name what no collection has freed, by name.
+
+        With `newest`, none above it: its version is lost, or was committed after one looked.
+        """
         void = {path for path, _ in self.damaged()}
-        return (self._read(path, Tag) for path in self.storage.list(TAGS) if path not in void)
+        for path in self.storage.list(TAGS):
+            for tag in self._there(path) if path not in void else ():
+                if newest is None or tag.version <= newest:
+                    yield tag
 
     def damaged(self) -> Iterator[tuple[str, Damaged]]:
         """The files that should hold the record of a collection, or a tag of a version that is there, and do not."""
@@ -102,12 +108,13 @@ class Tags:
                 yield path, error
         for path in self.storage.list(TAGS):
             try:
-                tag = self._read(path, Tag)
+                tags = self._there(path)
             except Damaged as error:
                 yield path, error
             else:
-                if not all(found.keeps(tag.version) for found in collections):
-                    yield path, Damaged(f"{path}: {_void_sentence(tag)}")
+                for tag in tags:
+                    if not all(found.keeps(tag.version) for found in collections):
+                        yield path, Damaged(f"{path}: {_void_sentence(tag)}")
 
     def delete(self, name: str) -> None:
         """Take a name away; the version stays until `gc` frees it."""
@@ -144,11 +151,19 @@ class Tags:
         if freed is not None:
             raise NotStored(_freed_sentence(version, freed))
 
+    def _there(self, path: str) -> Sequence[Tag]:
+        """The tag in that file; nothing where it was deleted since the listing."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._read(path, Tag),)
+        return ()
+
     def _read(self, path: str, kind: type[_Kind]) -> _Kind:
         try:
             return from_json(self.storage.read(path), kind)
         except msgspec.DecodeError as error:
-            ask = "delete the file and tag the version again" if kind is Tag else "run `speechclip repair`"
+            name = path.rpartition("/")[2].removesuffix(".json")
+            again = f"take it away by `speechclip tag --delete {name}` and tag the version again"
+            ask = again if kind is Tag else "run `speechclip repair`"
             raise Damaged(f"{path}: no {kind.__name__.lower()} ({error}); {ask}") from None
 
     def _collections(self) -> Iterator[Collection]:

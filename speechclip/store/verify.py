@@ -29,6 +29,7 @@ from speechclip.store.layout import (
     part_path,
     spec_path,
     sums_path,
+    tag_path,
 )
 from speechclip.store.restore import array_at, is_intact
 from speechclip.store.rows import SCHEMA, by_feature_set, check_part, entries, is_stored
@@ -60,7 +61,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}
     head = store.catalog.head()
-    versions = sorted({head, *(tag.version for tag in store.tags.readable())})
+    versions = sorted({head, *(tag.version for tag in store.tags.readable(head))})
     findings += _verify_parts(store, head)
     rows = _unique(SCHEMA.empty_table())
     for version in versions:
@@ -86,7 +87,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
         bytes=total,
         orphans=len(orphans),
         orphan_bytes=sum(orphans),
-        findings=tuple(dict.fromkeys([*findings, *_verify_tags(store), *_verify_manifests(store)])),
+        findings=tuple(dict.fromkeys([*findings, *_verify_tags(store, head), *_verify_manifests(store)])),
     )
 
 
@@ -99,9 +100,15 @@ def verify_format(store: FeatureStore) -> list[Finding]:
     return []
 
 
-def _verify_tags(store: FeatureStore) -> Iterator[Finding]:
+def _verify_tags(store: FeatureStore, head: int) -> Iterator[Finding]:
     for path, error in store.tags.damaged():
         yield Finding(kind="tag" if path.startswith(TAGS) else "collection", path=path, problem=str(error))
+    for tag in store.lost_tags(head):
+        problem = (
+            f"the tag names catalog version {tag.version}, and the newest is {head}: entries of the log are lost; "
+            f"bring them back from a backup, or give it up by `speechclip tag --delete {tag.name}`"
+        )
+        yield Finding(kind="tag", path=tag_path(tag.name), problem=problem)
 
 
 def _verify_manifests(store: FeatureStore) -> Iterator[Finding]:

@@ -17,8 +17,8 @@ LOG = f"{CATALOG}/_delta_log"
 
 def verify_log(catalog: Catalog) -> Iterator[Finding]:
     """What is damaged or gone of the log, its checkpoints and the journal."""
-    copied = _versions(catalog.storage, JOURNAL, "")
-    logged = _versions(catalog.storage, LOG, ".json")
+    copied = versions_in(catalog.storage, JOURNAL, "")
+    logged = versions_in(catalog.storage, LOG, ".json")
     newest_checkpoint, last_sum = -1, ""
     entries = _read_entries(catalog, max(copied | logged, default=-1) + 1)
     for version, (copy, copy_problem, log_problem) in enumerate(entries):
@@ -32,7 +32,7 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
             newest_checkpoint, last_sum = version, checkpoint.pop(LAST_CHECKPOINT, "")
         yield from _verify_sums(catalog.storage, checkpoint)
     # It points to the newest checkpoint, which may have no copy that could be read, or no copy yet.
-    if last_sum and newest_checkpoint >= max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=-1):
+    if last_sum and newest_checkpoint >= max(versions_in(catalog.storage, LOG, ".checkpoint.parquet"), default=-1):
         for finding in _verify_sums(catalog.storage, {LAST_CHECKPOINT: last_sum}):
             if not _is_overtaken(catalog.storage):
                 yield finding
@@ -96,7 +96,7 @@ def _is_overtaken(storage: Storage) -> bool:
     return bool(said == {"version": said["version"], **counts})
 
 
-def _versions(storage: Storage, folder: str, suffix: str) -> set[int]:
+def versions_in(storage: Storage, folder: str, suffix: str) -> set[int]:
     """The versions whose files of that kind lie in the folder."""
     names = (path.rpartition("/")[2].partition(".") for path in storage.list(folder))
     return {int(stem) for stem, dot, rest in names if len(stem) == 20 and stem.isdecimal() and dot + rest == suffix}
@@ -107,9 +107,9 @@ def verify_head(catalog: Catalog) -> Iterator[Finding]:
     try:
         catalog.open()
     except Damaged as error:
-        newest = max(_versions(catalog.storage, LOG, ".json"), default=0)
+        newest = max(versions_in(catalog.storage, LOG, ".json"), default=0)
         # The client goes by a checkpoint, also of an entry that is no more.
-        newest_checkpoint = max(_versions(catalog.storage, LOG, ".checkpoint.parquet"), default=0)
+        newest_checkpoint = max(versions_in(catalog.storage, LOG, ".checkpoint.parquet"), default=0)
         if catalog.journal.has(newest) or newest_checkpoint > newest:
             yield Finding(kind="checkpoint", path=LAST_CHECKPOINT, problem=str(error))
         else:

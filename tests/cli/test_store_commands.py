@@ -1,5 +1,6 @@
 """history, tag, drop and gc as a person types them, and a version pinned by its tag."""
 
+import functools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.errors import Damaged
+from speechclip.featurizer import list_rejected, survey
 from speechclip.store import FeatureStore
 from speechclip.store.layout import STORE_FILE, journal_path, log_path, tag_path
 
@@ -173,8 +175,12 @@ def test_a_damaged_tag_hides_no_other(store: FeatureStore, capsys: pytest.Captur
     assert run(store, "tag") == 1
     shown = capsys.readouterr()
     assert ("good" in shown.out, "torn" in shown.out, tag_path("torn") in shown.err) == (True, False, True)
-    assert run(store, "history") == 0
+    assert run(store, "history", "-n", 9) == 0
     assert "good" in capsys.readouterr().out
+    assert run(store, "tag", "other", "goood") == 1
+    assert "no tag 'goood'; there are: good" in capsys.readouterr().err
+    assert run(store, "tag", "--delete", "torn") == 0
+    assert run(store, "tag") == 0
 
 
 @pytest.mark.parametrize("command", ["history", "tag", "gc", "drop"])
@@ -183,7 +189,10 @@ def test_a_store_that_lost_its_own_file_is_damaged_not_absent(
 ) -> None:
     Path(store.storage.address(STORE_FILE)).unlink()
     assert run(store, command, *([TEXT] if command == "drop" else [])) == 1
-    assert f"{STORE_FILE}: the file is gone; run `speechclip repair`" in capsys.readouterr().err
+    assert f"{STORE_FILE}: the file is gone" in capsys.readouterr().err
+    for look in (lambda: survey(store, synthetic(), []), lambda: list_rejected(store, synthetic())):
+        with pytest.raises(Damaged, match="run `speechclip repair`"):
+            look()
     assert run(store, "repair", "--inline") == 0
     assert run(store, "history") == 0
 
@@ -210,14 +219,27 @@ def test_rows_lost_with_their_copy_are_given_up_only_when_told(
     assert run(store, "verify") == 0
 
 
-def test_a_log_shorter_than_its_tags_is_not_built_upon(store: FeatureStore) -> None:
+def test_a_log_shorter_than_its_tags_is_not_built_upon(
+    store: FeatureStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     newest = store.snapshot().version
     run(store, "tag", "paper")
     for path in (log_path(newest), journal_path(newest)):
         Path(store.storage.address(path)).unlink()
+    # A compaction comes before all else.
+    monkeypatch.setattr(FeatureStore, "compact", functools.partialmethod(FeatureStore.compact, 2))
     with pytest.raises(Damaged, match=rf"tag paper names catalog version {newest}.*entries of the log are lost"):
         fill(store.storage.root)
+    capsys.readouterr()
+    for command in (("drop", TEXT), ("drop", TEXT, "--erase"), ("gc",), ("gc", "--now"), ("verify",)):
+        assert run(store, *command) == 1, command
+    assert run(store, "repair", "--inline", "--forget") == 3
+    assert "give it up by `speechclip tag --delete paper`" in capsys.readouterr().err
     assert run(store, "tag", "other", newest) == 1
+    assert store.snapshot().version == newest - 1
+    assert run(store, "tag", "--delete", "paper") == 0
+    fill(store.storage.root)
+    assert run(store, "verify") == 0
 
 
 def test_a_speaker_who_was_dropped_can_still_be_erased(

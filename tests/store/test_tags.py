@@ -11,7 +11,7 @@ from speechclip.records import to_json
 from speechclip.repairer import repair
 from speechclip.store import FeatureStore
 from speechclip.store.gc import collect
-from speechclip.store.layout import tag_path
+from speechclip.store.layout import TAGS, tag_path
 from speechclip.store.tags import Tag
 from speechclip.store.verify import verify
 
@@ -50,6 +50,15 @@ def test_such_a_tag_stops_neither_gc_nor_repair(store: FeatureStore) -> None:
     store.storage.replace(damaged, b"junk")
     assert [finding.path for finding in repair(store).mended] == [damaged]
     assert content(store.snapshot()) == {key: data for key, data in before.items() if key[0] != IMAGE}
+
+
+def test_a_tag_that_is_deleted_while_one_looks_is_none(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = store.storage.list
+    gone = {TAGS: [tag_path("gone")]}
+    monkeypatch.setattr(store.storage, "list", lambda prefix: [*listed(prefix), *gone.get(prefix, ())])
+    assert [tag.name for tag in store.tags.list()] == ["late"]
+    assert [path for path, _ in store.tags.damaged()] == [tag_path("late")]
+    assert list(store.tags.readable()) == []
 
 
 def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
