@@ -48,7 +48,7 @@ test-gpu: $(READY)   ## what needs a GPU, a few minutes; skips where torch sees 
 test-long: WORKERS = 3
 # No power fails here: files in memory are as good, where the machine has a place for them.
 test-long: export TMPDIR := $(firstword $(wildcard /dev/shm) /tmp)
-test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; under an hour on two cores
+test-long: $(READY)  ## what CI repeats a little, repeated much: kills, faults, injuries, races; under 40 minutes on two cores
 	SPEECHCLIP_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=12 -o tmp_path_retention_policy=failed -m "not slow" $(LONG)
 
 evidence: $(READY)  ## that the road learns: trained stand-in encoders on the stamps, about half an hour

@@ -19,7 +19,7 @@ from speechclip.store import FeatureStore
 from speechclip.store.findings import HIDING, Finding, keys_of
 from speechclip.store.kept import advice_on
 from speechclip.store.layout import MANIFESTS, digest_in, log_path
-from speechclip.store.mend import forget_unreadable, give_up_entry, is_foreign, mend
+from speechclip.store.mend import can_be_given_up, forget_unreadable, give_up_entry, is_foreign, mend
 from speechclip.store.replacement import named_keys, replace_lost
 from speechclip.store.restore import rows_at
 from speechclip.store.verify import verify, verify_format
@@ -76,7 +76,7 @@ def repair(
     parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
     needed = advice_on(store, parts) if parts else {}
     remaining = [finding for finding in remaining if finding.kind not in _PARTS or _part(finding) in needed]
-    problems = [_advice(finding, needed) for finding in remaining if not finding.keys]
+    problems = [_advice(store, finding, needed) for finding in remaining if not finding.keys]
     lost = [finding for finding in remaining if finding.keys]
     dropped, lost = _drop_embeddings(store, lost)
     encoded, lost = _encode_anew(store, lost, encode, sizes, problems)
@@ -101,7 +101,7 @@ def _mend_all(
         undone = [finding for finding in remaining if is_foreign(finding) and give_up_entry(store, finding)]
         now = [finding for finding in report.findings if finding not in remaining or finding in undone]
         lost = [finding for finding in remaining if forget and finding not in undone]
-        gone = [path for finding in lost for path in give_up_entry(store, finding)]
+        gone = list(dict.fromkeys(path for finding in lost for path in give_up_entry(store, finding)))
         mended += now
         given_up += [path for path in gone if path not in given_up]
         if log_path(0) in gone:
@@ -181,12 +181,15 @@ def _part(finding: Finding) -> str:
     return finding.path.partition("/")[2]
 
 
-def _advice(finding: Finding, needed: Mapping[str, str]) -> str:
+def _advice(store: FeatureStore, finding: Finding, needed: Mapping[str, str]) -> str:
     """What was wrong with a file that could not be mended, and what to do."""
     problem, _, own_advice = finding.problem.removeprefix(f"{finding.path}: ").partition("; ")
+    give_up = "or give up what it committed by `speechclip repair --forget` and run that again"
+    build_on = "later commits build on it, so it can't be given up"
+    also = f", {give_up}" if can_be_given_up(store, finding) else f"; {build_on}"
     advice = {
-        "log": "its copy in the journal is lost too; bring one of them back from a backup, or, if no later commit "
-        "builds on it, give up what it committed by `speechclip repair --forget` and run that again",
+        "log": f"its copy in the journal is lost too; bring one of them back from a backup{also}",
+        "journal": "its entry is lost too; bring one of them back from a backup",
         "catalog": needed.get(_part(finding), ""),
         "copy": needed.get(_part(finding), ""),
         "tag": own_advice,

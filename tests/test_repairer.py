@@ -620,3 +620,52 @@ def test_a_row_that_was_never_written_is_mended_to_nothing(store: FeatureStore, 
     assert [finding.path for finding in verify(store).findings] == [path]
     assert repair(store).problems == ()
     assert store.storage.read(path) == whole
+
+
+def test_a_copy_in_another_versions_place_mends_no_entry(store: FeatureStore) -> None:
+    newest, before = store.snapshot().version, content(store.snapshot())
+    entry = store.storage.read(log_path(newest - 1))
+    store.storage.replace(journal_path(newest - 1), store.storage.read(journal_path(newest)))
+    assert [finding.kind for finding in verify(store).findings] == ["journal"]
+    assert repair(store).problems == ()
+    assert store.storage.read(log_path(newest - 1)) == entry
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
+
+
+def test_an_entry_that_can_not_be_read_is_not_copied_and_can_be_given_up(store: FeatureStore) -> None:
+    newest, before = store.snapshot().version, content(store.snapshot(store.snapshot().version - 1))
+    entry = store.storage.read(log_path(newest))
+    assert entry.count(b'"size"') == 1
+    store.storage.replace(log_path(newest), entry.replace(b'"size"', b'"sizf"'))
+    Injury("journal", journal_path(newest), "flip", 99).inflict(store.storage.root)
+    problems = repair(store).problems
+    assert any(problem.startswith(log_path(newest)) and "--forget" in problem for problem in problems), problems
+    assert repair(store, forget=True).given_up == (log_path(newest),)
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
+
+
+def test_a_lost_entry_that_others_build_on_can_not_be_given_up_and_that_is_told(store: FeatureStore) -> None:
+    for path in (log_path(1), journal_path(1)):
+        Injury("entry", path, "truncate", 10).inflict(store.storage.root)
+    for forget in (False, True):
+        done = repair(store, forget=forget)
+        assert done.given_up == ()
+        assert any("it can't be given up" in problem for problem in done.problems)
+        assert all("--forget" not in problem for problem in done.problems)
+
+
+def test_an_entry_that_does_not_lead_to_what_it_states_is_not_copied(store: FeatureStore) -> None:
+    newest, entry = store.snapshot().version, store.storage.read(log_path(store.snapshot().version - 1))
+    name = next(part for part in entry.decode().split('"') if part.startswith("feature_set=") and "/part-" in part)
+    other = name[:-9] + ("0" if name[-9] != "0" else "1") + name[-8:]
+    store.storage.replace(log_path(newest - 1), entry.replace(name.encode(), other.encode()))
+    Injury("journal", journal_path(newest - 1), "flip", 99).inflict(store.storage.root)
+    done = repair(store)
+    assert any(problem.startswith(log_path(newest - 1)) for problem in done.problems)
+    assert journal_path(newest - 1) not in [finding.path for finding in done.mended]
+    # Brought back from a backup, it is as it was.
+    store.storage.replace(log_path(newest - 1), entry)
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()

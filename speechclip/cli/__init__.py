@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _outside_failure(error: Exception) -> str | None:
     """What to say of an error of the machine or of a storage client's own tree; None for a bug of ours."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or ''} {error.strerror}; mend that and run the same command again"
+        where = f"{error.filename} " if error.filename else ""
+        return f"{where}{error.strerror}; mend that and run the same command again"
     is_client = type(error).__module__.startswith(("botocore.", "_internal", "deltalake"))
     if not is_client and not isinstance(error, OSError):
         return None

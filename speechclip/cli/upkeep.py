@@ -87,7 +87,7 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
         for finding in done.mended:
             say(f"mended {finding.path}: {_bare(finding)}")
         for path in done.given_up:
-            say(f"gave up {path}: what only it named is missing; `speechclip featurize` finds or encodes that again")
+            say(f"gave up {path}: what only it named is missing; `speechclip featurize` encodes that again")
         say(f"{counted(len(done.mended), 'file')} mended, {counted(done.encoded, 'asset')} encoded anew")
     if done.dropped_embeddings:
         say(f"{counted(done.dropped_embeddings, 'damaged embedding')} dropped; `speechclip embed` makes them again")

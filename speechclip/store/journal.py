@@ -48,11 +48,40 @@ class LogEntry(Record, frozen=True):
     removed: tuple[str, ...]
 
 
+class _Add(msgspec.Struct):
+    """What Delta Lake's protocol demands of a file that is added; its client can't read an entry without."""
+
+    path: str
+    partitionValues: dict[str, str | None]  # noqa: N815
+    size: int
+    modificationTime: int  # noqa: N815
+    dataChange: bool  # noqa: N815
+
+
+class _Remove(msgspec.Struct):
+    """The same of one that is removed."""
+
+    path: str
+    dataChange: bool  # noqa: N815
+
+
+class _Action(msgspec.Struct):
+    """One line of an entry; others, such as the protocol's version, are left to the client."""
+
+    add: _Add | None = None
+    remove: _Remove | None = None
+    commitInfo: dict[str, Any] | None = None  # noqa: N815
+
+
 class JournalEntry(Record, frozen=True):
-    """The copy of one entry's text, and the checksums of the checkpoint files that were written with it."""
+    """The copy of one entry's text, and the checksums of the checkpoint files that were written with it.
+
+    The oldest copies do not say of which version they are.
+    """
 
     text: str
     checkpoint: dict[str, str] = {}
+    version: int | None = None
 
 
 def checksum(data: bytes) -> str:
@@ -63,15 +92,15 @@ def checksum(data: bytes) -> str:
 def parse_entry(version: int, text: bytes) -> LogEntry:
     """What an entry of the log says; `Damaged` if it is no such entry."""
     try:
-        actions: list[dict[str, Any]] = [msgspec.json.decode(line) for line in text.splitlines()]
-        commit = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        actions = [msgspec.json.decode(line, type=_Action) for line in text.splitlines()]
+        commit = next(action.commitInfo for action in actions if action.commitInfo is not None)
         note = msgspec.json.decode(commit["speechclip"], type=Note) if "speechclip" in commit else None
         return LogEntry(
             version=version,
             time=datetime.fromtimestamp(commit["timestamp"] / 1000, UTC),
             note=note,
-            added=tuple(action["add"]["path"] for action in actions if "add" in action),
-            removed=tuple(action["remove"]["path"] for action in actions if "remove" in action),
+            added=tuple(action.add.path for action in actions if action.add is not None),
+            removed=tuple(action.remove.path for action in actions if action.remove is not None),
         )
     except (msgspec.DecodeError, StopIteration, KeyError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(f"{log_path(version)}: no entry of a log ({error}); run `speechclip repair`") from None
@@ -91,7 +120,10 @@ class Journal:
             return None
         if found.decode("ascii", "replace") != checksum(body):
             raise Damaged(f"{journal_path(version)}: the copy does not match its checksum; run `speechclip repair`")
-        return from_json(body, JournalEntry)
+        copy = from_json(body, JournalEntry)
+        if copy.version not in (None, version):
+            raise Damaged(f"{journal_path(version)}: the copy of version {copy.version}; run `speechclip repair`")
+        return copy
 
     def has(self, version: int) -> bool:
         """Whether that version's entry was copied, whatever has become of the copy."""
@@ -115,5 +147,5 @@ class Journal:
             # Whoever was killed between the two has left no pointer.
             with contextlib.suppress(FileNotFoundError):
                 sums[LAST_CHECKPOINT] = checksum(self.storage.read(LAST_CHECKPOINT))
-        body = msgspec.json.encode(JournalEntry(text=text.decode(), checkpoint=sums))
+        body = msgspec.json.encode(JournalEntry(text=text.decode(), checkpoint=sums, version=version))
         return checksum(body).encode() + b"\n" + body

@@ -55,5 +55,5 @@ def _wait(removed: datetime) -> str:
     return (
         "its copy is lost too, and versions of the last seven days name it; bring one of them back from a backup, or "
         f"wait: until {until:%Y-%m-%d %H:%M} UTC `speechclip gc` frees nothing of its feature set; where no run uses "
-        "the store, `speechclip gc --now` ends that"
+        "the store, `speechclip featurize` and then `speechclip gc --now` end that"
     )

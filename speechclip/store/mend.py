@@ -47,6 +47,11 @@ def mend(store: FeatureStore, findings: Sequence[Finding]) -> tuple[Finding, ...
     remaining: list[Finding] = []
     for kind, mender in _MENDERS.items():
         of_kind = [finding for finding in findings if finding.kind == kind]
+        if kind == "journal":
+            # A copy of an entry that is lost itself would put it beyond doubt.
+            lost = {_version(finding) for finding in remaining}
+            remaining += [finding for finding in of_kind if _version(finding) in lost]
+            of_kind = [finding for finding in of_kind if _version(finding) not in lost]
         remaining += mender(store, of_kind) if of_kind else []
     return tuple(remaining)
 
@@ -76,16 +81,25 @@ def give_up_entry(store: FeatureStore, finding: Finding) -> tuple[str, ...]:
     """
     if finding.kind != "log":
         return ()
-    top = _version(finding)
-    while any(store.storage.size(path(top + 1)) is not None for path in (log_path, journal_path)):
-        top += 1
-    versions = range(top, _version(finding) - 1, -1)
-    if any(_is_copied(store, version) for version in versions):
-        return ()
+    versions = _lost_with(store, finding)
     sums = [path for path in map(checkpoint_path, versions) if store.storage.size(path) is not None]
     store.storage.delete([*sums, LAST_CHECKPOINT] if sums else [])
     store.storage.delete([path(version) for version in versions for path in (log_path, journal_path)])
     return tuple(map(log_path, reversed(versions)))
+
+
+def can_be_given_up(store: FeatureStore, finding: Finding) -> bool:
+    """Whether `give_up_entry` would."""
+    return finding.kind == "log" and bool(_lost_with(store, finding))
+
+
+def _lost_with(store: FeatureStore, finding: Finding) -> Sequence[int]:
+    """The versions from the newest down to that of the finding; none if a copy vouches for one of them."""
+    top = _version(finding)
+    while any(store.storage.size(path(top + 1)) is not None for path in (log_path, journal_path)):
+        top += 1
+    versions = range(top, _version(finding) - 1, -1)
+    return () if any(_is_copied(store, version) for version in versions) else versions
 
 
 def is_foreign(finding: Finding) -> bool:
@@ -107,11 +121,12 @@ def _mend_format(store: FeatureStore, finding: Finding) -> bool:
 
 
 def _mend_log(store: FeatureStore, finding: Finding) -> bool:
-    """An entry from its copy."""
+    """An entry from its copy, if that says anything else."""
     copy = store.catalog.journal.read(_version(finding))
-    if copy is not None:
-        store.storage.replace(finding.path, copy.text.encode())
-    return copy is not None
+    if copy is None or (store.storage.exists(finding.path) and store.storage.read(finding.path) == copy.text.encode()):
+        return False
+    store.storage.replace(finding.path, copy.text.encode())
+    return True
 
 
 def _copy_entry(store: FeatureStore, finding: Finding) -> bool:

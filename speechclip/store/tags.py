@@ -79,7 +79,7 @@ class Tags:
         # No other name can have been created, and a path must not be made of it.
         if _NAME.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
-                return self._read(tag_path(name), Tag)
+                return self._read_tag(tag_path(name))
         known = ", ".join(tag.name for tag in self.readable()) or "none"
         raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}")
 
@@ -154,20 +154,29 @@ class Tags:
     def _there(self, path: str) -> Sequence[Tag]:
         """The tag in that file; nothing where it was deleted since the listing."""
         with contextlib.suppress(FileNotFoundError):
-            return (self._read(path, Tag),)
+            return (self._read_tag(path),)
         return ()
+
+    def _read_tag(self, path: str) -> Tag:
+        tag = self._read(path, Tag)
+        if tag_path(tag.name) != path:
+            raise Damaged(f"{path}: it holds tag {tag.name}; {_tag_again(path)}")
+        return tag
 
     def _read(self, path: str, kind: type[_Kind]) -> _Kind:
         try:
             return from_json(self.storage.read(path), kind)
         except msgspec.DecodeError as error:
-            name = path.rpartition("/")[2].removesuffix(".json")
-            again = f"take it away by `speechclip tag --delete {name}` and tag the version again"
-            ask = again if kind is Tag else "run `speechclip repair`"
+            ask = _tag_again(path) if kind is Tag else "run `speechclip repair`"
             raise Damaged(f"{path}: no {kind.__name__.lower()} ({error}); {ask}") from None
 
     def _collections(self) -> Iterator[Collection]:
         return (self._read(path, Collection) for path in self.storage.list(COLLECTIONS))
+
+
+def _tag_again(path: str) -> str:
+    name = path.rpartition("/")[2].removesuffix(".json")
+    return f"take it away by `speechclip tag --delete {name}` and tag the version again"
 
 
 def _void_sentence(tag: Tag) -> str:

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from speechclip.errors import Damaged
 from speechclip.storage import THREADS, Storage, parse_parquet
-from speechclip.store.catalog import Catalog
+from speechclip.store.catalog import Catalog, root_of
 from speechclip.store.findings import FOREIGN, Finding
-from speechclip.store.journal import JournalEntry, checksum, parse_entry
+from speechclip.store.journal import JournalEntry, LogEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, checkpoint_path, journal_path, log_path
 
 LOG = f"{CATALOG}/_delta_log"
@@ -21,7 +21,12 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
     logged = versions_in(catalog.storage, LOG, ".json")
     newest_checkpoint, last_sum = -1, ""
     entries = _read_entries(catalog, max(copied | logged, default=-1) + 1)
-    for version, (copy, copy_problem, log_problem) in enumerate(entries):
+    names: set[str] | None = set()
+    for version, (copy, copy_problem, entry, log_problem) in enumerate(entries):
+        # What the version names, as long as all entries up to it can be read.
+        names = (names - set(entry.removed)) | set(entry.added) if entry and names is not None else None
+        if entry and names is not None and entry.note and root_of(names) != entry.note.root:
+            log_problem, names = log_problem or "the entry does not lead to the files that it states", None
         if copy_problem and version <= max(copied, default=-1):
             # Above the newest copy there may be none yet: a run made the entry and was killed, or is about to copy it.
             yield Finding(kind="journal", path=journal_path(version), problem=copy_problem)
@@ -38,12 +43,12 @@ def verify_log(catalog: Catalog) -> Iterator[Finding]:
                 yield finding
 
 
-def _read_entries(catalog: Catalog, count: int) -> Iterator[tuple[JournalEntry | None, str, str]]:
-    """Each of the first entries: its copy, what is wrong with that, and with the entry; read side by side."""
+def _read_entries(catalog: Catalog, count: int) -> Iterator[tuple[JournalEntry | None, str, LogEntry | None, str]]:
+    """Each of the first entries: its copy and what is wrong with that, itself and the same; read side by side."""
 
-    def read(version: int) -> tuple[JournalEntry | None, str, str]:
+    def read(version: int) -> tuple[JournalEntry | None, str, LogEntry | None, str]:
         copy, problem = _read_copy(catalog, version)
-        return copy, problem, _log_problem(catalog.storage, version, copy)
+        return copy, problem, *_read_entry(catalog.storage, version, copy)
 
     for start in range(0, count, THREADS):
         yield from catalog.storage.in_parallel(read, range(start, min(count, start + THREADS)))
@@ -57,18 +62,18 @@ def _read_copy(catalog: Catalog, version: int) -> tuple[JournalEntry | None, str
     return copy, "" if copy else "the copy is gone"
 
 
-def _log_problem(storage: Storage, version: int, copy: JournalEntry | None) -> str:
+def _read_entry(storage: Storage, version: int, copy: JournalEntry | None) -> tuple[LogEntry | None, str]:
     try:
         data = storage.read(log_path(version))
         entry = parse_entry(version, data)
     except FileNotFoundError:
-        return "the entry is gone"
+        return None, "the entry is gone"
     except Damaged as error:
-        return str(error)
+        return None, str(error)
     if copy and data != copy.text.encode():
-        return "the entry does not match the journal's copy"
+        return None, "the entry does not match the journal's copy"
     is_foreign = entry.note is None and (entry.added or entry.removed)
-    return FOREIGN if is_foreign else ""
+    return entry, FOREIGN if is_foreign else ""
 
 
 def _verify_sums(storage: Storage, sums: dict[str, str]) -> Iterator[Finding]:
@@ -111,6 +116,7 @@ def verify_head(catalog: Catalog) -> Iterator[Finding]:
         # The client goes by a checkpoint, also of an entry that is no more.
         newest_checkpoint = max(versions_in(catalog.storage, LOG, ".checkpoint.parquet"), default=0)
         if catalog.journal.has(newest) or newest_checkpoint > newest:
-            yield Finding(kind="checkpoint", path=LAST_CHECKPOINT, problem=str(error))
+            is_there = catalog.storage.size(LAST_CHECKPOINT) is not None
+            yield Finding(kind="checkpoint", path=LAST_CHECKPOINT if is_there else LOG, problem=str(error))
         else:
             yield Finding(kind="log", path=log_path(newest), problem=str(error))

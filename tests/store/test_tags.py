@@ -6,7 +6,7 @@ import pytest
 from feature_sets import content
 from stores import IMAGE, SPEECH, fill
 
-from speechclip.errors import NotStored
+from speechclip.errors import Damaged, NotStored
 from speechclip.records import to_json
 from speechclip.repairer import repair
 from speechclip.store import FeatureStore
@@ -59,6 +59,16 @@ def test_a_tag_that_is_deleted_while_one_looks_is_none(store: FeatureStore, monk
     assert [tag.name for tag in store.tags.list()] == ["late"]
     assert [path for path, _ in store.tags.damaged()] == [tag_path("late")]
     assert list(store.tags.readable()) == []
+
+
+def test_a_tag_with_the_content_of_another_is_damaged(store: FeatureStore) -> None:
+    store.tags.create("good", store.snapshot().version)
+    store.storage.create(tag_path("other"), store.storage.read(tag_path("good")))
+    found = {path: str(error) for path, error in store.tags.damaged()}
+    assert "it holds tag good; take it away by `speechclip tag --delete other`" in found[tag_path("other")]
+    with pytest.raises(Damaged, match="it holds tag good"):
+        store.snapshot("other")
+    assert [tag.name for tag in store.tags.readable()] == ["good"]
 
 
 def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
