@@ -602,7 +602,7 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
     note = store.catalog.entry(version + 1).note
     assert note is not None
     assert [part.removed for part in note.parts] == [len(before) - len(left)]
-    # The shards are there still, and adopted.
+    # The shards are there still: what is encoded again is found there.
     assert featurize(store.storage.root).encoded > 0
     assert content(store.snapshot()) == before
 

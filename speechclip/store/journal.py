@@ -48,29 +48,29 @@ class LogEntry(Record, frozen=True):
     removed: tuple[str, ...]
 
 
-class _Add(msgspec.Struct):
+class _Add(msgspec.Struct, rename="camel"):
     """What Delta Lake's protocol demands of a file that is added; its client can't read an entry without."""
 
     path: str
-    partitionValues: dict[str, str | None]  # noqa: N815
+    partition_values: dict[str, str | None]
     size: int
-    modificationTime: int  # noqa: N815
-    dataChange: bool  # noqa: N815
+    modification_time: int
+    data_change: bool
 
 
-class _Remove(msgspec.Struct):
+class _Remove(msgspec.Struct, rename="camel"):
     """The same of one that is removed."""
 
     path: str
-    dataChange: bool  # noqa: N815
+    data_change: bool
 
 
-class _Action(msgspec.Struct):
+class _Action(msgspec.Struct, rename="camel"):
     """One line of an entry; others, such as the protocol's version, are left to the client."""
 
     add: _Add | None = None
     remove: _Remove | None = None
-    commitInfo: dict[str, Any] | None = None  # noqa: N815
+    commit_info: dict[str, Any] | None = None
 
 
 class JournalEntry(Record, frozen=True):
@@ -93,7 +93,7 @@ def parse_entry(version: int, text: bytes) -> LogEntry:
     """What an entry of the log says; `Damaged` if it is no such entry."""
     try:
         actions = [msgspec.json.decode(line, type=_Action) for line in text.splitlines()]
-        commit = next(action.commitInfo for action in actions if action.commitInfo is not None)
+        commit = next(action.commit_info for action in actions if action.commit_info is not None)
         note = msgspec.json.decode(commit["speechclip"], type=Note) if "speechclip" in commit else None
         return LogEntry(
             version=version,

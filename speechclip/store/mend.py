@@ -29,7 +29,7 @@ from speechclip.store.layout import (
     part_copy_path,
     part_path,
 )
-from speechclip.store.restore import restore, restore_sums, rows_at
+from speechclip.store.restore import read_or_nothing, restore, restore_sums, rows_at
 from speechclip.store.rows import check_part
 from speechclip.store.segments import segment_metadata, shape_of
 from speechclip.store.tags import Collection
@@ -123,7 +123,7 @@ def _mend_format(store: FeatureStore, finding: Finding) -> bool:
 def _mend_log(store: FeatureStore, finding: Finding) -> bool:
     """An entry from its copy, if that says anything else."""
     copy = store.catalog.journal.read(_version(finding))
-    if copy is None or (store.storage.exists(finding.path) and store.storage.read(finding.path) == copy.text.encode()):
+    if copy is None or read_or_nothing(store.storage, finding.path) == copy.text.encode():
         return False
     store.storage.replace(finding.path, copy.text.encode())
     return True

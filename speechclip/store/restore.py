@@ -77,7 +77,7 @@ def restore_sums(store: FeatureStore, finding: Finding, said: Rows) -> None:
     """Make the checksums beside a shard anew from the shard."""
     shard, spec = _place(finding.path)[0], store.read_spec(finding.feature_set).spec
     sums, stored = describe_shard(store.storage.read(shard), spec)
-    before = _read(store.storage, finding.path)
+    before = read_or_nothing(store.storage, finding.path)
     store.storage.replace(finding.path, _with_unproved(sums, stored, said[finding.path], before))
 
 
@@ -107,7 +107,7 @@ def _restore_shard(
 ) -> set[str]:
     if finding.keys and not any(anew is not None and key in anew for key in finding.keys):
         return set()
-    old, features, whole = _read(storage, finding.path), {}, set()
+    old, features, whole = read_or_nothing(storage, finding.path), {}, set()
     for row in rows:
         key, array = row["asset"], array_at(old, spec, row)
         if is_intact(array, row):
@@ -120,7 +120,7 @@ def _restore_shard(
     unnamed = _behind(old, spec, rows)
     tar = pack_shard(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
-    sums = _with_unproved(sums, stored, rows, _read(storage, sums_path(finding.path)))
+    sums = _with_unproved(sums, stored, rows, read_or_nothing(storage, sums_path(finding.path)))
     made = {msgspec.structs.astuple(entry) for entry in stored}
     healed = {row["asset"] for row in rows if tuple(row[name] for name in _PLACE) in made}
     if not healed >= whole or (finding.keys and not healed & set(finding.keys)):
@@ -192,8 +192,8 @@ def _restore_chunk(
     whether it is whole, so its key goes, and no run adopts it.
     """
     segment, start, end = chunk_at(finding.path)
-    old = rows_in(_read(storage, finding.path), spec, "vectors", end - start)
-    beside = _read(storage, chunk_path(segment, "keys", start))
+    old = rows_in(read_or_nothing(storage, finding.path), spec, "vectors", end - start)
+    beside = read_or_nothing(storage, chunk_path(segment, "keys", start))
     has_key = rows_in(beside, spec, "keys", end - start).any(axis=1) | (not beside)
     vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
     vectors[~has_key] = np.nan
@@ -214,8 +214,8 @@ def _restore_chunk(
 def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
     """What has a vector and no readable row names stays; the vectors beside it have their own checksum."""
     segment, start, end = chunk_at(finding.path)
-    keys = rows_in(_read(storage, finding.path), spec, "keys", end - start)
-    vectors = rows_in(_read(storage, chunk_path(segment, "vectors", start)), spec, "vectors", end - start)
+    keys = rows_in(read_or_nothing(storage, finding.path), spec, "keys", end - start)
+    vectors = rows_in(read_or_nothing(storage, chunk_path(segment, "vectors", start)), spec, "vectors", end - start)
     keys[np.isnan(vectors).all(axis=1)] = 0
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
@@ -223,7 +223,8 @@ def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: S
     return {row["asset"] for row in rows}
 
 
-def _read(storage: Storage, path: str) -> bytes:
+def read_or_nothing(storage: Storage, path: str) -> bytes:
+    """The bytes of a file, none where it is gone."""
     try:
         return storage.read(path)
     except FileNotFoundError:

@@ -8,7 +8,7 @@ A `tag` that is killed before it is acknowledged can leave one: it is told, and 
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ class Tags:
 
     def list(self) -> list[Tag]:
         """All tags, by name; `Damaged` if one of them is."""
-        return [tag for path in self.storage.list(TAGS) for tag in self._there(path)]
+        return [tag for path in self.storage.list(TAGS) if (tag := self._there(path)) is not None]
 
     def readable(self, newest: int | None = None) -> Iterator[Tag]:
         """The tags that are whole and name what no collection has freed, by name.
@@ -94,9 +94,9 @@ class Tags:
         """
         void = {path for path, _ in self.damaged()}
         for path in self.storage.list(TAGS):
-            for tag in self._there(path) if path not in void else ():
-                if newest is None or tag.version <= newest:
-                    yield tag
+            tag = None if path in void else self._there(path)
+            if tag is not None and (newest is None or tag.version <= newest):
+                yield tag
 
     def damaged(self) -> Iterator[tuple[str, Damaged]]:
         """The files that should hold the record of a collection, or a tag of a version that is there, and do not."""
@@ -108,13 +108,12 @@ class Tags:
                 yield path, error
         for path in self.storage.list(TAGS):
             try:
-                tags = self._there(path)
+                tag = self._there(path)
             except Damaged as error:
                 yield path, error
             else:
-                for tag in tags:
-                    if not all(found.keeps(tag.version) for found in collections):
-                        yield path, Damaged(f"{path}: {_void_sentence(tag)}")
+                if tag is not None and not all(found.keeps(tag.version) for found in collections):
+                    yield path, Damaged(f"{path}: {_void_sentence(tag)}")
 
     def delete(self, name: str) -> None:
         """Take a name away; the version stays until `gc` frees it."""
@@ -151,11 +150,11 @@ class Tags:
         if freed is not None:
             raise NotStored(_freed_sentence(version, freed))
 
-    def _there(self, path: str) -> Sequence[Tag]:
-        """The tag in that file; nothing where it was deleted since the listing."""
+    def _there(self, path: str) -> Tag | None:
+        """The tag in that file, None where it was deleted since the listing."""
         with contextlib.suppress(FileNotFoundError):
-            return (self._read_tag(path),)
-        return ()
+            return self._read_tag(path)
+        return None
 
     def _read_tag(self, path: str) -> Tag:
         tag = self._read(path, Tag)

@@ -31,7 +31,7 @@ from speechclip.store.layout import (
     sums_path,
     tag_path,
 )
-from speechclip.store.restore import array_at, is_intact
+from speechclip.store.restore import array_at, is_intact, read_or_nothing
 from speechclip.store.rows import SCHEMA, by_feature_set, check_part, entries, is_stored
 from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
 from speechclip.store.verify_log import verify_head, verify_log
@@ -193,7 +193,7 @@ def _verify_shard(storage: Storage, place: _Place) -> Iterator[Finding]:
         sums = describe_shard(tar, spec)[0]
     except Damaged:
         sums = b""
-    there = _read(storage, sums_path(place.path))
+    there = read_or_nothing(storage, sums_path(place.path))
     if sums and there == sums:
         return
     if not sums or not is_as_packed(tar, spec):
@@ -219,7 +219,7 @@ def _verify_chunk(storage: Storage, place: _Place) -> Iterator[Finding]:
     count = shape_of(place.path).chunk_rows
     start = rows[0]["offset"] // count * count
     paths = {name: chunk_path(place.path, name, start) for name in ARRAYS}
-    files = {name: _read(storage, path) for name, path in paths.items()}
+    files = {name: read_or_nothing(storage, path) for name, path in paths.items()}
     found = {name: rows_in(files[name], spec, name, count) for name in ARRAYS}
     damaged = [
         row["asset"] for row in rows if digest_of(found["vectors"][row["offset"] - start].data) != row["checksum"]
@@ -235,13 +235,6 @@ def _verify_chunk(storage: Storage, place: _Place) -> Iterator[Finding]:
     if "keys" in unsealed or not are_its_keys:
         problem = _UNSEALED if "keys" in unsealed else "not the keys of its rows"
         yield _finding("keys", place, paths["keys"], problem, [])
-
-
-def _read(storage: Storage, path: str) -> bytes:
-    try:
-        return storage.read(path)
-    except FileNotFoundError:
-        return b""
 
 
 def _verify_metadata(storage: Storage, spec: EncoderSpec, path: str) -> Iterator[Finding]:
