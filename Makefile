@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # What repeats something at random, and how often depends on SPEECHCLIP_LONG.
-LONG := $(shell grep -rl --include='test_*.py' 'from counts import' tests)
+LONG := $(shell grep -rl --include='test_*.py' 'from support.counts import' tests)
 # How many tests run at the same time.
 WORKERS ?= 2
 # The folder of KubeRay's CRDs, which are not ours to keep: one beside the checkout, else crds/, else make test CRDS=FOLDER.

@@ -22,7 +22,7 @@ from rich.table import Table
 from speechclip.encoders import load_encoder
 from speechclip.encoders.frozen import collect
 from speechclip.encoders.hubert import HubertEncoder
-from speechclip.tasks import BatchSizes
+from speechclip.featurization.tasks import BatchSizes
 
 SPEECH = ("hubert:untrained-base", "hubert:untrained-large")
 PICTURES_AND_TEXTS = ("clip:untrained-ViT-B-32", "clip:untrained-ViT-L-14")

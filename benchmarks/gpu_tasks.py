@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from speechclip.encoders import load_encoder
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import BatchSizes, DecodedTask, TaskEncoder
 from speechclip.jobs.featurize import KEEP_FREED
-from speechclip.plan import TaskSizes
 from speechclip.records import Asset, Task
 from speechclip.storage import Storage
-from speechclip.tasks import BatchSizes, DecodedTask, TaskEncoder
 
 MEAN_SECONDS = 4.41
 # No worker takes so long to load its encoder and do its first task.

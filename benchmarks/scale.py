@@ -22,15 +22,15 @@ from rich.table import Table
 from scale_watch import Seen, TimedStore, Watch, cpu_seconds, folder_size, own_bytes
 
 from speechclip.config import Settings
-from speechclip.content import content_key, segment_key
-from speechclip.featurizer import Committer, Work, prepare_work, run
+from speechclip.featurization.driver import Committer, Work, prepare_work, run
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.cluster import connect
 from speechclip.jobs.featurize import run_on_ray
 from speechclip.manifest import SCHEMA, Manifest
-from speechclip.plan import TaskSizes
+from speechclip.media.content import content_key, segment_key
 from speechclip.records import Receipt
 from speechclip.store import FeatureStore
-from speechclip.tasks import EncoderRequest
 
 SAMPLES = 400  # one frame
 # Of the first and of the last commits of a run; a few, for one falls beside a checkpoint now and then.

@@ -9,8 +9,8 @@ import math
 import sys
 from dataclasses import dataclass, fields
 
-from speechclip.featurizer import Committer
-from speechclip.plan import MEMBER_BYTES, TaskSizes
+from speechclip.featurization.driver import Committer
+from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.spec import EncoderSpec
 from speechclip.store.segments import KEY_BYTES
 

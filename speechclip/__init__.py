@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speechclip.model import load
+    from speechclip.retrieval.model import load
     from speechclip.store import FeatureStore
 
 __all__ = ["FeatureStore", "load"]
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return FeatureStore
     if name == "load":
-        from speechclip.model import load
+        from speechclip.retrieval.model import load
 
         return load
     raise AttributeError(f"module 'speechclip' has no attribute {name!r}")

@@ -12,11 +12,11 @@ import msgspec
 import yaml
 
 from speechclip.errors import InvalidInput
-from speechclip.plan import TaskSizes
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import BatchSizes, EncoderRequest
 from speechclip.records import MODALITIES, Record, explain
 from speechclip.runtime_env import RuntimeEnv, refuse_secrets
 from speechclip.spec import Codec, Window
-from speechclip.tasks import BatchSizes, EncoderRequest
 
 DEFAULT_CONFIG = "ray_config.yaml"
 METADATA = ("speechclip", "runtime_env")

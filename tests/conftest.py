@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import s3_servers
-from fault_proxy import FaultProxy, Schedule
+from support import s3_servers
+from support.fault_proxy import FaultProxy, Schedule
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

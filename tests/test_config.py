@@ -5,7 +5,7 @@ import yaml
 
 from speechclip.config import RunSettings, load_settings
 from speechclip.errors import InvalidInput
-from speechclip.plan import TaskSizes
+from speechclip.featurization.plan import TaskSizes
 
 PROJECT = Path(__file__).parent.parent
 

@@ -7,9 +7,9 @@ import click
 import numpy as np
 import pytest
 import soundfile
-from crash_points import GC_POINTS, POINTS
 from PIL import Image
-from small_runs import train_small
+from support.crash_points import GC_POINTS, POINTS
+from support.small_runs import train_small
 
 from speechclip.cli import cli, main
 from speechclip.corpora.synthetic import make_synthetic

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import logging
 from speechclip import logs
-from speechclip.cli.options import rewrite, say
+from speechclip.cli.terminal import rewrite, say
 logs.configure({format!r}, verbose=False)
 say("two files\\n", files=2)
 rewrite("half", progress={{"done": 1}})

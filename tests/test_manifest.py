@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechclip.content import text_key
 from speechclip.errors import InvalidInput, SourceMissing
 from speechclip.manifest import BATCH_ROWS, SCHEMA, Manifest
+from speechclip.media.content import text_key
 
 
 def row(name: str, **columns: Any) -> dict[str, Any]:

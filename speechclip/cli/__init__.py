@@ -105,7 +105,7 @@ def _outside_failure(error: Exception) -> str | None:
     if not is_client and not isinstance(error, OSError):
         return None
     # These trees a quick `--help` must not import.
-    from speechclip.storage.patience import fault_of, one_line
+    from speechclip.storage.retry import fault_of, one_line
 
     fault = fault_of(error)
     cause = one_line(error) if fault is None else fault.cause

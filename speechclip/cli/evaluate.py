@@ -5,7 +5,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, in_ray_job, note_untrained, progress_line, say, settings_options, table
+from speechclip.cli.options import in_ray_job, settings_options
+from speechclip.cli.terminal import console, note_untrained, progress_line, say, table
 from speechclip.config import Settings, whole_path
 
 scoring_option = click.option(
@@ -65,7 +66,7 @@ def evaluate(
     padded = None
     if compat_batch is not None:
         from speechclip.evaluation.compat import PaddedFrames
-        from speechclip.model import Model
+        from speechclip.retrieval.model import Model
 
         padded = PaddedFrames(Model(trained).encoder("speech"), manifest, settings.split, compat_batch)
     report = evaluate_run(
@@ -107,8 +108,8 @@ def keywords(
     if (utterance is None) == (audio is None):
         raise click.UsageError("name one of --utterance and --audio")
     from speechclip.evaluation.discovery import discover
-    from speechclip.model import Model
-    from speechclip.searcher import Searcher
+    from speechclip.retrieval.model import Model
+    from speechclip.retrieval.search import Searcher
     from speechclip.store import FeatureStore
     from speechclip.training.checkpoint import load_run
 

@@ -2,7 +2,8 @@
 
 import click
 
-from speechclip.cli.options import counted, say, settings_options
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import counted, say
 from speechclip.config import Settings
 
 
@@ -30,7 +31,7 @@ def export_webdataset(
     out: str,
 ) -> None:
     """Join speech frames, image vector and text of every utterance in WebDataset tars."""
-    from speechclip.exporter import export_webdataset as write
+    from speechclip.export import export_webdataset as write
     from speechclip.manifest import Manifest
     from speechclip.records import MODALITIES
     from speechclip.store import FeatureStore

@@ -5,7 +5,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import (
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import (
     console,
     counted,
     human_bytes,
@@ -13,7 +14,6 @@ from speechclip.cli.options import (
     note_untrained,
     printable,
     say,
-    settings_options,
     show,
     table,
 )
@@ -28,8 +28,8 @@ SHOWN_CHARACTERS = 200
 @settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "window", "json")
 def plan(settings: Settings, as_json: bool) -> None:
     """Show what is stored, rejected and missing, and what the rest will cost; changes nothing."""
-    from speechclip.estimate import estimate
-    from speechclip.featurizer import survey
+    from speechclip.featurization.driver import survey
+    from speechclip.featurization.estimate import estimate
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 
@@ -91,7 +91,7 @@ def featurize(
 ) -> None:
     """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
     from speechclip.cli.follow import carry_out, encode
-    from speechclip.featurizer import prepare_work
+    from speechclip.featurization.driver import prepare_work
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 
@@ -118,7 +118,7 @@ def featurize(
 @settings_options("manifest", "store", "json")
 def rejected(settings: Settings, as_json: bool) -> None:
     """List what could not become a feature, with its reason and source."""
-    from speechclip.featurizer import list_rejected
+    from speechclip.featurization.driver import list_rejected
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 

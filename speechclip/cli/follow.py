@@ -8,12 +8,12 @@ import click
 import msgspec
 
 from speechclip.cli.interrupts import heed
-from speechclip.cli.options import counted, human_bytes, human_seconds, rewrite, say
+from speechclip.cli.terminal import counted, human_bytes, human_seconds, rewrite, say
 from speechclip.config import Settings
 from speechclip.errors import WorkLeft
-from speechclip.featurizer import Committer, Summary, Work, run_inline
-from speechclip.featurizer import run as commit_all
-from speechclip.progress import Progress, Tally
+from speechclip.featurization.driver import Committer, Summary, Work, run_inline
+from speechclip.featurization.driver import run as commit_all
+from speechclip.featurization.progress import Progress, Tally
 from speechclip.records import Receipt, Record
 from speechclip.status import Reporter
 from speechclip.storage import Storage

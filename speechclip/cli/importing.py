@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from speechclip.cli.options import note_untrained, say
+from speechclip.cli.terminal import note_untrained, say
 from speechclip.config import whole_path
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from speechclip.cli.options import counted, human_seconds, progress_line, say
+from speechclip.cli.terminal import counted, human_seconds, progress_line, say
 
 SHOWN_PROBLEMS = 10
 OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")

@@ -6,15 +6,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import (
-    counted,
-    human_seconds,
-    note_untrained,
-    say,
-    settings_options,
-    show,
-    table,
-)
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import counted, human_seconds, note_untrained, say, show, table
 from speechclip.config import Settings
 from speechclip.records import Modality
 
@@ -24,8 +17,8 @@ from speechclip.records import Modality
 def embed(settings: Settings, as_json: bool) -> None:
     """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
     from speechclip.cli.follow import carry_out
-    from speechclip.embedder import embed_tasks, prepare_embedding
     from speechclip.manifest import Manifest
+    from speechclip.retrieval.embed import embed_tasks, prepare_embedding
     from speechclip.store import FeatureStore
     from speechclip.training.checkpoint import load_run
 
@@ -71,7 +64,7 @@ def query(
     """Find the stored utterances, images or texts nearest to a text, a recording or a picture."""
     if sum(question is not None for question in (question_text, audio, question_image)) != 1:
         raise click.UsageError("ask by one of --text, --audio and --image")
-    from speechclip.searcher import Searcher
+    from speechclip.retrieval.search import Searcher
     from speechclip.store import FeatureStore
     from speechclip.training.checkpoint import load_run
 

@@ -3,7 +3,8 @@
 import click
 import msgspec
 
-from speechclip.cli.options import OPTIONS, console, table
+from speechclip.cli.options import OPTIONS
+from speechclip.cli.terminal import console, table
 
 
 @click.command()

@@ -6,7 +6,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, human_bytes, human_seconds, say, settings_options, show, table
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import console, human_bytes, human_seconds, say, show, table
 from speechclip.config import Settings
 
 SHOWN_JOBS = 10

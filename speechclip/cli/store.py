@@ -8,7 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import console, counted, human_bytes, progress_line, say, settings_options, show, table
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import console, counted, human_bytes, progress_line, say, show, table
 from speechclip.config import Settings
 from speechclip.errors import Damaged
 from speechclip.records import MODALITIES
@@ -39,11 +40,11 @@ def drop(
     FEATURE_SET is a fingerprint, the start of one, or the SPEC it was made by. Older versions still name what was
     dropped; `speechclip gc` frees the bytes after the grace period.
     """
-    from speechclip.dropper import choose
-    from speechclip.featurizer import new_run
+    from speechclip.featurization.driver import new_run
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
-    from speechclip.store.repack import repack
+    from speechclip.upkeep.drop import choose
+    from speechclip.upkeep.erase import repack
 
     if not feature_sets and doomed is None:
         raise click.UsageError("name a FEATURE_SET, or a --manifest")
@@ -89,8 +90,8 @@ def _tell_what_stays(store: Any, *, are_shared: bool, has_manifest: bool) -> Non
 def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
     """Free what no live version names: neither the newest, nor one of the last seven days, nor a tagged one."""
     from speechclip.store import FeatureStore
-    from speechclip.store.gc import collect
     from speechclip.store.grace import GRACE_SECONDS
+    from speechclip.upkeep.gc import collect
 
     store = FeatureStore(settings.need("store"))
     report = progress_line("files freed")

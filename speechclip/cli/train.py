@@ -5,7 +5,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import human_seconds, note_untrained, say, settings_options
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import human_seconds, note_untrained, say
 from speechclip.config import Settings
 from speechclip.records import Record
 

@@ -6,16 +6,8 @@ from typing import Any
 import click
 import msgspec
 
-from speechclip.cli.options import (
-    console,
-    counted,
-    human_bytes,
-    printable,
-    progress_line,
-    say,
-    settings_options,
-    table,
-)
+from speechclip.cli.options import settings_options
+from speechclip.cli.terminal import console, counted, human_bytes, printable, progress_line, say, table
 from speechclip.config import Settings
 from speechclip.errors import Damaged, WorkLeft
 
@@ -28,9 +20,9 @@ from speechclip.errors import Damaged, WorkLeft
 @click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
 def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None:
     """Check every shard, checksum, chunk and entry of the log; changes nothing. Exit code 1 if anything is damaged."""
-    from speechclip.recompute import recompute as encode_again
     from speechclip.store import FeatureStore
-    from speechclip.store.verify import verify as verify_store
+    from speechclip.upkeep.recompute import recompute as encode_again
+    from speechclip.upkeep.verify import verify as verify_store
 
     store = FeatureStore(settings.need("store"))
     report = verify_store(store, on_progress=progress_line("MB", 1e6))
@@ -66,8 +58,8 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
     """
     from speechclip.cli.follow import encode
     from speechclip.manifest import Manifest
-    from speechclip.repairer import repair as repair_store
     from speechclip.store import FeatureStore
+    from speechclip.upkeep.repair import repair as repair_store
 
     store = FeatureStore(settings.need("store"))
     requests = settings.encoder_requests() if settings.speech or settings.image or settings.text else []

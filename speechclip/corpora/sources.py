@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from speechclip.content import content_key, read_source, segment_key, text_key
 from speechclip.errors import MachineFailed, Rejected, SegmentOutside, SourceProblem, SourceUnreadable
-from speechclip.media import AudioInfo, probe_audio
+from speechclip.media.content import content_key, read_source, segment_key, text_key
+from speechclip.media.decode import AudioInfo, probe_audio
 
 # Called as progress(done, total) after every file.
 Progress = Callable[[int, int], None]

@@ -15,8 +15,8 @@ import soxr
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from speechclip.containers import ogg_checksum, ogg_pages
 from speechclip.errors import InvalidInput
+from speechclip.media.containers import ogg_checksum, ogg_pages
 
 COLOURS = {
     "red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 119, 180), "yellow": (240, 220, 40),

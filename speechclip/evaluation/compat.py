@@ -12,10 +12,10 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.encoders.padded import official_length
 from speechclip.encoders.windows import FULL_RULE
 from speechclip.errors import InvalidInput
+from speechclip.featurization.tasks import decode_task
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Task
 from speechclip.store import Frames
-from speechclip.tasks import decode_task
 
 
 class PaddedFrames(Frames):

@@ -14,8 +14,8 @@ from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.keywords import KeywordReader, KeywordReport, read_keywords
 from speechclip.evaluation.published import published_rows
+from speechclip.evaluation.recall import TwoWays, retrieve_both
 from speechclip.evaluation.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
-from speechclip.evaluation.retrieval import TwoWays, retrieve_both
 from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.manifest import Manifest

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechclip.encoders.prepare import clip_tokenizer, clip_tokens
 from speechclip.errors import EmptyText
-from speechclip.evaluation.retrieval import Trials, bootstrap_interval
+from speechclip.evaluation.recall import Trials, bootstrap_interval
 from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
 from speechclip.heads import Keywords
 from speechclip.heads.quantizer import Quantizer, Usage, UsageFigures

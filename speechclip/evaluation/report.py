@@ -10,7 +10,7 @@ from rich.table import Table
 
 from speechclip.evaluation.keywords import HitRate, KeywordReport
 from speechclip.evaluation.published import Measure, Published
-from speechclip.evaluation.retrieval import CUTOFFS, RetrievalReport, TwoWays
+from speechclip.evaluation.recall import CUTOFFS, RetrievalReport, TwoWays
 from speechclip.records import Record
 from speechclip.storage import Storage
 

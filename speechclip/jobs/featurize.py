@@ -13,13 +13,13 @@ import ray.data
 import ray.data.exceptions
 
 from speechclip.errors import SpeechClipError, WorkLeft
-from speechclip.featurizer import Work
-from speechclip.jobs.meters import FeaturizeMeters
-from speechclip.jobs.room import Node, Tell, wait_for_room
+from speechclip.featurization.driver import Work
+from speechclip.featurization.tasks import BatchSizes, DecodedTask, EncoderRequest, TaskEncoder, decode_task
+from speechclip.jobs.metrics import FeaturizeMeters
+from speechclip.jobs.nodes import Node, Tell, wait_for_room
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.tasks import BatchSizes, DecodedTask, EncoderRequest, TaskEncoder, decode_task
 
 logger = logging.getLogger(__name__)
 

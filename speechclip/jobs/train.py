@@ -16,9 +16,9 @@ import torch
 
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
-from speechclip.jobs.board import Board
 from speechclip.jobs.cluster import connect
-from speechclip.jobs.meters import TrainMeters
+from speechclip.jobs.mailbox import Board
+from speechclip.jobs.metrics import TrainMeters
 from speechclip.jobs.workers import Crew, run_workers
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json

@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 
 from speechclip.errors import SpeechClipError, WorkLeft
-from speechclip.jobs.room import Node, Tell, is_shared, nodes, wait_for_room
+from speechclip.jobs.nodes import Node, Tell, is_shared, nodes, wait_for_room
 
 # The least share of a logical CPU that a worker is given; below it, more workers only wait for each other.
 LEAST_CPUS = 0.25

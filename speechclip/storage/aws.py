@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
 
 from speechclip.errors import InvalidInput, UnsupportedStore
-from speechclip.storage.patience import (
+from speechclip.storage.retry import (
     CONNECT_SECONDS,
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,

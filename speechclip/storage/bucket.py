@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from speechclip.records import StoredFile
 from speechclip.storage.aws import delta_options, filesystem
-from speechclip.storage.patience import patiently
+from speechclip.storage.retry import patiently
 
 T = TypeVar("T")
 # The metadata that says which write made an object.

@@ -22,7 +22,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, LostRace, NotStored, StoreError
 from speechclip.storage import THREADS, Storage
-from speechclip.storage.patience import one_line
+from speechclip.storage.retry import one_line
 from speechclip.store.grace import is_adoptable
 from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
 from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path

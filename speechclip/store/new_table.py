@@ -10,7 +10,7 @@ from deltalake.exceptions import DeltaError
 
 from speechclip.errors import StoreError
 from speechclip.storage import Storage
-from speechclip.storage.patience import one_line
+from speechclip.storage.retry import one_line
 
 MAX_ATTEMPTS = 10
 # Repeated by the client itself, a creation whose answer was lost would become another version.

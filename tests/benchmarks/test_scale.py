@@ -5,18 +5,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy, Schedule
 from scale import make_manifest, open_work, to_lines
 from scale_model import BASE, LARGE, Assumptions, Encoders, Size, assumptions, rows
 from scale_watch import TimedStore
-from stores import synthetic
+from support.fault_proxy import FaultProxy, Schedule
+from support.stores import synthetic
 
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import Coverage, TaskSizes, cut
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.featurize import SPEECH_ENCODERS_A_GPU
-from speechclip.plan import Coverage, TaskSizes, cut
 from speechclip.records import Asset, Modality
 from speechclip.store import FeatureStore
-from speechclip.tasks import EncoderRequest
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "scale.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from keyword_corpus import KeywordCorpus, write_keyword_corpus
+from support.keyword_corpus import KeywordCorpus, write_keyword_corpus
 
 from speechclip.cli import main
 from speechclip.evaluation.report import EvaluationReport

@@ -4,9 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import official_files
 import pytest
 import torch
+from support import official_files
 
 from speechclip.cli import main
 from speechclip.corpora.synthetic import make_synthetic

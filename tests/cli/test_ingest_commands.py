@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from miniatures import Flickr8k, SpokenCOCO, put
+from support.miniatures import Flickr8k, SpokenCOCO, put
 
 from speechclip.cli import main
 from speechclip.manifest import Manifest

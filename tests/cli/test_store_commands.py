@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from feature_sets import content
-from stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
+from support.feature_sets import content
+from support.stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.errors import Damaged
-from speechclip.featurizer import list_rejected, survey
+from speechclip.featurization.driver import list_rejected, survey
 from speechclip.store import FeatureStore
 from speechclip.store.layout import STORE_FILE, journal_path, log_path, tag_path
 

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from feature_sets import content
-from injuries import Injury, forge
-from stores import IMAGE, SPEECH, fill, synthetic
+from support.feature_sets import content
+from support.injuries import Injury, forge
+from support.stores import IMAGE, SPEECH, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.store import FeatureStore

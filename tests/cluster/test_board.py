@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from kube_manifests import of_kind, render
+from support.kube_manifests import of_kind, render
 
 PROJECT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import project_rules
 import pytest
+from support import project_rules
 
 PROJECT = Path(__file__).parent.parent.parent
 DOCKERFILE = PROJECT / "cluster" / "Dockerfile"

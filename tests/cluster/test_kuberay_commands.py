@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from kube_manifests import of_kind, render
-from kuberay_commands import RayJobRun, flags, quantity, ray_start
+from support.kube_manifests import of_kind, render
+from support.kuberay_commands import RayJobRun, flags, quantity, ray_start
 
 DEFAULTS = " --block  --dashboard-agent-listen-port=52365 "
 

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hosts
 import pytest
-import s3_servers
 import yaml
 from click.testing import CliRunner
-from fleet import summary
-from hosts import Network
-from kube_hosts import RayJobHosts
-from kube_manifests import CLUSTER, render
-from kuberay_commands import quantity
-from ray_hosts import copy_project
+from support import hosts, s3_servers
+from support.fleet import summary
+from support.hosts import Network
+from support.kube_hosts import RayJobHosts
+from support.kube_manifests import CLUSTER, render
+from support.kuberay_commands import quantity
+from support.ray_hosts import copy_project
 
 from speechclip.cli import cli
 from speechclip.store import FeatureStore

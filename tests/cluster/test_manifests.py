@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kuberay_rules
-import project_rules
 import pytest
 import yaml
-from kube_manifests import CLUSTER, FOLDERS, Document, groups, of_kind, render
-from kube_schemas import Crds, core_findings
+from support import kuberay_rules, project_rules
+from support.kube_manifests import CLUSTER, FOLDERS, Document, groups, of_kind, render
+from support.kube_schemas import Crds, core_findings
 
 # No schema at hand: project_rules says what is checked of it instead.
 WITHOUT_SCHEMA = {"PodMonitor"}

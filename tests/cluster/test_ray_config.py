@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 import jsonschema
-import project_rules
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from support import project_rules
 
 from speechclip.config import load_settings
 from speechclip.errors import InvalidInput

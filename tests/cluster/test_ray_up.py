@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import hosts
 import pytest
-import ssh_hosts
 import yaml
-from fleet import summary
-from hosts import Host, Network
-from ray_hosts import PROJECT, copy_project, wait_until
+from support import hosts, ssh_hosts
+from support.fleet import summary
+from support.hosts import Host, Network
+from support.ray_hosts import PROJECT, copy_project, wait_until
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import boto3
 import pytest
-from miniatures import FLICKR_SPLITS, UNSPLIT, Flickr8k, picture, put, recording, without
+from support.miniatures import FLICKR_SPLITS, UNSPLIT, Flickr8k, picture, put, recording, without
 
-from speechclip.content import content_key, fetch
 from speechclip.corpora import flickr8k
 from speechclip.corpora.flickr8k import read_flickr8k
 from speechclip.corpora.listing import walk
 from speechclip.corpora.published import Published
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
-from speechclip.media import decode_audio
+from speechclip.media.content import content_key, fetch
+from speechclip.media.decode import decode_audio
 from speechclip.storage import Storage
 
 FIRST = FLICKR_SPLITS["train"][0]

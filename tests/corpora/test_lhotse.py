@@ -10,12 +10,12 @@ import boto3
 import numpy as np
 import pytest
 import soundfile
-from miniatures import picture, put, recording
+from support.miniatures import picture, put, recording
 
-from speechclip.content import content_key, fetch
 from speechclip.corpora.lhotse import read_lhotse
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
+from speechclip.media.content import content_key, fetch
 
 
 def recorded(name: str, source: object, channels: tuple[int, ...] = (0,), **more: Any) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import boto3
 import pytest
-from miniatures import SpokenCOCO, picture, put, without
+from support.miniatures import SpokenCOCO, picture, put, without
 
-from speechclip.content import content_key, fetch
 from speechclip.corpora import spokencoco
 from speechclip.corpora.published import Published
 from speechclip.corpora.spokencoco import read_spokencoco
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
+from speechclip.media.content import content_key, fetch
 
 ADDRESSES = ("audio_uri", "image_uri", "image_error")
 

@@ -7,7 +7,7 @@ import pytest
 from speechclip.corpora.synthetic import MAX_CONCEPTS, make_synthetic, pronounce
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput
-from speechclip.media import decode_audio, decode_image
+from speechclip.media.decode import decode_audio, decode_image
 
 
 def digest_of(folder: Path) -> str:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechclip.content import fetch
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, SourceMissing, Truncated
 from speechclip.manifest import Manifest
-from speechclip.media import decode_audio
+from speechclip.media.content import fetch
+from speechclip.media.decode import decode_audio
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden_hubert import KINDS, golden, golden_encoder, golden_model, voice_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.golden_hubert import KINDS, golden, golden_encoder, golden_model, voice_of
 from transformers import HubertForCTC, HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from speechclip.encoders import load_encoder

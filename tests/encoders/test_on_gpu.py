@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_hubert import KINDS, golden, golden_model, voice_of
+from support.golden_hubert import KINDS, golden, golden_model, voice_of
 
 from speechclip.encoders import load_encoder
 from speechclip.encoders.frozen import use_device

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden_hubert import KINDS, golden_encoder, golden_model, voice_of
+from support.golden_hubert import KINDS, golden_encoder, golden_model, voice_of
 
 from speechclip.encoders import load_encoder
 from speechclip.encoders.hubert import normalise_waveform

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden_hubert import golden, voice_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden_hubert import golden, voice_of
 from transformers import WavLMConfig, WavLMModel
 
 from speechclip.encoders import load_encoder

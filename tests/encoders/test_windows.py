@@ -12,8 +12,8 @@ from speechclip.encoders import load_encoder, prepare
 from speechclip.encoders.hubert import HubertEncoder
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput, TooLong
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.spec import CROP_SAMPLES
-from speechclip.tasks import EncoderRequest
 
 KEY = "ab" * 32
 TINY = ("hubert:untrained-tiny", "hubert:untrained-tiny-large")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from small_runs import RECIPE, train_small, write_noise
+from support.small_runs import RECIPE, train_small, write_noise
 
 from speechclip.cli import main
 from speechclip.encoders import load_encoder
@@ -14,11 +14,11 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.evaluator import embed_speech, evaluate
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
-from speechclip.plan import TaskSizes
 from speechclip.store import FeatureStore
-from speechclip.tasks import EncoderRequest
 from speechclip.training.checkpoint import Run
 
 REQUESTS = [

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from paired_corpus import IMAGE, SPEECH, Corpus, key, write_corpus
+from support.paired_corpus import IMAGE, SPEECH, Corpus, key, write_corpus
 
 from speechclip.errors import InvalidInput, NotStored
 from speechclip.evaluation.evaluator import (

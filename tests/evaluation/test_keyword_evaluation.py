@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from keyword_corpus import CLIP, KeywordCorpus, write_keyword_corpus
+from support.keyword_corpus import CLIP, KeywordCorpus, write_keyword_corpus
 
 from speechclip.errors import InvalidInput
 from speechclip.evaluation import evaluator
@@ -15,8 +15,8 @@ from speechclip.evaluation.evaluator import embed_speech, evaluate, hear, valida
 from speechclip.evaluation.keywords import gold_tokens
 from speechclip.evaluation.report import EvaluationReport
 from speechclip.manifest import Manifest
-from speechclip.model import Model
-from speechclip.searcher import Searcher
+from speechclip.retrieval.model import Model
+from speechclip.retrieval.search import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.training.batches import open_pair
 from speechclip.training.checkpoint import Run

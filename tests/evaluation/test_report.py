@@ -8,8 +8,8 @@ import pytest
 
 from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.published import published_rows
+from speechclip.evaluation.recall import TwoWays, retrieve_both
 from speechclip.evaluation.report import EvaluationReport, TextReport, write_report
-from speechclip.evaluation.retrieval import TwoWays, retrieve_both
 from speechclip.heads import ParallelConfig
 from speechclip.storage import Storage
 from speechclip.training.checkpoint import FeatureSource, RunIdentity

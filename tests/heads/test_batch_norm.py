@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
+from support.two_workers import run_two
 from torch import Tensor, nn
-from two_workers import run_two
 
 from speechclip.heads.batch_norm import KeywordBatchNorm, SharedBatchNorm
 from speechclip.heads.together import Alone

@@ -5,9 +5,9 @@ import msgspec
 import pytest
 import torch
 from jaxtyping import Float
+from support.two_workers import Worker, run_two
 from torch import Tensor
 from torch.nn import functional as F
-from two_workers import Worker, run_two
 
 from speechclip.errors import InvalidInput
 from speechclip.heads import HeadOutput, KeywordConfig, KeywordHead, TextTower, attention, cif, projection

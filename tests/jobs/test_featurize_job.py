@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stores import synthetic
+from support.stores import synthetic
 
 from speechclip.jobs.featurize import TASKS_A_BLOCK, Pools, count_blocks, size_pools
 from speechclip.records import Modality

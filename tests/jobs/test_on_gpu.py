@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from paired_corpus import write_corpus
-from stores import SIZES, synthetic
+from support.paired_corpus import write_corpus
+from support.stores import SIZES, synthetic
 
 from speechclip.cli import main
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.train import TrainRequest, train
-from speechclip.recompute import recompute
 from speechclip.records import MODALITIES
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore
-from speechclip.tasks import EncoderRequest
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.upkeep.recompute import recompute
 
 pytestmark = [
     pytest.mark.gpu,

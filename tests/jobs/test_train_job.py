@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import ray.util
-from paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
+from support.paired_corpus import SPEECH, Corpus, store_vectors, write_corpus
 
 from speechclip.cli import main
 from speechclip.errors import InvalidInput

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from speechclip.jobs.room import Node
+from speechclip.jobs.nodes import Node
 from speechclip.jobs.workers import Crew, Failures, fitting_cpus, needs_gpus
 
 NODES = some.lists(some.builds(Node, cpus=some.integers(0, 16), gpus=some.integers(0, 8)), max_size=5)

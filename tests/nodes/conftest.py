@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hosts
 import pytest
-from fleet import Fleet
-from quiet_runs import Quiet, run_quietly
-from ray_hosts import RayHosts, copy_project
+from support import hosts
+from support.fleet import Fleet
+from support.quiet_runs import Quiet, run_quietly
+from support.ray_hosts import RayHosts, copy_project
 
 
 @pytest.fixture(scope="session")

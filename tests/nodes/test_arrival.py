@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from feature_sets import content
-from fleet import Fleet, summary
-from paired_corpus import write_corpus
-from quiet_runs import Quiet, files
-from ray_hosts import PROJECT, copy_project, wait_until
+from support.feature_sets import content
+from support.fleet import Fleet, summary
+from support.paired_corpus import write_corpus
+from support.quiet_runs import Quiet, files
+from support.ray_hosts import PROJECT, copy_project, wait_until
 
 from speechclip.store import FeatureStore
 

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from feature_sets import content
-from fleet import ENCODING, Fleet, summary
-from quiet_runs import Quiet, files, num_committed, num_encoded, num_rows, num_stored, num_whole_assets
-from ray_hosts import wait_until
+from support.feature_sets import content
+from support.fleet import ENCODING, Fleet, summary
+from support.quiet_runs import Quiet, files, num_committed, num_encoded, num_rows, num_stored, num_whole_assets
+from support.ray_hosts import wait_until
 
 from speechclip.store import FeatureStore
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
-from fleet import Fleet
-from paired_corpus import Corpus, write_corpus
-from ray_hosts import wait_until
+from support.fleet import Fleet
+from support.paired_corpus import Corpus, write_corpus
+from support.ray_hosts import wait_until
 
 from speechclip.evaluation.evaluator import validator
 from speechclip.storage import Storage

@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import official_files
 import pytest
 import torch
+from support import official_files
 from torch import Tensor
 
 from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig, ParallelConfig, TextTower
-from speechclip.model import load
 from speechclip.official.importer import Imported, find_vocabulary, import_checkpoint
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
+from speechclip.retrieval.model import load
 from speechclip.training.checkpoint import RunFolder, load_run
 from speechclip.training.recipe import load_recipe
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import official_files
 import pytest
 import safetensors.torch
 import torch
-from counts import count
+from support import official_files
+from support.counts import count
 
 from speechclip.errors import InvalidInput
 from speechclip.official.lightning import LightningFile, settings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counts import count
+from support.counts import count
 
 from speechclip.errors import InvalidInput
 from speechclip.official.pickles import Inert, Name, read_pickle

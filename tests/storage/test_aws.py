@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import s3_servers
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from fault_proxy import FaultProxy
+from support import s3_servers
+from support.fault_proxy import FaultProxy
 
 from speechclip.errors import InvalidInput
 from speechclip.storage.aws import delta_options, environment, find_endpoint

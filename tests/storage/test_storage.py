@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3_servers
 from deltalake import DeltaTable
-from fault_proxy import FaultProxy, Schedule
+from support import s3_servers
+from support.fault_proxy import FaultProxy, Schedule
 
 from speechclip.errors import InvalidInput, SourceMissing, StorageRefused
 from speechclip.storage import Storage, parse_parquet, read_uri
 from speechclip.storage.bucket import Bucket
 from speechclip.storage.folder import INCOMING
-from speechclip.storage.patience import ADVICE
+from speechclip.storage.retry import ADVICE
 
 
 def test_create_writes_once(store_uri: str) -> None:

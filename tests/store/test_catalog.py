@@ -4,12 +4,13 @@ from pathlib import Path
 import duckdb
 import pytest
 from deltalake import DeltaTable
-from fault_proxy import FaultProxy, Schedule
-from feature_sets import FRAMES_SPEC, VECTORS_SPEC
+from support.fault_proxy import FaultProxy, Schedule
+from support.feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
 from speechclip.errors import NotStored, StorageFailed, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
-from speechclip.storage import aws, patience
+from speechclip.storage import aws
+from speechclip.storage import retry as patience
 from speechclip.store import FeatureStore
 
 NAME = VECTORS_SPEC.fingerprint

@@ -8,8 +8,8 @@ import msgspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from feature_sets import content
-from stores import IMAGE, SPEECH, TEXT, fill
+from support.feature_sets import content
+from support.stores import IMAGE, SPEECH, TEXT, fill
 
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
 from speechclip.store import FeatureStore, changes

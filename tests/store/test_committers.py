@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from counts import count
-from crash_points import read_log
-from feature_sets import VECTORS_SPEC
-from kill_driver import Job, Nursery
+from support.counts import count
+from support.crash_points import read_log
+from support.feature_sets import VECTORS_SPEC
+from support.kill_driver import Job, Nursery
 
 from speechclip.store import FeatureStore
-from speechclip.store.verify_log import verify_log
+from speechclip.upkeep.verify_log import verify_log
 
 NUM_WRITERS = {"local": 12, "s3": 4}
 NUM_ROUNDS = {"local": count(20, 200), "s3": count(2, 10)}

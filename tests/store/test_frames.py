@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from feature_sets import FRAMES_SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.feature_sets import FRAMES_SPEC
 
 from speechclip.errors import Damaged, InvalidInput, NotStored
 from speechclip.records import Receipt

@@ -11,7 +11,7 @@ from speechclip.records import Receipt, StoredAsset
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.layout import checkpoint_path, journal_path, log_path
-from speechclip.store.verify_log import verify_log
+from speechclip.upkeep.verify_log import verify_log
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import os
 import random
 
 import pytest
-from counts import count
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from modelled_store import DAY, FATES, MEANWHILE, ModelledStore
-from store_model import KEYS, MANIFESTS, SPECS, TASKS, stored
+from support.counts import count
+from support.modelled_store import DAY, FATES, MEANWHILE, ModelledStore
+from support.store_model import KEYS, MANIFESTS, SPECS, TASKS, stored
 
 from speechclip.errors import InvalidInput, NotStored
 from speechclip.store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
-from speechclip.store.verify import verify
+from speechclip.upkeep.verify import verify
 
 GRACE = GRACE_SECONDS / DAY
 REASONS = ("silent", "source-missing")

@@ -3,7 +3,7 @@ import threading
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from fault_proxy import FaultProxy, Schedule
+from support.fault_proxy import FaultProxy, Schedule
 
 from speechclip.storage import Storage
 from speechclip.store.new_table import make_table

@@ -11,17 +11,17 @@ import pytest
 import webdataset
 import zarr
 from deltalake import DeltaTable
-from feature_sets import content
+from support.feature_sets import content
 
 from speechclip.cli import main
 from speechclip.errors import UnsupportedStore
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
-from speechclip.plan import TaskSizes
-from speechclip.repairer import repair
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.store import FeatureStore
-from speechclip.store.gc import collect
-from speechclip.store.verify import verify
-from speechclip.tasks import EncoderRequest
+from speechclip.upkeep.gc import collect
+from speechclip.upkeep.repair import repair
+from speechclip.upkeep.verify import verify
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "store-v1"
 

@@ -1,8 +1,8 @@
 from collections.abc import Callable
 
 import pytest
-import s3_servers
-from fault_proxy import FaultProxy, Schedule
+from support import s3_servers
+from support.fault_proxy import FaultProxy, Schedule
 
 from speechclip.errors import StorageFailed, UnsupportedStore
 from speechclip.storage import Storage

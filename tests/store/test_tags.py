@@ -3,17 +3,17 @@
 from datetime import UTC, datetime
 
 import pytest
-from feature_sets import content
-from stores import IMAGE, SPEECH, fill
+from support.feature_sets import content
+from support.stores import IMAGE, SPEECH, fill
 
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import to_json
-from speechclip.repairer import repair
 from speechclip.store import FeatureStore
-from speechclip.store.gc import collect
 from speechclip.store.layout import TAGS, tag_path
 from speechclip.store.tags import Tag
-from speechclip.store.verify import verify
+from speechclip.upkeep.gc import collect
+from speechclip.upkeep.repair import repair
+from speechclip.upkeep.verify import verify
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 import zarr
-from feature_sets import VECTORS_SPEC
+from support.feature_sets import VECTORS_SPEC
 
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paired_corpus import IMAGE, SPEECH, key, write_corpus
+from support.paired_corpus import IMAGE, SPEECH, key, write_corpus
 
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from paired_corpus import Corpus, write_corpus
+from support.paired_corpus import Corpus, write_corpus
 
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.evaluation.evaluator import embed_speech, validator

@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from paired_corpus import Corpus, key, write_corpus
+from support.paired_corpus import Corpus, key, write_corpus
 
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.store import FeatureStore

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from paired_corpus import Corpus, write_corpus
+from support.paired_corpus import Corpus, write_corpus
 
 from speechclip.storage import Storage
 from speechclip.training.checkpoint import RunFolder

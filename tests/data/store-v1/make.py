@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from feature_sets import content
+from support.feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurizer import Committer, prepare_work, run, run_inline
-from speechclip.plan import TaskSizes
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
 from speechclip.records import MODALITIES
 from speechclip.store import FeatureStore, catalog
-from speechclip.tasks import EncoderRequest
 
 catalog.CHECKPOINT_EVERY = 4
 for folder in ("/corpus", "/store"):

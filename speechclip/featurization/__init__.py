@@ -1,0 +1,1 @@
+"""Featurization: from a manifest to committed features, by a plan of tasks."""

@@ -1,0 +1,105 @@
+"""How far a featurize run has come, counted from its receipts alone."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from speechclip.featurization.driver import Work
+from speechclip.records import MODALITIES, Modality, Receipt, Record
+
+
+class Progress(Record, frozen=True):
+    """One look at a run. `tasks` are those of the plan that were open when it began.
+
+    `bound_by` is what its encoders spent most time on since the last look, as `encoding`; `eta_seconds` is None until
+    there is a rate, and a lower bound while one of the modalities has none yet (`is_eta_whole` says so).
+    """
+
+    tasks: int
+    tasks_done: int
+    tasks_skipped: int
+    utterances: int
+    images: int
+    texts: int
+    rejected: int
+    speech_seconds: float
+    bytes: int
+    seconds: float
+    bound_by: str
+    eta_seconds: float | None
+    is_eta_whole: bool
+
+
+@dataclass
+class _Branch:
+    """The tasks of one modality."""
+
+    left: int = 0
+    done: int = 0
+    started: float = 0.0
+    stored: int = 0
+
+    def eta(self, now: float) -> float | None:
+        if not self.left:
+            return 0.0
+        return self.left * (now - self.started) / self.done if self.done else None
+
+
+class Tally:
+    """Counts receipts as they come; `look` may be called from another thread."""
+
+    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+        self._work, self._clock = work, clock
+        self._started = clock()
+        self._modalities = {name: spec.modality for name, spec in work.specs.items()}
+        self._branches: dict[Modality, _Branch] = {modality: _Branch() for modality in MODALITIES}
+        for task in work.plan.tasks:
+            self._branches[self._modalities[task.feature_set]].left += 1
+        self._rejected = self._bytes = 0
+        self._speech_seconds = 0.0
+        self._spent = dict.fromkeys(("fetching and decoding", "encoding", "writing"), 0.0)
+        self._bound_by = "starting"
+
+    def watch(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
+        """The receipts, each counted once whoever takes them is done with it."""
+        for receipt in receipts:
+            yield receipt
+            self.add(receipt)
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one."""
+        branch = self._branches[self._modalities[receipt.feature_set]]
+        if not branch.done:
+            branch.started = self._clock() - receipt.seconds - receipt.idle_seconds
+        branch.left, branch.done = branch.left - 1, branch.done + 1
+        branch.stored += len(receipt.stored)
+        self._rejected += len(receipt.rejected)
+        self._bytes += receipt.num_bytes
+        self._speech_seconds += sum(self._work.seconds.get(entry.key, 0.0) for entry in receipt.stored)
+        self._spent["fetching and decoding"] += receipt.idle_seconds
+        self._spent["encoding"] += receipt.seconds - receipt.write_seconds
+        self._spent["writing"] += receipt.write_seconds
+
+    def look(self) -> Progress:
+        """How far it has come by now."""
+        if any(self._spent.values()):
+            self._bound_by = max(self._spent, key=lambda name: self._spent[name])
+            self._spent = dict.fromkeys(self._spent, 0.0)
+        now, branches = self._clock(), self._branches.values()
+        etas = [branch.eta(now) for branch in branches]
+        known = [eta for eta, branch in zip(etas, branches, strict=True) if eta is not None and branch.done]
+        return Progress(
+            tasks=sum(branch.left + branch.done for branch in branches),
+            tasks_done=sum(branch.done for branch in branches),
+            tasks_skipped=self._work.plan.num_settled,
+            utterances=self._branches["speech"].stored,
+            images=self._branches["image"].stored,
+            texts=self._branches["text"].stored,
+            rejected=self._rejected,
+            speech_seconds=self._speech_seconds,
+            bytes=self._bytes,
+            seconds=now - self._started,
+            bound_by=self._bound_by,
+            eta_seconds=max(known) if known else None,
+            is_eta_whole=None not in etas,
+        )

@@ -1,0 +1,242 @@
+"""One task on its road: fetch and decode on any CPU, encode and write beside the weights, come back as a receipt."""
+
+import functools
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from speechclip.encoders import Encoder, load_encoder, prepare
+from speechclip.encoders.prepare import longest_samples
+from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
+from speechclip.media.content import fetch
+from speechclip.media.decode import SAMPLE_RATE, decode_audio, decode_image, decoder
+from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
+from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.storage import Storage
+from speechclip.store.frames import find_shard, pack_shard, write_shard
+from speechclip.store.layout import segment_path, shard_path
+from speechclip.store.vectors import find_chunk, write_chunk
+
+PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch", "soundfile", "soxr", "numpy")
+
+
+class EncoderRequest(Record, frozen=True):
+    """How to build an encoder: the words of the command line. The spec that results holds what they mean."""
+
+    source: str
+    modality: Modality
+    layers: tuple[int, ...] | None = None
+    codec: Codec = "fp16"
+    window: Window = "full"
+
+    @classmethod
+    def again(cls, spec: EncoderSpec, source: str) -> "EncoderRequest":
+        """The words that build the encoder of a stored feature set again."""
+        return cls(
+            source=source, modality=spec.modality, layers=spec.layers or None, codec=spec.codec, window=spec.window
+        )
+
+    def build(self, device: str = "cpu") -> Encoder:
+        """The encoder, its weights loaded."""
+        return load_encoder(
+            self.source, self.modality, layers=self.layers, codec=self.codec, device=device, window=self.window
+        )
+
+
+class BatchSizes(Record, frozen=True):
+    """How much one call of an encoder takes, padding included: speed, never values."""
+
+    speech_seconds: Annotated[float, msgspec.Meta(gt=0)] = 40.0
+    items: Annotated[int, msgspec.Meta(ge=1)] = 64
+
+
+class DecodedTask(Record, frozen=True):
+    """A task on its way from a decode worker to an encoder: its inputs as raw bytes, in the order of its assets."""
+
+    task: Task
+    keys: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    buffers: tuple[bytes, ...]
+    rejected: tuple[RejectedAsset, ...]
+
+    def inputs(self) -> list[np.ndarray]:
+        """The arrays, as `prepare` made them."""
+        parts = zip(self.buffers, self.dtypes, self.shapes, strict=True)
+        return [np.frombuffer(data, dtype).reshape(shape).copy() for data, dtype, shape in parts]
+
+
+def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
+    """Fetch, decode and prepare every asset of the task; what can't be is rejected with its reason.
+
+    Weather is raised: a storage that does not answer, or `MachineFailed` for want of memory.
+    """
+    keys, inputs, rejected = [], [], []
+    for asset in task.assets:
+        try:
+            inputs.append(prepare(spec, asset.key)(_decode(asset, spec)))
+            keys.append(asset.key)
+        except Rejected as error:
+            rejected.append(_rejection(asset, error))
+        except MemoryError:
+            raise MachineFailed(
+                f"{asset.uri or asset.key}: no memory left to decode it; give the machine more and run again"
+            ) from None
+    return DecodedTask(
+        task=task,
+        keys=tuple(keys),
+        dtypes=tuple(array.dtype.str for array in inputs),
+        shapes=tuple(array.shape for array in inputs),
+        buffers=tuple(array.tobytes() for array in inputs),
+        rejected=tuple(rejected),
+    )
+
+
+def encode_task(decoded: DecodedTask, encoder: Encoder, storage: Storage, sizes: BatchSizes) -> Receipt:
+    """Encode what was decoded and put it on storage; a shard that an earlier run left whole is adopted unencoded."""
+    task, spec = decoded.task, encoder.spec
+    assert spec.fingerprint == task.feature_set, f"task of {task.feature_set} given to {spec.fingerprint}"
+    started = time.monotonic()
+    found = _find(storage, spec, task, decoded.keys)
+    if found is not None:
+        path, stored = found
+        return _receipt(task, path, stored, decoded.rejected, num_bytes=0, seconds=0.0, num_encoded=0)
+    features, not_finite = encode_inputs(decoded, encoder, sizes)
+    rejected = decoded.rejected + not_finite
+    if not features:
+        return _receipt(task, "", (), rejected, num_bytes=0, seconds=time.monotonic() - started, num_encoded=0)
+    encoded = time.monotonic()
+    if spec.is_frames:
+        tar = pack_shard(spec, features.items(), {"fingerprint": spec.fingerprint, "libraries": _libraries()})
+        path, stored = write_shard(storage, spec, task.id, tar, list(features))
+        num_bytes = len(tar)
+    else:
+        path, stored, num_bytes = write_chunk(storage, spec, task, features)
+    ended = time.monotonic()
+    return _receipt(
+        task,
+        path,
+        stored,
+        rejected,
+        num_bytes=num_bytes,
+        seconds=ended - started,
+        write_seconds=ended - encoded,
+        num_encoded=len(features),
+    )
+
+
+class TaskEncoder:
+    """An encoder at work, task after task; each receipt also says how long it had waited for the task."""
+
+    def __init__(self, encoder: Encoder, storage: Storage, sizes: BatchSizes) -> None:
+        self.encoder, self.storage, self.sizes = encoder, storage, sizes
+        self._free_since = time.monotonic()
+
+    def __call__(self, decoded: DecodedTask) -> Receipt:
+        """`encode_task` of the next one."""
+        idle = time.monotonic() - self._free_since
+        receipt = encode_task(decoded, self.encoder, self.storage, self.sizes)
+        self._free_since = time.monotonic()
+        return msgspec.structs.replace(receipt, idle_seconds=idle)
+
+
+def batches(lengths: Sequence[int], limit: int, items: int) -> list[list[int]]:
+    """Positions in batches of like length, each at most `limit` when padded; a function of the task alone."""
+    order = sorted(range(len(lengths)), key=lambda position: (lengths[position], position))
+    groups: list[list[int]] = []
+    for position in order:
+        if not groups or len(groups[-1]) >= items or (len(groups[-1]) + 1) * lengths[position] > limit:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
+
+
+def _decode(asset: Asset, spec: EncoderSpec) -> Any:
+    data, name = fetch(asset), asset.uri or asset.key
+    match asset.modality:
+        case "text":
+            return data.decode()
+        case "image":
+            return decode_image(data, name=name)
+        case "speech":
+            return decode_audio(
+                data,
+                name=name,
+                start_sample=asset.start_sample,
+                end_sample=asset.end_sample,
+                max_seconds=longest_samples(spec) / SAMPLE_RATE,
+            )
+
+
+def _rejection(asset: Asset, error: Rejected) -> RejectedAsset:
+    """By the source for one manifest, or by the bytes for all: then a later decoder may see them otherwise."""
+    if isinstance(error, SourceProblem):
+        return RejectedAsset(
+            key=asset.key, reason=error.reason, detail=str(error), source=asset.uri or asset.text or ""
+        )
+    judge = decoder(asset.modality)
+    return RejectedAsset(key=asset.key, reason=error.reason, detail=f"{error} ({judge})" if judge else str(error))
+
+
+def encode_inputs(
+    decoded: DecodedTask, encoder: Encoder, sizes: BatchSizes
+) -> tuple[dict[str, np.ndarray], tuple[RejectedAsset, ...]]:
+    """The features by key in the task's order, and those that came out as NaN or too large for the codec."""
+    inputs = decoded.inputs()
+    is_speech = encoder.spec.modality == "speech"
+    lengths = [len(array) if is_speech else 1 for array in inputs]
+    found: dict[int, np.ndarray] = {}
+    for group in batches(lengths, round(sizes.speech_seconds * 16_000), sizes.items):
+        found |= dict(
+            zip(group, encoder.encode([inputs[position] for position in group], encoder.spec.dtype), strict=True)
+        )
+    features, rejected = {}, []
+    for position, key in enumerate(decoded.keys):
+        if _is_finite(found[position]):
+            features[key] = found[position]
+        else:
+            detail = f"{key}: the feature is not finite in {encoder.spec.codec}; try --codec fp32"
+            rejected.append(RejectedAsset(key=key, reason=NotFinite.reason, detail=detail))
+    return features, tuple(rejected)
+
+
+def _is_finite(feature: np.ndarray) -> bool:
+    """Whether it holds neither NaN nor infinity; of fp16 by its bits, which is five times as fast as by its values."""
+    if feature.dtype != np.float16:
+        return bool(np.isfinite(feature).all())
+    return bool((feature.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
+
+
+def _find(
+    storage: Storage, spec: EncoderSpec, task: Task, keys: Sequence[str]
+) -> tuple[str, tuple[StoredAsset, ...]] | None:
+    """The whole and verified work of a run that ended between the shard and its commit."""
+    if not spec.is_frames:
+        path = segment_path(spec.fingerprint, task.segment)
+        stored = find_chunk(storage, spec, task, path)
+        return (path, stored) if {entry.key for entry in stored} >= set(keys) else None
+    path = shard_path(spec.fingerprint, task.id, keys, 0)
+    shard = find_shard(storage, spec, path, keys) if keys else None
+    return (path, shard) if shard else None
+
+
+def _receipt(
+    task: Task, shard: str, stored: Sequence[StoredAsset], rejected: Sequence[RejectedAsset], **figures: Any
+) -> Receipt:
+    return Receipt(
+        task=task.id,
+        feature_set=task.feature_set,
+        shard=shard,
+        stored=tuple(stored),
+        rejected=tuple(rejected),
+        **figures,
+    )
+
+
+@functools.cache
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in PROVENANCE_LIBRARIES}

@@ -1,0 +1,1 @@
+"""Retrieval: embeddings of stored utterances, and the nearest ones to a question."""

@@ -1,0 +1,77 @@
+"""Embeddings: what a trained head makes of stored frames, kept in the store as a derived feature set of vectors."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from speechclip.evaluation.evaluator import embed_speech
+from speechclip.featurization.driver import Work
+from speechclip.featurization.plan import TaskSizes, cover, open_plan
+from speechclip.manifest import Manifest
+from speechclip.records import Receipt
+from speechclip.spec import EncoderSpec
+from speechclip.store import FeatureStore, Frames, Snapshot
+from speechclip.store.vectors import write_chunk
+from speechclip.training.checkpoint import Run, RunInfo
+
+
+def embedding_spec(run_info: RunInfo) -> EncoderSpec:
+    """The spec of a run's speech embeddings: the head's digest, and the feature set that it reads as its parent."""
+    untrained = "-untrained" if run_info.identity.untrained else ""
+    return EncoderSpec(
+        name=f"speechclip-{run_info.identity.recipe.head}{untrained}",
+        family="head",
+        modality="speech",
+        weights=run_info.head_sha256,
+        is_trained=not untrained,
+        width=run_info.identity.head.embedding_width,
+        codec="fp32",
+        architecture={"parent": run_info.identity.speech.fingerprint},
+    )
+
+
+def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, sizes: TaskSizes) -> Work:
+    """Open the plan of every stored utterance of the manifest that has no embedding yet.
+
+    Utterances whose frames are not stored count as missing.
+    """
+    spec = embedding_spec(trained.info)
+    snapshot = store.snapshot()
+    snapshot.check_tags()
+    store.add_spec(spec, f"head of {spec.architecture['parent']}")
+    store.add_manifest(manifest)
+    frames = _frames(snapshot, spec)
+    coverage = cover(manifest, spec, snapshot)
+    possible = tuple(asset for asset in coverage.missing if asset.key in frames)
+    plan = open_plan(store, manifest, [dataclasses.replace(coverage, missing=possible)], snapshot, sizes)
+    return Work(store, manifest, {}, {spec.fingerprint: spec}, (coverage,), plan)
+
+
+def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
+    """The receipts of all open tasks: the stored frames read, and the head's embeddings written."""
+    (spec,) = work.specs.values()
+    frames = _frames(work.store.snapshot(), spec)
+    for task in work.plan.tasks:
+        started = time.monotonic()
+        keys = [asset.key for asset in task.assets if asset.key in frames]
+        features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))
+        embedded = time.monotonic()
+        path, stored, num_bytes = write_chunk(work.store.storage, spec, task, features)
+        ended = time.monotonic()
+        yield Receipt(
+            task=task.id,
+            feature_set=task.feature_set,
+            shard=path,
+            stored=stored,
+            rejected=(),
+            num_bytes=num_bytes,
+            seconds=ended - started,
+            write_seconds=ended - embedded,
+            num_encoded=len(stored),
+        )
+
+
+def _frames(snapshot: Snapshot, spec: EncoderSpec) -> Frames:
+    frames = snapshot.feature_set(spec.architecture["parent"])
+    assert isinstance(frames, Frames)
+    return frames

@@ -1,0 +1,136 @@
+"""A trained model for use at once: recordings, texts and pictures become vectors of one space, without a store.
+
+model = speechclip.load("demo/run")
+vector = model.embed("hello.wav")
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float
+
+from speechclip.encoders import Encoder, load_encoder, prepare
+from speechclip.encoders.prepare import longest_samples
+from speechclip.errors import InvalidInput
+from speechclip.media.content import content_key, read_source
+from speechclip.media.decode import SAMPLE_RATE, decode_audio, decode_image
+from speechclip.records import Modality
+from speechclip.training.checkpoint import FeatureSource, Run, load_run
+
+# A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.
+Audio = str | os.PathLike[str] | tuple[np.ndarray, int]
+MAX_CHANNELS = 64
+Vector = Float[np.ndarray, " width"]
+
+
+class Model:
+    """A finished run with the encoders that it was trained on, each loaded when it is first needed.
+
+    Vectors have length one, so that a dot product is a cosine. What is encoded here is rounded as stored features are:
+    a stored recording gets the vector that it has in the store, within 1e-5.
+    """
+
+    def __init__(self, trained: Run, *, device: str = "cpu") -> None:
+        self.trained, self.device = trained, device
+        self._head = trained.head.to(device)
+        self._encoders: dict[Modality, Encoder] = {}
+
+    def embed(self, audio: Audio | Sequence[Audio]) -> Float[np.ndarray, "*recordings width"]:
+        """The vector (width,) of a recording, or for a list of them (recordings, width); `Rejected` where one has none.
+
+        Where the head was trained on crops, the first crop of a longer recording stands for it.
+        """
+        if isinstance(audio, list):
+            vectors = [self._embed_one(one) for one in audio]
+            return np.stack(vectors) if vectors else np.empty((0, self._head.config.embedding_width), np.float32)
+        return self._embed_one(audio)  # type: ignore[arg-type]
+
+    def embed_text(self, text: str) -> Vector:
+        """A text by the text tower of the encoder that made the run's images."""
+        # Each tower has a digest of its own: the image's tells whether these are the weights of the run's space.
+        self.encoder("image")
+        if "text" not in self._encoders:
+            image = self.trained.info.identity.image
+            self._encoders["text"] = load_encoder(image.source, "text", codec=image.codec, device=self.device)
+        return self._to_joint(self._encode(self._encoders["text"], text))
+
+    def embed_image(self, uri: str | os.PathLike[str]) -> Vector:
+        """A picture at a path or address."""
+        name = os.fspath(uri)
+        return self._to_joint(self._encode(self.encoder("image"), decode_image(read_source(name), name=name)))
+
+    def encoder(self, modality: Modality) -> Encoder:
+        """The encoder of the run's speech or images; `InvalidInput` where the weights here are not the run's."""
+        if modality not in self._encoders:
+            identity = self.trained.info.identity
+            self._encoders[modality] = _load(
+                identity.speech if modality == "speech" else identity.image, modality, self.device
+            )
+        return self._encoders[modality]
+
+    def encode_audio(self, audio: Audio) -> Float[np.ndarray, "layers frames width"]:
+        """The hidden states of a recording as they would be stored, of its first crop where the run reads crops."""
+        encoder = self.encoder("speech")
+        data, name = _bytes_of(audio)
+        waveform = decode_audio(data, name=name, max_seconds=longest_samples(encoder.spec) / SAMPLE_RATE)
+        hidden = self._encode(encoder, waveform, content_key(data))
+        return hidden[:, : encoder.spec.frames_per_crop] if encoder.spec.num_crops else hidden
+
+    def _embed_one(self, audio: Audio) -> Vector:
+        hidden = self.encode_audio(audio)
+        frames = torch.from_numpy(np.ascontiguousarray(hidden))[None].to(self.device)
+        with torch.inference_mode():
+            output = self._head(frames, torch.tensor([hidden.shape[1]], device=self.device))
+        return np.asarray(output.embedding[0].cpu().numpy())
+
+    def _encode(self, encoder: Encoder, decoded: Any, key: str = "") -> np.ndarray:
+        feature = encoder.encode([prepare(encoder.spec, key)(decoded)], encoder.spec.dtype)[0]
+        return feature.astype(np.float32)
+
+    def _to_joint(self, vector: np.ndarray) -> Vector:
+        with torch.inference_mode():
+            joint = self._head.embed_images(torch.from_numpy(vector)[None].to(self.device))
+        return np.asarray(joint[0].cpu().numpy())
+
+
+def load(uri: str | os.PathLike[str], *, device: str = "cpu") -> Model:
+    """The model of the finished run in a folder, local or `s3://`; `InvalidInput` where there is none."""
+    return Model(load_run(os.fspath(uri)), device=device)
+
+
+def _load(source: FeatureSource, modality: Modality, device: str) -> Encoder:
+    encoder = load_encoder(
+        source.source,
+        modality,
+        layers=source.layers or None,
+        codec=source.codec,
+        window=source.window,
+        device=device,
+    )
+    if encoder.spec.fingerprint != source.fingerprint:
+        raise InvalidInput(
+            f"{source.source} is {encoder.spec.fingerprint} here, but the head was trained on {source.fingerprint}; "
+            "give the weights that it was trained with"
+        )
+    return encoder
+
+
+def _bytes_of(audio: Audio) -> tuple[bytes, str]:
+    """A file's bytes and name; samples become a wav, so that one road leads to every vector."""
+    if not isinstance(audio, tuple):
+        name = os.fspath(audio)
+        return read_source(name), name
+    samples, rate = np.asarray(audio[0]), audio[1]
+    name = f"samples of shape {samples.shape}"
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+        raise InvalidInput(f"{name}: give (samples,) or (samples, channels), up to {MAX_CHANNELS} channels")
+    if np.issubdtype(samples.dtype, np.integer):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.astype(np.float32), rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue(), name

@@ -1,0 +1,1 @@
+"""Upkeep: verify, repair, gc and drop keep a store whole and small."""

@@ -1,0 +1,333 @@
+"""The driver without Ray: the ledger, resumption, rejection, and features whatever way the work is cut."""
+
+import csv
+import logging
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.feature_sets import content
+
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.errors import WorkLeft
+from speechclip.featurization.driver import (
+    COMPACT_ATTEMPTS,
+    Committer,
+    Summary,
+    Work,
+    list_rejected,
+    prepare_work,
+    run,
+    run_inline,
+)
+from speechclip.featurization.plan import TaskSizes, cover
+from speechclip.featurization.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
+from speechclip.manifest import Manifest
+from speechclip.records import MODALITIES, Receipt, RejectedAsset
+from speechclip.store import FeatureStore
+from speechclip.store.catalog import Catalog
+
+TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+SMALL = TaskSizes(shard_items=5, chunk_rows=4)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen utterances of six things by three voices; the table beside its files."""
+    return make_synthetic(tmp_path_factory.mktemp("corpus"), num_concepts=6, num_voices=3)
+
+
+@pytest.fixture(scope="module")
+def manifest(corpus: Path) -> Manifest:
+    return read_table(str(corpus))
+
+
+def open_work(
+    uri: str,
+    manifest: Manifest,
+    requests: list[EncoderRequest] = TOY,
+    sizes: TaskSizes = SMALL,
+    retry: Collection[str] = (),
+) -> Work:
+    encoders = [(request, request.build().spec) for request in requests]
+    return prepare_work(FeatureStore(uri), manifest, encoders, sizes, retry)
+
+
+def featurize(
+    uri: str,
+    manifest: Manifest,
+    requests: list[EncoderRequest] = TOY,
+    *,
+    sizes: TaskSizes = SMALL,
+    batch_sizes: BatchSizes | None = None,
+    max_rejected: float = 1.0,
+    retry: Collection[str] = (),
+) -> Summary:
+    work = open_work(uri, manifest, requests, sizes, retry)
+    committer = Committer(work)
+    run(run_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
+    return committer.summary()
+
+
+def ledger(summary: Summary) -> tuple[int, int, int, int, int]:
+    return summary.planned, summary.stored_before, summary.encoded, summary.rejected, summary.missing
+
+
+def test_the_first_run_encodes_all_and_the_second_nothing(store_uri: str, manifest: Manifest) -> None:
+    first = featurize(store_uri, manifest)
+    assert ledger(first) == (30, 0, 30, 0, 0)
+    assert first.bytes > 0
+    assert ledger(featurize(store_uri, manifest)) == (30, 30, 0, 0, 0)
+
+
+def test_a_renamed_and_moved_corpus_encodes_nothing(tmp_path: Path, corpus: Path, manifest: Manifest) -> None:
+    featurize(str(tmp_path / "store"), manifest)
+    moved = Path(shutil.copytree(corpus.parent, tmp_path / "elsewhere"))
+    rows = read_rows(moved / corpus.name)
+    for number, row in enumerate(rows):
+        renamed = f"renamed-{number}{Path(row['audio']).suffix}"
+        (moved / row["audio"]).rename(moved / renamed)
+        row["audio"] = renamed
+    write_rows(moved / corpus.name, rows)
+    again = read_table(str(moved / corpus.name))
+    assert again.digest != manifest.digest
+    assert ledger(featurize(str(tmp_path / "store"), again)) == (30, 30, 0, 0, 0)
+
+
+def test_new_utterances_are_encoded_alone_into_one_shard(tmp_path: Path, manifest: Manifest) -> None:
+    uri = str(tmp_path / "store")
+    featurize(uri, Manifest(manifest.table.slice(0, 13)))
+    before = set(FeatureStore(uri).storage.list("features"))
+    summary = featurize(uri, manifest, [TOY[0]])
+    assert ledger(summary) == (18, 13, 5, 0, 0)
+    new = set(FeatureStore(uri).storage.list("features")) - before
+    assert sorted(Path(path).suffix for path in new) == [".tar", ".xxh3"]
+
+
+def test_another_layer_set_is_another_feature_set(tmp_path: Path, manifest: Manifest) -> None:
+    uri = str(tmp_path / "store")
+    featurize(uri, manifest, TOY[:1])
+    other = EncoderRequest(source="toy", modality="speech", layers=(2,), codec="fp32")
+    assert ledger(featurize(uri, manifest, [other])) == (18, 0, 18, 0, 0)
+    snapshot = FeatureStore(uri).snapshot()
+    full, one = sorted(
+        (info.fingerprint for info in snapshot.feature_sets()), key=lambda f: -len(snapshot.feature_set(f).spec.layers)
+    )
+    key = manifest.assets("speech")[0].key
+    np.testing.assert_array_equal(snapshot.feature_set(full)[key][2:], snapshot.feature_set(one)[key])
+
+
+def test_other_task_and_batch_sizes_give_the_same_content(tmp_path: Path, manifest: Manifest) -> None:
+    featurize(str(tmp_path / "a"), manifest)
+    featurize(
+        str(tmp_path / "b"),
+        manifest,
+        sizes=TaskSizes(shard_items=7, chunk_rows=2),
+        batch_sizes=BatchSizes(speech_seconds=1, items=1),
+    )
+    assert content(FeatureStore(str(tmp_path / "a")).snapshot()) == content(
+        FeatureStore(str(tmp_path / "b")).snapshot()
+    )
+
+
+def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, manifest: Manifest) -> None:
+    for name in ("a", "b"):
+        featurize(str(tmp_path / name), manifest)
+    a, b = (FeatureStore(str(tmp_path / name)).storage for name in ("a", "b"))
+    paths = list(a.list("features"))
+    assert paths == list(b.list("features"))
+    assert all(a.read(path) == b.read(path) for path in paths)
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 3, 5])
+def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
+    tmp_path: Path, manifest: Manifest, num_done: int
+) -> None:
+    """Cut between the shard and its commit, the worst place: what lies there is adopted, not encoded again."""
+    uri = str(tmp_path / "cut")
+
+    def first_only(work: Work) -> Iterator[Receipt]:
+        for number, receipt in enumerate(run_inline(work)):
+            if number == num_done:
+                raise KeyboardInterrupt
+            yield receipt
+
+    work = open_work(uri, manifest)
+    with pytest.raises(KeyboardInterrupt):
+        run(first_only(work), Committer(work))
+    again = open_work(uri, manifest)
+    receipts = list(run_inline(again))
+    assert len(receipts) == len(work.plan.tasks) - num_done
+    assert receipts[0].num_encoded == 0
+    committer = Committer(again)
+    run(receipts, committer)
+    assert committer.summary().missing == 0
+    featurize(str(tmp_path / "whole"), manifest)
+    assert content(FeatureStore(uri).snapshot()) == content(FeatureStore(str(tmp_path / "whole")).snapshot())
+
+
+def test_bad_sources_are_rejected_with_reasons_and_nothing_else_is_lost(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    rows = read_rows(folder / corpus.name)
+    ogg = next(row["audio"] for row in rows if row["audio"].endswith(".ogg"))
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("this is no recording")
+    (folder / "cut.ogg").write_bytes((folder / ogg).read_bytes()[:-400])
+    for row, audio in zip(rows, ("empty.wav", "text.wav", "cut.ogg"), strict=False):
+        row["audio"] = audio
+    rows[5]["image"] = "missing.png"
+    write_rows(folder / corpus.name, rows)
+    manifest = read_table(str(folder / corpus.name))
+    uri = str(tmp_path / "store")
+    summary = featurize(uri, manifest)
+    assert (summary.rejected, summary.missing) == (4, 0)
+    assert summary.planned == summary.encoded + summary.rejected
+    reasons = sorted(row.reason for row in list_rejected(FeatureStore(uri), manifest))
+    assert reasons == ["empty-audio", "source-missing", "truncated", "undecodable"]
+    assert ledger(featurize(uri, manifest)) == (summary.planned, summary.encoded, 0, 4, 0)
+    with pytest.raises(WorkLeft, match="4 of"):
+        featurize(str(tmp_path / "strict"), manifest, max_rejected=0.1)
+    kept = FeatureStore(str(tmp_path / "strict")).snapshot()
+    assert sum(info.num_stored for info in kept.feature_sets()) > 0
+
+
+def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    manifest = read_table(str(folder / corpus.name))
+    victim = Path(str(manifest.rows()[0]["audio_uri"]))
+    original = victim.read_bytes()
+    victim.write_bytes(original + b"more")
+    uri = str(tmp_path / "store")
+    assert ledger(featurize(uri, manifest, TOY[:1])) == (18, 0, 17, 1, 0)
+    assert list_rejected(FeatureStore(uri), manifest)[0].reason == "source-changed"
+    victim.write_bytes(original)
+    specs = [(request, request.build().spec) for request in TOY[:1]]
+    work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])
+    run(run_inline(work), committer := Committer(work))
+    assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
+    fresh = read_table(str(corpus))
+    assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)
+
+
+def test_an_asset_whose_first_copy_is_gone_is_stored_from_the_second(tmp_path: Path, corpus: Path) -> None:
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    rows = read_rows(folder / corpus.name)[:4]
+    for number, row in enumerate(rows):
+        for column in ("audio", "image"):
+            copy = f"copy-{number}{Path(row[column]).suffix}"
+            shutil.copy(folder / row[column], folder / copy)
+            row[column] = copy
+    originals = read_rows(folder / corpus.name)[:4]
+    table = [row | {"id": f"{row['id']}-{kind}"} for kind, part in (("a", originals), ("b", rows)) for row in part]
+    write_rows(folder / "twice.csv", table)
+    manifest = read_table(str(folder / "twice.csv"))
+    (folder / originals[0]["audio"]).unlink()
+    (folder / originals[1]["audio"]).write_bytes(b"changed")
+    (folder / originals[0]["image"]).unlink()
+    summary = featurize(str(tmp_path / "store"), manifest)
+    assert (summary.encoded, summary.rejected) == (summary.planned, 0)
+
+
+def test_the_budget_counts_as_the_ledger_does(tmp_path: Path, corpus: Path) -> None:
+    """A chunk keeps its rows, so a task may decode what another run has stored; rejected there, it does not count."""
+    folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
+    manifest = read_table(str(folder / corpus.name))
+    uri, images = str(tmp_path / "store"), TOY[1:2]
+    # The plan of all six pictures is open before another run stores five of them.
+    open_work(uri, manifest, images, TaskSizes(chunk_rows=8))
+    pictures = list(dict.fromkeys(row["image_uri"] for row in manifest.rows()))
+    others = Manifest.from_rows([row for row in manifest.rows() if row["image_uri"] != pictures[5]])
+    assert ledger(featurize(uri, others, images)) == (5, 0, 5, 0, 0)
+    for name in pictures[:5]:
+        Path(name).unlink()
+    summary = featurize(uri, manifest, images, sizes=TaskSizes(chunk_rows=8), max_rejected=0.0)
+    assert ledger(summary) == (6, 5, 1, 0, 0)
+
+
+def test_an_asset_with_two_reasons_is_called_back_by_either_and_listed_once(tmp_path: Path) -> None:
+    """First its source was gone; then it came back, and its bytes were no good."""
+    sound = tmp_path / "a.wav"
+    sound.write_text("no recording")
+    (tmp_path / "rows.csv").write_text("audio,split\na.wav,train\n")
+    manifest, uri = read_table(str(tmp_path / "rows.csv")), str(tmp_path / "store")
+    sound.unlink()
+    featurize(uri, manifest, TOY[:1])
+    sound.write_text("no recording")
+    featurize(uri, manifest, TOY[:1], retry=["source-missing"])
+    assert [entry.reason for entry in list_rejected(FeatureStore(uri), manifest)] == ["undecodable"]
+    spec = TOY[0].build().spec
+    for reason, num_missing in (("undecodable", 1), ("source-missing", 1), ("silent", 0)):
+        part = cover(manifest, spec, FeatureStore(uri).snapshot(), [reason])
+        assert (part.num_rejected, len(part.missing)) == (1 - num_missing, num_missing)
+
+
+def test_a_rejection_lists_all_its_utterances_even_before_there_is_a_store(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "rows.csv").write_text(
+        "id,audio,text,split\n1,gone.wav,,train\n2,gone.wav,,train\n3,empty.wav,,train\n4,empty.wav, ,train\n"
+    )
+    manifest, store = read_table(str(tmp_path / "rows.csv")), FeatureStore(str(tmp_path / "store"))
+    (gone,) = list_rejected(store, manifest)
+    assert (gone.reason, gone.feature_set, gone.utterances) == ("source-missing", "", ("1", "2"))
+    featurize(store.storage.root, manifest)
+    listed = [(entry.reason, entry.utterances) for entry in list_rejected(store, manifest)]
+    assert listed == [("source-missing", ("1", "2")), ("empty-audio", ("3", "4")), ("empty-text", ("4",))]
+
+
+def test_batches_hold_every_position_once_within_the_limit() -> None:
+    lengths = [5, 50, 7, 100, 6, 49]
+    groups = batches(lengths, 100, 3)
+    assert sorted(position for group in groups for position in group) == list(range(6))
+    for group in groups:
+        assert len(group) <= 3
+        assert len(group) * max(lengths[position] for position in group) <= 100
+
+
+def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> None:
+    work = open_work(str(tmp_path / "store"), manifest)
+    for task in work.plan.tasks:
+        decoded = decode_task(task, work.specs[task.feature_set])
+        assert len(decoded.inputs()) == len(task.assets)
+        receipt = encode_task(decoded, work.requests[task.feature_set].build(), work.store.storage, BatchSizes())
+        assert [entry.key for entry in receipt.stored] == [asset.key for asset in task.assets]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_run_begins_beside_a_rival_that_always_wins(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    featurize(str(tmp_path / "s"), manifest)
+    compact, num_tries = FeatureStore.compact, 0
+
+    def lose(*_: object) -> bool:
+        nonlocal num_tries
+        num_tries += 1
+        return False
+
+    monkeypatch.setattr(FeatureStore, "compact", lambda store, **options: compact(store, 2, **options))
+    store = FeatureStore(str(tmp_path / "s"))
+    rejected = RejectedAsset(key="k", reason="silent", detail="", source=None)
+    receipt = Receipt(
+        task="t", feature_set=TOY[0].build().spec.fingerprint, shard="", stored=(), rejected=(rejected,), num_bytes=0,
+        seconds=0.0, num_encoded=0,
+    )  # fmt: skip
+    store.commit([receipt], "m")
+    monkeypatch.setattr(Catalog, "_write", lose)
+    with caplog.at_level(logging.INFO):
+        assert not open_work(str(tmp_path / "s"), manifest).plan.tasks
+    assert num_tries == COMPACT_ATTEMPTS
+    assert "the catalog is not compacted now" in caplog.text

@@ -1,0 +1,186 @@
+"""One call for one file: the vector of the stored path, for any speech encoder that a run names."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+from support.small_runs import RECIPE, train_small
+
+import speechclip
+from speechclip.corpora.table import read_table
+from speechclip.errors import InvalidInput, Rejected, SourceMissing
+from speechclip.evaluation.evaluator import embed_images, embed_speech
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
+from speechclip.manifest import Manifest
+from speechclip.media.content import content_key
+from speechclip.media.decode import decode_audio
+from speechclip.retrieval.model import Model
+from speechclip.storage import Storage
+from speechclip.store import FeatureStore
+from speechclip.training.checkpoint import RUN, FeatureSource, RunInfo
+
+SPEECH = {
+    "hubert": EncoderRequest(source="hubert:untrained-tiny", modality="speech", codec="fp32"),
+    "large": EncoderRequest(source="hubert:untrained-tiny-large", modality="speech", layers=(1, 3), codec="fp32"),
+    "wav2vec2": EncoderRequest(source="wav2vec2:untrained-tiny", modality="speech", codec="fp32"),
+    "whisper": EncoderRequest(source="whisper:untrained-tiny", modality="speech", codec="fp32"),
+    "crops": EncoderRequest(source="toy", modality="speech", codec="fp32", window="crops=2"),
+    "rounded": EncoderRequest(source="toy", modality="speech", codec="fp16"),
+}
+PICTURES = [EncoderRequest(source="clip:untrained-tiny", modality=kind, codec="fp32") for kind in ("image", "text")]
+SECONDS = (1.3, 0.7, 6.6)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = ["id,audio,image,text,split"]
+    for number, seconds in enumerate(SECONDS):
+        noise = 0.05 * np.random.default_rng(number).standard_normal((round(seconds * 22_050), 2))
+        soundfile.write(folder / f"{number}.wav", noise, 22_050)
+        Image.new("RGB", (40, 30), (90 * number, 9, 200)).save(folder / f"{number}.png")
+        lines.append(f"{number},{number}.wav,{number}.png,thing {number},train")
+    (folder / "rows.csv").write_text("\n".join(lines))
+    return read_table(str(folder / "rows.csv"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
+    store = FeatureStore(str(tmp_path_factory.mktemp("model") / "store"))
+    requests = [*SPEECH.values(), *PICTURES]
+    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
+    run(run_inline(work), Committer(work))
+    return store
+
+
+def train(kind: str, manifest: Manifest, store: FeatureStore, out: Path) -> tuple[str, str]:
+    """A run on those speech features, and their fingerprint."""
+    fingerprint = SPEECH[kind].build().spec.fingerprint
+    window = "crops" if SPEECH[kind].window != "full" else "full"
+    recipe = msgspec.structs.replace(RECIPE, window=window, max_steps=2)
+    train_small(manifest, store, str(out), recipe=recipe, speech=fingerprint)
+    return str(out), fingerprint
+
+
+@pytest.fixture(scope="module")
+def run_uri(manifest: Manifest, store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train("hubert", manifest, store, tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.fixture(scope="module")
+def model(run_uri: str) -> Model:
+    return speechclip.load(run_uri)
+
+
+@pytest.mark.parametrize("kind", SPEECH)
+def test_a_files_vector_is_that_of_the_stored_path(kind: str, manifest: Manifest, store: FeatureStore, tmp_path: Path):
+    uri, fingerprint = train(kind, manifest, store, tmp_path / "run")
+    model, rows = speechclip.load(uri), manifest.rows()
+    found = model.embed([row["audio_uri"] for row in rows])
+    frames = store.snapshot().feature_set(fingerprint)
+    expected = embed_speech(model.trained.head, frames, [row["speech_key"] for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert np.abs(found[0] - found[2]).max() > 1e-4
+    # Rounding hardly reaches an embedding, so it is asked for itself.
+    waveform = decode_audio(Path(rows[0]["audio_uri"]).read_bytes(), name="")
+    hidden = model._encode(model.encoder("speech"), waveform)
+    is_rounded = bool((hidden == hidden.astype(frames.spec.dtype)).all())
+    assert is_rounded
+
+
+def test_one_file_gives_a_vector_and_a_list_gives_rows(model: Model, manifest: Manifest):
+    uris = [row["audio_uri"] for row in manifest.rows()]
+    one, several = model.embed(uris[0]), model.embed(uris)
+    assert (one.shape, several.shape, model.embed([]).shape) == ((64,), (3, 64), (0, 64))
+    np.testing.assert_array_equal(one, several[0])
+    np.testing.assert_array_equal(model.embed(Path(uris[1])), several[1])
+
+
+def test_samples_with_their_rate_give_the_vector_of_their_file(model: Model, manifest: Manifest, tmp_path: Path):
+    uri = manifest.rows()[0]["audio_uri"]
+    samples, rate = soundfile.read(uri, dtype="int16")
+    np.testing.assert_allclose(model.embed((samples, rate)), model.embed(uri), rtol=0, atol=1e-6)
+    floats, _ = soundfile.read(uri)
+    np.testing.assert_allclose(model.embed((floats, rate)), model.embed(uri), rtol=0, atol=1e-6)
+    left = model.embed((floats[:, 0], rate))
+    assert np.abs(left - model.embed(uri)).max() > 1e-6
+    with pytest.raises(InvalidInput, match=r"give \(samples,\) or \(samples, channels\)"):
+        model.embed((floats.T, rate))
+
+
+def test_pictures_and_texts_lie_in_the_same_space_as_the_stored_ones(
+    model: Model, manifest: Manifest, store: FeatureStore
+):
+    row, snapshot = manifest.rows()[1], store.snapshot()
+    image, text = (snapshot.feature_set(request.build().spec.fingerprint) for request in PICTURES)
+    head = model.trained.head
+    np.testing.assert_allclose(
+        model.embed_image(row["image_uri"]), embed_images(head, image, [row["image_key"]])[0], rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        model.embed_text(row["text"]), embed_images(head, text, [row["text_key"]])[0], rtol=0, atol=1e-5
+    )
+
+
+def test_it_needs_no_store_and_loads_each_encoder_once_and_when_needed(
+    run_uri: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+):
+    loaded = []
+    real = speechclip.retrieval.model.load_encoder  # type: ignore[attr-defined]
+    monkeypatch.setattr("speechclip.retrieval.model.load_encoder", lambda *a, **k: loaded.append(a[1]) or real(*a, **k))
+    monkeypatch.setattr(FeatureStore, "__init__", None)
+    model, row = speechclip.load(run_uri), manifest.rows()[0]
+    assert loaded == []
+    for _ in range(2):
+        model.embed(row["audio_uri"])
+    assert loaded == ["speech"]
+    for _ in range(2):
+        model.embed_text("a thing")
+    assert loaded == ["speech", "image", "text"]
+
+
+@pytest.mark.parametrize(("part", "question"), [("speech", "embed"), ("image", "embed_image"), ("image", "embed_text")])
+def test_other_weights_than_the_runs_are_refused(
+    part: str, question: str, run_uri: str, manifest: Manifest, tmp_path: Path
+):
+    there = Storage(run_uri)
+    info = msgspec.json.decode(there.read(RUN), type=RunInfo)
+    source: FeatureSource = getattr(info.identity, part)
+    other = msgspec.structs.replace(source, fingerprint=source.fingerprint[:-4] + "0000")
+    identity = msgspec.structs.replace(info.identity, **{part: other})
+    changed = Storage(str(tmp_path / "run"))
+    changed.create(RUN, msgspec.json.encode(msgspec.structs.replace(info, identity=identity)))
+    changed.create("head.safetensors", there.read("head.safetensors"))
+    model, row = speechclip.load(tmp_path / "run"), manifest.rows()[0]
+    asked = {"embed": row["audio_uri"], "embed_image": row["image_uri"], "embed_text": row["text"]}[question]
+    with pytest.raises(InvalidInput, match=f"{source.source} is {source.fingerprint} here, but .* trained on"):
+        getattr(model, question)(asked)
+
+
+def test_what_is_no_run_and_no_recording_is_answered_in_a_sentence(model: Model, tmp_path: Path):
+    with pytest.raises(InvalidInput, match="no finished run"):
+        speechclip.load(tmp_path)
+    with pytest.raises(SourceMissing, match="no such file"):
+        model.embed(str(tmp_path / "gone.wav"))
+    with pytest.raises(Rejected, match="silence"):
+        model.embed((np.zeros(16_000), 16_000))
+    with pytest.raises(Rejected, match="samples at 16 kHz"):
+        model.embed((np.random.default_rng(0).standard_normal(300), 16_000))
+
+
+def test_a_crop_of_samples_is_that_of_the_same_samples_in_a_file(
+    manifest: Manifest, store: FeatureStore, tmp_path: Path
+):
+    """The file's key says where the crop begins: a wav that holds the same as the samples gets the same vector."""
+    model = speechclip.load(train("crops", manifest, store, tmp_path / "run")[0])
+    samples = (0.05 * np.random.default_rng(1).standard_normal(120_000)).astype(np.float32)
+    soundfile.write(tmp_path / "same.wav", samples, 16_000, format="WAV", subtype="FLOAT")
+    np.testing.assert_array_equal(model.embed((samples, 16_000)), model.embed(tmp_path / "same.wav"))
+    assert content_key((tmp_path / "same.wav").read_bytes())

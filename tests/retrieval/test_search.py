@@ -1,0 +1,105 @@
+"""Embeddings in the store and questions to them, on a head that was really trained from toy features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.small_runs import train_small
+
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.errors import InvalidInput
+from speechclip.evaluation.evaluator import embed_speech
+from speechclip.featurization.driver import Committer, Summary, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
+from speechclip.manifest import Manifest
+from speechclip.records import MODALITIES, Modality
+from speechclip.retrieval.embed import embed_tasks, embedding_spec, prepare_embedding
+from speechclip.retrieval.index import ExactIndex, unit
+from speechclip.retrieval.search import Searcher
+from speechclip.store import FeatureStore
+from speechclip.training.checkpoint import Run
+
+SIZES = TaskSizes(chunk_rows=4)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return read_table(str(make_synthetic(tmp_path_factory.mktemp("corpus"), num_concepts=6, num_voices=3)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
+    store = FeatureStore(str(tmp_path_factory.mktemp("searcher") / "store"))
+    requests = [EncoderRequest(source="toy", modality=modality) for modality in MODALITIES]
+    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], SIZES)
+    run(run_inline(work), Committer(work))
+    return store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manifest: Manifest) -> Run:
+    return train_small(manifest, store, str(tmp_path_factory.mktemp("run")))
+
+
+def embed(store: FeatureStore, manifest: Manifest, trained: Run) -> Summary:
+    work = prepare_embedding(store, manifest, trained, SIZES)
+    committer = Committer(work)
+    run(embed_tasks(work, trained), committer)
+    return committer.summary()
+
+
+def test_embeddings_are_stored_once_and_equal_the_heads_own(
+    store: FeatureStore, manifest: Manifest, trained: Run
+) -> None:
+    first = embed(store, manifest, trained)
+    assert (first.encoded, first.missing, first.tasks_done) == (18, 0, 5)
+    assert embed(store, manifest, trained).encoded == 0
+    snapshot = store.snapshot()
+    spec = embedding_spec(trained.info)
+    assert "untrained" in spec.fingerprint
+    frames = snapshot.feature_set(trained.info.identity.speech.fingerprint)
+    keys = list(frames)
+    np.testing.assert_allclose(
+        snapshot.feature_set(spec.fingerprint).read(keys), embed_speech(trained.head, frames, keys), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("question", "among"), [("audio", "speech"), ("image", "image"), ("text", "text")])
+def test_what_is_stored_finds_itself(
+    store: FeatureStore, manifest: Manifest, trained: Run, question: str, among: Modality
+) -> None:
+    embed(store, manifest, trained)
+    searcher = Searcher(store, trained)
+    row = manifest.rows()[4]
+    asked = row["text"] if question == "text" else row[f"{question}_uri"]
+    embed_question = searcher.model.embed if question == "audio" else getattr(searcher.model, f"embed_{question}")
+    best = searcher.search(embed_question(asked), among, 3)[0]
+    assert best.key == row[f"{among}_key"]
+    assert best.score == pytest.approx(1, abs=1e-5)
+    assert best.text == row["text"]
+
+
+def test_speech_without_embeddings_is_named(tmp_path: Path, store: FeatureStore, trained: Run) -> None:
+    before = Searcher(store, trained, version=trained.info.identity.catalog_version)
+    with pytest.raises(InvalidInput, match="speechclip embed"):
+        before.search(np.ones(16, np.float32), "speech", 1)
+
+
+@given(num_rows=st.integers(1, 50), k=st.integers(0, 60), seed=st.integers(0, 9))
+def test_exact_search_finds_the_best_in_order(num_rows: int, k: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    vectors, query = generator.standard_normal((num_rows, 8)), generator.standard_normal(8)
+    found = ExactIndex([str(row) for row in range(num_rows)], vectors).search(query, k)
+    scores = unit(vectors) @ unit(query[None])[0]
+    assert [neighbour.key for neighbour in found] == [str(row) for row in np.argsort(-scores)[:k]]
+
+
+def test_vectors_and_keys_must_fit() -> None:
+    with pytest.raises(InvalidInput, match="2 keys for 3 vectors"):
+        ExactIndex(["a", "b"], np.ones((3, 4)))
+    with pytest.raises(InvalidInput, match="width"):
+        ExactIndex(["a"], np.ones((1, 4))).search(np.ones(5), 1)

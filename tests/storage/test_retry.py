@@ -1,0 +1,194 @@
+"""Bad weather is outlasted, within bounds; then one sentence says what failed, and holds no secret."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import s3_servers
+from support.fault_proxy import WEATHER, FaultProxy, Schedule
+
+from speechclip.cli import main
+from speechclip.errors import StorageFailed
+from speechclip.manifest import Manifest
+from speechclip.storage import Storage
+from speechclip.storage import aws as resolution
+from speechclip.storage import retry as patience
+from speechclip.store import FeatureStore
+
+Aws = Callable[..., None]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same rules with figures that a test can wait for."""
+    monkeypatch.setattr(patience, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2)
+    monkeypatch.setitem(resolution.CLIENT, "read_timeout", 1)
+    for name, value in {"timeout": "1s", "max_retries": "2", "retry_timeout": "2s"}.items():
+        monkeypatch.setitem(resolution.DELTA, name, value)
+    resolution._filesystem.cache_clear()
+    yield
+    resolution._filesystem.cache_clear()
+
+
+@pytest.mark.parametrize("kind", WEATHER)
+def test_passing_weather_is_outlasted(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
+    storage = Storage(proxied_uri)
+
+    def in_weather() -> Storage:
+        proxy.schedule(Schedule((kind,), budget=1))
+        return storage
+
+    assert in_weather().create("a/b", b"12345")
+    assert in_weather().read("a/b") == b"12345"
+    assert in_weather().read("a/b", 1, 3) == b"23"
+    assert in_weather().size("a/b") == 5
+    assert list(in_weather().list("a")) == ["a/b"]
+    in_weather().replace("a/b", b"new")
+    assert in_weather().read("a/b") == b"new"
+    in_weather().delete(["a/b"])
+    assert not in_weather().exists("a/b")
+    store = FeatureStore(in_weather().root)
+    store.create()
+    proxy.schedule(Schedule((kind,), budget=1, only="_delta_log"))
+    assert store.snapshot().version == 0
+
+
+def test_pauses_grow_are_jittered_and_end(proxy: FaultProxy, proxied_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    proxy.schedule(Schedule(("503",)))
+    for _ in range(4):
+        with pytest.raises(StorageFailed, match=r"10 times.*503 SlowDown"):
+            Storage(proxied_uri).read("file")
+    for number in range(patience.MAX_ATTEMPTS - 1):
+        limit = min(patience.LONGEST_PAUSE_SECONDS, patience.FIRST_PAUSE_SECONDS * 2 ** (number + 1))
+        assert max(pauses[number :: patience.MAX_ATTEMPTS - 1]) <= limit
+    assert len(set(pauses)) == len(pauses) == 4 * (patience.MAX_ATTEMPTS - 1)
+    assert max(pauses) > 10 * patience.FIRST_PAUSE_SECONDS
+
+
+def ends_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
+    """The sentence with which the command ends; no secret is in it nor in what was logged before."""
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+        main(arguments)
+    shown = capsys.readouterr()
+    assert end.value.code == 1
+    assert shown.out == ""
+    (sentence,) = shown.err.splitlines()
+    for secret in (s3_servers.SECRET, s3_servers.KEY_ID, "Signature"):
+        assert secret not in shown.err + caplog.text
+    return sentence
+
+
+@functools.cache
+def empty_store(endpoint: str) -> str:
+    """A store that is made once, for tests that only fail to read it."""
+    uri = f"s3://{s3_servers.new_bucket(endpoint)}/store"
+    FeatureStore(uri).create()
+    return uri
+
+
+@pytest.fixture
+def command(tmp_path: Path, s3_endpoint: str, proxy: FaultProxy) -> list[str]:
+    """A command that opens a store behind the proxy."""
+    manifest = tmp_path / "m.parquet"
+    Manifest.from_rows([]).write(str(manifest))
+    return ["-v", "rejected", "--manifest", str(manifest), "--store", empty_store(s3_endpoint)]
+
+
+@pytest.mark.parametrize("only", ["", "_delta_log"], ids=["s3fs", "delta"])
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("deny", "403 AccessDenied"),
+        ("500", "500 InternalError"),
+        ("503", "503 SlowDown"),
+        ("reset", "onnection"),
+        ("truncate", "(ClientPayloadError|end of file)"),
+        ("drop-answer", "onnection"),
+        ("silent", "(ReadTimeoutError|timed out)"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_store_out_of_reach_ends_a_command_with_one_sentence(
+    command: list[str],
+    proxy: FaultProxy,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    cause: str,
+    only: str,
+) -> None:
+    proxy.schedule(Schedule((kind,), only=only))
+    started = time.monotonic()
+    sentence = ends_in_one_line(command, capsys, caplog)
+    assert time.monotonic() - started < 15
+    assert re.match(rf"error: {command[-1]}/\S+: \w.* failed.*\(.*{cause}.*\); mend that", sentence)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "EndpointConnectionError at http://127.0.0.1:1"),
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:1"}, "begins with http"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "NoCredentialsError"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_settings_that_lead_nowhere_are_named(
+    command: list[str],
+    s3_endpoint: str,
+    aws: Aws,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, str],
+    cause: str,
+) -> None:
+    aws(**s3_servers.environment(s3_endpoint) | settings)
+    assert cause in ends_in_one_line(command, capsys, caplog)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_program_for_credentials_prints_is_not_told(
+    command: list[str],
+    s3_endpoint: str,
+    aws: Aws,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "program.py").write_text("raise SystemExit('no session; the refresh token was hunter2')")
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {tmp_path}/program.py\n")
+    aws(AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_ENDPOINT_URL=s3_endpoint, AWS_DEFAULT_REGION="us-east-1")
+    sentence = ends_in_one_line(command, capsys, caplog)
+    assert "CredentialRetrievalError" in sentence
+    assert "hunter2" not in sentence
+
+
+def test_a_bucket_that_is_not_there_is_named(
+    command: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    command[-1] = "s3://nobody-made-this-bucket/store"
+    assert "nobody-made-this-bucket" in (sentence := ends_in_one_line(command, capsys, caplog))
+    assert "404 NoSuchBucket" in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", ["", "_delta_log"], ids=["s3fs", "delta"])
+def test_a_silent_server_is_given_up_within_two_minutes(command: list[str], proxy: FaultProxy, only: str) -> None:
+    """With the figures as they are, in a process as a user starts it."""
+    proxy.schedule(Schedule(("silent",), only=only))
+    program = [str(Path(sys.executable).with_name("speechclip")), *command]
+    done = subprocess.run(program, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {command[-1]}/")
+    assert s3_servers.SECRET not in done.stdout + done.stderr
+    assert s3_servers.KEY_ID not in done.stdout + done.stderr

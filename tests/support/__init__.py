@@ -1,0 +1,1 @@
+"""What several test files share: small corpora and stores, servers, clusters, faults."""

@@ -1,0 +1,72 @@
+"""A synthetic corpus with CLIP's pictures, captions and text tower in a real store, and runs of heads with keywords.
+
+The heads are as they were drawn: nothing here is about quality.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
+from speechclip.heads import KeywordConfig
+from speechclip.manifest import Manifest
+from speechclip.records import Modality
+from speechclip.store import FeatureSetInfo, FeatureStore
+from speechclip.training.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
+from speechclip.training.recipe import Recipe
+from speechclip.training.vocabulary import Vocabulary, count_tokens
+
+CLIP = "clip:untrained-tiny"
+
+
+@dataclass(frozen=True)
+class KeywordCorpus:
+    manifest: Manifest
+    store: FeatureStore
+    vocabulary: Vocabulary
+
+    def info(self, modality: Modality) -> FeatureSetInfo:
+        return next(info for info in self.store.snapshot().feature_sets() if info.spec.modality == modality)
+
+    def train(self, folder: Path, recipe_name: str = "small", **changes: object) -> Run:
+        """A run whose head is fresh; `changes` are the head's, as `has_parallel` or `segmentation`."""
+        speech, image, text = (self.info(modality) for modality in ("speech", "image", "text"))
+        config = KeywordConfig(
+            num_layers=len(speech.spec.layers), width=speech.spec.width, image_width=64, keyword_width=64,
+            vocabulary_size=len(self.vocabulary.ids), **({"num_keywords": 4} | changes),
+        )  # fmt: skip
+        sources = [
+            FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=False)
+            for info in (speech, image, text)
+        ]
+        identity = RunIdentity(
+            manifest=self.manifest.digest, catalog_version=self.store.snapshot().version, speech=sources[0],
+            image=sources[1], recipe=Recipe(name=recipe_name), head=config, text=sources[2],
+            vocabulary=self.vocabulary.digest,
+        )  # fmt: skip
+        run_folder = RunFolder(str(folder))
+        run_folder.write_vocabulary(self.vocabulary)
+        torch.manual_seed(0)
+        head = build_head(identity, self.vocabulary)
+        info = RunInfo(
+            identity=identity, num_rows=1, num_missing=0, batch_size=1, num_steps=0, order_digest="", head_step=0,
+            best=None, head_sha256="",
+        )  # fmt: skip
+        run_folder.finish(info, dict(head.state_dict()))
+        return load_run(str(folder))
+
+
+def write_keyword_corpus(folder: Path) -> KeywordCorpus:
+    """Six pictures, three voices, each with a caption; speech by the toy encoder."""
+    manifest = read_table(str(make_synthetic(folder / "corpus", num_concepts=6, num_voices=3)))
+    store = FeatureStore(str(folder / "store"))
+    sources: dict[Modality, str] = {"speech": "toy", "image": CLIP, "text": CLIP}
+    requests = [EncoderRequest(source=source, modality=modality) for modality, source in sources.items()]
+    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
+    run(run_inline(work), Committer(work))
+    return KeywordCorpus(manifest, store, count_tokens(row["text"] for row in manifest.rows()))

@@ -1,0 +1,39 @@
+"""A small true store, made by the inline road: toy encoders in fp32, a synthetic corpus, several shards and chunks."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from speechclip.corpora.synthetic import make_synthetic
+from speechclip.corpora.table import read_table
+from speechclip.featurization.driver import Committer, Summary, prepare_work, run, run_inline
+from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.tasks import EncoderRequest
+from speechclip.manifest import Manifest
+from speechclip.records import MODALITIES
+from speechclip.store import FeatureStore
+
+TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+SPEECH, IMAGE, TEXT = (request.build().spec.fingerprint for request in TOY)
+SIZES = TaskSizes(shard_items=5, chunk_rows=4)
+
+
+@cache
+def synthetic() -> Manifest:
+    """Eighteen utterances of six things by three voices; made once a process."""
+    return read_table(str(make_synthetic(Path(mkdtemp(prefix="corpus-")), num_concepts=6, num_voices=3)))
+
+
+def fill(uri: str, manifest: Manifest | None = None, group_size: int = 2) -> FeatureStore:
+    """A store with everything that the manifest asks for, in commits of `group_size` tasks."""
+    featurize(uri, manifest, group_size)
+    return FeatureStore(uri)
+
+
+def featurize(uri: str, manifest: Manifest | None = None, group_size: int = 2) -> Summary:
+    """The last line of such a run."""
+    encoders = [(request, request.build().spec) for request in TOY]
+    work = prepare_work(FeatureStore(uri), manifest or synthetic(), encoders, SIZES)
+    committer = Committer(work, group_size=group_size)
+    run(run_inline(work), committer)
+    return committer.summary()

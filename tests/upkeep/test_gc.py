@@ -1,0 +1,307 @@
+"""gc frees what no live version names, and nothing else, whoever else is at work."""
+
+import errno
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import s3_servers
+from support.feature_sets import content
+from support.stores import IMAGE, SIZES, SPEECH, TOY, featurize, fill, synthetic
+
+from speechclip.errors import Damaged, InvalidInput, NotStored
+from speechclip.featurization.driver import prepare_work, run_inline
+from speechclip.manifest import Manifest
+from speechclip.records import StoredFile
+from speechclip.storage import Storage
+from speechclip.store import FeatureStore, grace
+from speechclip.store.grace import GRACE_SECONDS
+from speechclip.store.tags import Collection, Tags
+from speechclip.upkeep import gc
+from speechclip.upkeep.gc import collect
+from speechclip.upkeep.verify import verify
+
+DAY = 86_400.0
+
+
+def all_files(store: FeatureStore) -> dict[str, StoredFile]:
+    return {file.path: file for file in store.storage.stat("", with_incoming=True)}
+
+
+@pytest.fixture
+def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Move the clock that gc and adoption read; files and commits keep their times."""
+
+    def move(days: float) -> None:
+        for module in (gc, grace):
+            monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: time.time() + days * DAY))
+
+    return move
+
+
+def test_a_fresh_store_has_nothing_to_free(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = all_files(store)
+    assert collect(store, grace_seconds=0).files == 0
+    assert all_files(store).keys() - before.keys() == {p for p in all_files(store) if p.startswith("collections/")}
+
+
+def test_dry_run_says_to_the_byte_what_is_freed_and_the_rest_stays(store_uri: str) -> None:
+    store = fill(store_uri)
+    kept = {key: value for key, value in content(store.snapshot()).items() if key[0] != SPEECH}
+    store.drop({SPEECH: None})
+    before = all_files(store)
+    said = collect(store, grace_seconds=0, dry_run=True)
+    assert all_files(store).keys() == before.keys()
+    freed = collect(store, grace_seconds=0)
+    gone = before.keys() - all_files(store).keys()
+    assert (said.files, said.bytes) == (freed.files, freed.bytes) == (len(gone), sum(before[p].size for p in gone))
+    assert freed.files > 0
+    assert not [path for path in all_files(store) if path.endswith((".tar", ".xxh3"))]
+    assert content(store.snapshot()) == kept
+    assert verify(store).findings == ()
+
+
+def test_what_was_dropped_is_readable_until_the_grace_period_ends(
+    tmp_path: Path, pass_days: Callable[[float], None]
+) -> None:
+    store = fill(str(tmp_path / "s"))
+    before, version = content(store.snapshot()), store.snapshot().version
+    for path in all_files(store):
+        os.utime(store.storage.address(path), (time.time() - 100 * DAY,) * 2)
+    store.drop({SPEECH: None})
+    assert collect(store).files == 0
+    pass_days(6.9)
+    assert collect(store).files == 0
+    assert content(store.snapshot(version)) == before
+    pass_days(7.1)
+    assert collect(store).files > 0
+    with pytest.raises(NotStored, match=rf"version {version} was freed by `speechclip gc`"):
+        store.snapshot(version)
+
+
+def test_a_tagged_version_stays_whole_and_pins_by_name(store_uri: str) -> None:
+    store = fill(store_uri)
+    before = content(store.snapshot())
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({SPEECH: None, IMAGE: None})
+    store.compact(min_files=2)
+    collect(store, grace_seconds=0)
+    assert content(store.snapshot("paper")) == before
+    assert verify(store).findings == ()
+    store.tags.delete("paper")
+    assert collect(store, grace_seconds=0).files > 0
+    assert verify(store).findings == ()
+
+
+def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"))
+    version = store.snapshot().version
+    store.drop({SPEECH: None})
+    collect(store, grace_seconds=0)
+    with pytest.raises(NotStored, match="was freed"):
+        store.tags.create("late", version)
+    assert store.tags.list() == []
+    store.tags.create("head", store.snapshot().version)
+    assert store.tags.create("head", store.snapshot().version).version == store.snapshot().version
+    with pytest.raises(InvalidInput, match="names version"):
+        store.tags.create("head", version)
+    with pytest.raises(InvalidInput, match="letter"):
+        store.tags.create("7", version)
+    with pytest.raises(NotStored, match="there are: head"):
+        store.snapshot("paper")
+
+
+def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made between gc's look at the tags and its record, the tag counts; after the record, it is refused."""
+    store = fill(str(tmp_path / "s"))
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.drop({SPEECH: None})
+    begin = Tags.begin
+    answers = []
+
+    def tag_first(tags: Tags, announcement: str, kept: Collection) -> bool:
+        if not answers:
+            answers.append(True)
+            FeatureStore(store.storage.root).tags.create("just-in-time", version)
+        answers.append(begin(tags, announcement, kept))
+        return answers[-1]
+
+    monkeypatch.setattr(store.tags, "begin", functools.partial(tag_first, store.tags))
+    assert version in collect(store, grace_seconds=0).versions
+    assert answers == [True, False, True]
+    assert content(store.snapshot("just-in-time")) == before
+    assert not list(store.storage.list("announcements"))
+
+
+def test_a_gc_killed_before_its_record_leaves_every_version(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was readable stays so, and can be tagged, whatever the killed one has announced."""
+    store = fill(store_uri)
+    version, before = store.snapshot().version, content(store.snapshot())
+    store.drop({SPEECH: None})
+
+    def die(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.tags, "begin", die)
+        with pytest.raises(KeyboardInterrupt):
+            collect(store, grace_seconds=0)
+    assert content(store.snapshot(version)) == before
+    store.tags.create("paper", version)
+    assert collect(store, grace_seconds=0).files == 0
+    assert content(store.snapshot("paper")) == before
+
+
+def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc lists first and reads the catalog after: shards that lay there before and are committed meanwhile stay."""
+    store = fill(str(tmp_path / "s"), some_rows(0, 9))
+    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
+    receipts = list(run_inline(work))
+    assert receipts
+    listed = gc._listed
+
+    def commit_meanwhile(storage: Storage) -> list[StoredFile]:
+        store.commit(receipts, work.manifest.digest)
+        return list(listed(storage))
+
+    monkeypatch.setattr(gc, "_listed", commit_meanwhile)
+    collect(store, grace_seconds=0)
+    assert content(store.snapshot()) == content(fill(str(tmp_path / "whole")).snapshot())
+    assert verify(store).findings == ()
+
+
+def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same plan a resumed run gives the same name, and the first gc had it on its list."""
+    store = fill(store_uri, some_rows(0, 9))
+    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
+    assert list(run_inline(work)), "orphans"
+    time.sleep(1.1)  # S3 counts seconds
+    delete = store.storage.delete
+
+    def another_first(paths: list[str], older_than: float | None = None) -> None:
+        if older_than is not None:
+            collect(FeatureStore(store_uri), grace_seconds=0.5)
+            time.sleep(1.1)  # so that what is written now is younger there too
+            featurize(store_uri)
+        delete(paths, older_than=older_than)
+
+    monkeypatch.setattr(store.storage, "delete", another_first)
+    assert collect(store, grace_seconds=0.5).files > 0
+    assert content(store.snapshot()) == content(FeatureStore(store_uri).snapshot())
+    assert verify(store).findings == ()
+    assert len(content(store.snapshot())) == 30
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a colleague whose umask lets nobody in: what its tags name must not be freed."""
+    store = fill(str(tmp_path / "s"))
+    store.tags.create("paper", store.snapshot().version)
+    store.drop({SPEECH: None})
+    before, scandir = all_files(store).keys(), os.scandir
+
+    def deny(path: str) -> object:
+        if str(path).endswith("/tags"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", deny)
+        with pytest.raises(PermissionError):
+            collect(store, grace_seconds=0)
+    left = {path for path in all_files(store) if not path.startswith("announcements/")}
+    assert left == before
+
+
+def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path) -> None:
+    whole = fill(str(tmp_path / "whole"))
+    store = fill(str(tmp_path / "s"))
+    features = [path for path in all_files(store) if path.startswith("features/") and not path.endswith(".json")]
+
+    def drop_all_and_age(days: float) -> None:
+        store.drop({info.fingerprint: None for info in store.snapshot().feature_sets()})
+        for path in features:
+            os.utime(store.storage.address(path), (time.time() - days * DAY,) * 2)
+
+    drop_all_and_age(3.4)
+    assert featurize(store.storage.root).bytes == 0, "young orphans are adopted"
+    drop_all_and_age(3.6)
+    assert featurize(store.storage.root).bytes > 0, "older than half the grace period: written anew"
+    assert content(store.snapshot()) == content(whole.snapshot())
+    assert set(features) < all_files(store).keys()
+    collect(store, grace_seconds=GRACE_SECONDS)
+    assert set(features) < all_files(store).keys(), "named by a version of this week"
+    collect(store, grace_seconds=0)
+    assert not set(features) & all_files(store).keys()
+    assert content(store.snapshot()) == content(whole.snapshot())
+
+
+def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
+    """Runs that come and go under a gc that never stops: nothing is lost, by the default grace period."""
+    store = fill(str(tmp_path / "s"), some_rows(0, 3))
+    is_over = threading.Event()
+
+    def collect_for_ever() -> None:
+        while not is_over.is_set():
+            collect(FeatureStore(store.storage.root))
+
+    thread = threading.Thread(target=collect_for_ever)
+    thread.start()
+    for end in (6, 9, 12, 18):
+        featurize(store.storage.root, some_rows(0, end), group_size=1)
+    is_over.set()
+    thread.join()
+    assert content(store.snapshot()) == content(fill(str(tmp_path / "whole")).snapshot())
+    assert verify(store).findings == ()
+
+
+@pytest.mark.parametrize("path", [f"features/{SPEECH}/.incoming-abc", ".probe-0123/table/_delta_log/0.json"])
+def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path, path: str) -> None:
+    store = fill(str(tmp_path / "s"))
+    left = Path(store.storage.root) / path
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
+    assert collect(store).files == 0
+    os.utime(left, (time.time() - 8 * DAY,) * 2)
+    assert collect(store).files == 1
+    assert not left.exists()
+
+
+def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
+    s3_uri: str, s3_endpoint: str, pass_days: Callable[[float], None]
+) -> None:
+    store, client, bucket = fill(s3_uri), s3_servers.client(s3_endpoint), s3_uri.split("/")[2]
+
+    def num_open() -> int:
+        return len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
+
+    key = "store/catalog/part"
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
+    pass_days(7.1)
+    said = collect(store, dry_run=True)
+    assert (said.uploads, said.upload_bytes, num_open()) == (1, 1000, 1)
+    freed = collect(store)
+    assert (freed.uploads, freed.upload_bytes, num_open()) == (1, 1000, 0)
+
+
+def test_nothing_is_freed_while_the_catalog_is_damaged(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "s"))
+    store.drop({SPEECH: None})
+    part = next(path for path in all_files(store) if path.startswith(f"catalog/feature_set={IMAGE}"))
+    Path(store.storage.address(part)).write_bytes(b"junk")
+    before = all_files(store).keys()
+    with pytest.raises(Damaged, match="repair"):
+        collect(store, grace_seconds=0)
+    assert {path for path in all_files(store) if not path.startswith("collections/")} == before
+
+
+def some_rows(start: int, end: int) -> Manifest:
+    return Manifest(synthetic().table.slice(start, end - start))

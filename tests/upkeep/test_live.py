@@ -1,0 +1,170 @@
+"""What gc goes by, when some of it is damaged or lost: repair heals it, or says what to do, and gc is never stuck."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.feature_sets import content
+from support.injuries import Injury
+from support.stores import IMAGE, SPEECH, fill
+
+from speechclip.errors import Damaged, NotStored
+from speechclip.records import to_json
+from speechclip.store import FeatureStore
+from speechclip.store.layout import part_copy_path, part_path, tag_path
+from speechclip.store.tags import Tag
+from speechclip.upkeep import gc
+from speechclip.upkeep.gc import collect
+from speechclip.upkeep.repair import repair
+from speechclip.upkeep.verify import verify
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose speech was dropped in its newest version."""
+    store = fill(str(tmp_path_factory.mktemp("whole") / "store"))
+    store.drop({SPEECH: None})
+    return Path(store.storage.root)
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> FeatureStore:
+    return FeatureStore(str(shutil.copytree(whole, tmp_path / "store")))
+
+
+def dropped_part(store: FeatureStore) -> str:
+    """A file of rows that the version before the newest names, and the newest does not."""
+    newest = store.snapshot().version
+    return min(set(store.catalog.paths(newest - 1)) - set(store.catalog.paths(newest)))
+
+
+def lose(store: FeatureStore, part: str) -> None:
+    """The file and its copy."""
+    for path in (part_path(part), part_copy_path(part)):
+        Injury("part", path, "flip", 99).inflict(store.storage.root)
+
+
+@pytest.mark.parametrize("place", [part_path, part_copy_path])
+@pytest.mark.parametrize("how", ["flip", "delete"])
+def test_rows_that_only_an_older_version_of_this_week_names_are_healed(
+    store: FeatureStore, place: Callable[[str], str], how: str
+) -> None:
+    path = place(dropped_part(store))
+    before = store.storage.read(path)
+    Injury("part", path, how, 99).inflict(store.storage.root)
+    assert [finding.path for finding in verify(store).findings] == [path]
+    assert repair(store).problems == ()
+    assert store.storage.read(path) == before
+    assert verify(store).findings == ()
+    assert collect(store).files == 0
+
+
+def test_rows_that_a_tag_alone_names_and_that_are_lost_ask_for_the_tag(store: FeatureStore) -> None:
+    part, newest = dropped_part(store), store.snapshot().version
+    store.tags.create("paper", newest - 1)
+    collect(store, grace_seconds=0)
+    before = content(store.snapshot())
+    lose(store, part)
+    for forget in (False, True):
+        problems = repair(store, forget=forget).problems
+        assert problems
+        assert all("`speechclip tag --delete paper`" in problem for problem in problems)
+        assert all("--forget" not in problem for problem in problems)
+        with pytest.raises(Damaged, match="repair"):
+            collect(store, grace_seconds=0)
+    store.tags.delete("paper")
+    assert repair(store).problems == ()
+    assert collect(store, grace_seconds=0).files > 0
+    assert verify(store).findings == ()
+    assert content(store.snapshot()) == before
+
+
+def test_rows_of_this_week_that_are_lost_stop_gc_for_their_feature_set_alone(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they named is not known, so nothing of the set is freed; until when is told."""
+    lose(store, dropped_part(store))
+    orphans = [f"features/{name}/frames/00/old.tar" for name in (IMAGE, SPEECH)]
+    for path in orphans:
+        store.storage.create(path, b"nobody's")
+    for path in store.storage.list("features"):
+        os.utime(store.storage.address(path), (0, 0))
+    problems = repair(store).problems
+    assert len(problems) == 2
+    assert all("until " in problem and "`speechclip gc --now`" in problem for problem in problems)
+    assert repair(store, forget=True).problems == problems
+    before = set(store.storage.list("features"))
+    assert collect(store).files == 1
+    assert before - set(store.storage.list("features")) == {orphans[0]}
+    later = SimpleNamespace(time=lambda: time.time() + 7.1 * 86_400)
+    monkeypatch.setattr(gc, "time", later)
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()
+    assert collect(store).files > 2
+    assert not store.storage.exists(orphans[1])
+
+
+def test_rows_given_up_are_told_until_no_kept_version_names_them(store: FeatureStore) -> None:
+    part = min(store.catalog.paths(store.snapshot().version))
+    lose(store, part)
+    assert all("--forget" in problem for problem in repair(store).problems)
+    problems = repair(store, forget=True).problems
+    assert [problem.partition(":")[0] for problem in problems] == [part_path(part), part_copy_path(part)]
+    assert all("until " in problem for problem in problems)
+    collect(store)
+    collect(store, grace_seconds=0)
+    assert repair(store).problems == ()
+    assert verify(store).findings == ()
+
+
+def damage_the_record(store: FeatureStore) -> None:
+    [path] = store.storage.list("collections")
+    Injury("collection", path, "truncate", 20).inflict(store.storage.root)
+
+
+def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_as_kept(store: FeatureStore) -> None:
+    newest = store.snapshot().version
+    store.tags.create("paper", 1)
+    paper = content(store.snapshot("paper"))
+    assert collect(store, grace_seconds=0).files > 0
+    # Of a `tag` that was killed before it was acknowledged.
+    store.storage.create(tag_path("late"), to_json(Tag(name="late", version=newest - 1, time=datetime.now(UTC)).seal()))
+    damage_the_record(store)
+    problems = repair(store).problems
+    assert len(problems) == 1
+    assert "`speechclip tag --delete late`" in problems[0]
+    assert [tag.name for tag in store.tags.readable()] == ["paper"]
+    with pytest.raises(NotStored, match="freed"):
+        store.snapshot(newest - 1)
+    assert collect(store).files == 0
+    assert content(store.snapshot("paper")) == paper
+    store.tags.delete("late")
+    assert verify(store).findings == ()
+
+
+def test_a_damaged_record_of_a_gc_that_freed_nothing_keeps_every_version(store: FeatureStore) -> None:
+    newest = store.snapshot().version
+    collect(store)
+    damage_the_record(store)
+    assert repair(store).problems == ()
+    assert len(content(store.snapshot(newest - 1))) > len(content(store.snapshot()))
+    assert store.tags.since() == 0
+
+
+def test_a_record_made_anew_keeps_what_only_the_copies_of_rows_show(store: FeatureStore) -> None:
+    """As after another tool's vacuum: then `repair` brings the files back."""
+    newest = store.snapshot().version
+    store.tags.create("paper", 1)
+    collect(store)
+    for version in (1, newest - 1):
+        store.storage.delete(map(part_path, store.catalog.paths(version)))
+    damage_the_record(store)
+    assert repair(store).problems == ()
+    assert store.tags.since() == 0
+    assert len(content(store.snapshot(newest - 1))) > len(content(store.snapshot()))
+    assert verify(store).findings == ()
