@@ -33,11 +33,13 @@ demo: $(READY)   ## the main job on real input, ten minutes; DEMO="--limit 0" ta
 test: $(READY)   ## all tests that CI runs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=12 -m "not slow" $(if $(CRDS),--crds=$(CRDS)) $(TESTS)
 
-check: $(READY)  ## style, types and layers
+check: $(READY)  ## style, types, layers and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry speechclip pipelines
+	$(BIN)/deptry tests benchmarks --ignore DEP002,DEP004
 
 test-slow: $(READY)  ## the long suites
 	$(BIN)/python -m pytest -q -m slow $(TESTS)
