@@ -50,7 +50,7 @@ def synchronise(device: str) -> None:
 
 def with_bound(encoder: HubertEncoder, max_frames: int) -> HubertEncoder:
     """The same encoder with another bound on the frames of one call."""
-    return HubertEncoder(encoder._model, encoder.spec, encoder.source, max_frames=max_frames)
+    return HubertEncoder(encoder._model, encoder.spec, encoder.encoder_name, max_frames=max_frames)
 
 
 def by_frames(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def exactness(encoder: HubertEncoder, max_frames: int) -> dict[str, float]:
     batched = with_bound(encoder, max_frames)
     alone = [encoder.encode([one])[0] for one in waveforms]
     together = batched.encode(waveforms)
-    on_cpu = load_encoder(encoder.source, "speech").encode(waveforms)
+    on_cpu = load_encoder(encoder.encoder_name, "speech").encode(waveforms)
     return {
         "alone twice": difference([encoder.encode([one])[0] for one in waveforms], alone),
         "in one batch, and alone": difference(together, alone),

@@ -22,11 +22,11 @@ from rich.table import Table
 from scale_watch import Seen, TimedStore, Watch, cpu_seconds, folder_size, own_bytes
 
 from speechclip.config import Settings
-from speechclip.featurization.driver import Committer, Work, prepare_work, run
+from speechclip.featurization.driver import Committer, Work, commit_receipts, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.cluster import connect
-from speechclip.jobs.featurize import run_on_ray
+from speechclip.jobs.featurize import encode_on_ray
 from speechclip.manifest import SCHEMA, Manifest
 from speechclip.media.content import content_key, segment_key
 from speechclip.records import Receipt
@@ -57,7 +57,7 @@ def measure(folder: Path, num_tasks: int, task_assets: int, num_cpus: int) -> di
     spent, seen = cpu_seconds(), Seen(num_tasks)
     started = time.perf_counter()
     committer = Committer(work)
-    run(seen.watched(receipts_of(work), started), committer)
+    commit_receipts(seen.watched(receipts_of(work), started), committer)
     watch.step("run", started)
     spent = {name: round(seconds - spent.get(name, 0.0), 2) for name, seconds in cpu_seconds().items()}
     started = time.perf_counter()
@@ -113,7 +113,7 @@ def make_manifest(folder: Path, num_assets: int) -> Manifest:
 
 def open_work(store: FeatureStore, manifest: Manifest, task_assets: int) -> Work:
     """What `speechclip featurize` does before it starts Ray."""
-    request = EncoderRequest(source="toy", modality="speech")
+    request = EncoderRequest(encoder_name="toy", modality="speech")
     return prepare_work(store, manifest, [(request, request.build().spec)], TaskSizes(shard_items=task_assets))
 
 
@@ -122,12 +122,12 @@ def receipts_of(work: Work) -> Iterator[Receipt]:
     settings = Settings()
     options = settings.featurize
     waits = {"node_wait_seconds": settings.node_wait_seconds, "no_progress_seconds": options.no_progress_seconds}
-    return run_on_ray(work, options.batches, **waits)
+    return encode_on_ray(work, options.batches, **waits)
 
 
 def read_again(store: FeatureStore, manifest: Manifest, task_assets: int, watch: Watch) -> None:
     """What comes after a run, each twice: a reader's snapshot, and a run that finds all done."""
-    fingerprint = EncoderRequest(source="toy", modality="speech").build().spec.fingerprint
+    fingerprint = EncoderRequest(encoder_name="toy", modality="speech").build().spec.fingerprint
     for name in ("snapshot", "snapshot again"):
         started = time.perf_counter()
         assert len(store.snapshot().stored_keys(fingerprint)) == len(manifest)

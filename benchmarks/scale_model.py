@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from speechclip.featurization.driver import Committer
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.spec import EncoderSpec
-from speechclip.store.segments import KEY_BYTES
+from speechclip.store.matrices import KEY_BYTES
 
 
 @dataclass(frozen=True)

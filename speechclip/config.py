@@ -56,17 +56,17 @@ class Settings(Record, frozen=True):
 
     def encoder_requests(self) -> list[EncoderRequest]:
         """The encoders asked for; layers and window are choices of speech alone."""
-        sources = {modality: getattr(self, modality) for modality in MODALITIES}
+        names = {modality: getattr(self, modality) for modality in MODALITIES}
         requests = [
             EncoderRequest(
-                source=source,
+                encoder_name=name,
                 modality=modality,
                 layers=self.layers if modality == "speech" else None,
                 codec=self.codec,
                 window=self.window if modality == "speech" else "full",
             )
-            for modality, source in sources.items()
-            if source is not None
+            for modality, name in names.items()
+            if name is not None
         ]
         if not requests:
             raise InvalidInput(

@@ -16,8 +16,9 @@
         │                         BrokenImage, EmptyText
         └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, SegmentOutside, DecoderMissing
 
-Each takes one argument: a sentence with what happened, the values, then what to do. One positional argument
-also keeps an error picklable, so that it crosses Ray as itself.
+Each error has two parts: `problem` (what happened, with the values) and `advice` (what to do). `str(error)` joins
+them by a semicolon. Both are positional arguments, so an error can be pickled and reaches the driver from a Ray worker
+unchanged. A class may have a standard advice, so that the code that raises it need not know the command line.
 """
 
 from typing import ClassVar
@@ -25,6 +26,16 @@ from typing import ClassVar
 
 class SpeechClipError(Exception):
     """The root: `except SpeechClipError` catches what we raise on purpose and no bug."""
+
+    standard_advice: ClassVar[str] = ""
+
+    def __init__(self, problem: str, advice: str | None = None) -> None:
+        super().__init__(problem, advice)
+        self.problem = problem
+        self.advice = self.standard_advice if advice is None else advice
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
 
 class InvalidInput(SpeechClipError):

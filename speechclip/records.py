@@ -50,7 +50,7 @@ class Task(Record, frozen=True):
     id: str
     feature_set: str
     assets: tuple[Asset, ...]
-    segment: str = ""
+    matrix: str = msgspec.field(default="", name="segment")
     first_row: int = 0
 
 

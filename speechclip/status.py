@@ -26,7 +26,7 @@ SILENT_SECONDS = 6 * WRITE_SECONDS
 class JobStatus(Record, frozen=True):
     """The content of the file. `figures` are those of the job's progress, or of its last line once it is over."""
 
-    run: str
+    job: str = msgspec.field(name="run")
     command: str
     state: State
     started: datetime
@@ -52,7 +52,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         storage: Storage,
         path: str,
         *,
-        run: str,
+        job: str,
         command: str,
         look: Callable[[], Record | None],
         tell: Callable[[Any, bool], None] = lambda figures, is_last: None,
@@ -63,7 +63,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._is_over, self._has_warned = threading.Event(), False
         now = datetime.now(UTC)
         self.status = JobStatus(
-            run=run, command=command, state="running", started=now, updated=now, host=platform.node()
+            job=job, command=command, state="running", started=now, updated=now, host=platform.node()
         )
         self._thread = threading.Thread(target=self._report, name="reports", daemon=True)
 

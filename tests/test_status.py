@@ -21,7 +21,7 @@ class Count(Record, frozen=True):
 
 def reporter(storage: Storage, **options: object) -> Reporter:
     plain = {"look": lambda: Count(done=3), "tell_seconds": 0.01}
-    return Reporter(storage, PATH, run="one", command="featurize", **(plain | options))  # type: ignore[arg-type]
+    return Reporter(storage, PATH, job="one", command="featurize", **(plain | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_file_tells_how_the_job_ended(tmp_path: Path, error: BaseException |
     storage = Storage(str(tmp_path))
     with pytest.raises(type(error)) if error else contextlib.nullcontext(), reporter(storage):
         found = read_status(storage, PATH)
-        assert (found.state, found.run, found.command) == ("running", "one", "featurize")
+        assert (found.state, found.job, found.command) == ("running", "one", "featurize")
         if error:
             raise error
     found = read_status(storage, PATH)
@@ -87,7 +87,7 @@ def test_a_storage_that_fails_is_a_warning_and_the_job_goes_on(
 
 def test_a_job_that_was_killed_falls_silent() -> None:
     now = datetime.now(UTC)
-    status = JobStatus(run="one", command="train", state="running", started=now, updated=now, host="h")
+    status = JobStatus(job="one", command="train", state="running", started=now, updated=now, host="h")
     assert not status.is_silent(now + timedelta(seconds=SILENT_SECONDS - 1))
     assert status.is_silent(now + timedelta(seconds=SILENT_SECONDS + 1))
 

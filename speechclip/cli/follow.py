@@ -11,9 +11,8 @@ from speechclip.cli.interrupts import heed
 from speechclip.cli.terminal import counted, human_bytes, human_seconds, rewrite, say
 from speechclip.config import Settings
 from speechclip.errors import WorkLeft
-from speechclip.featurization.driver import Committer, Summary, Work, run_inline
-from speechclip.featurization.driver import run as commit_all
-from speechclip.featurization.progress import Progress, Tally
+from speechclip.featurization.driver import Committer, Summary, Work, commit_receipts, encode_inline
+from speechclip.featurization.progress import FeaturizeProgress, Tally
 from speechclip.records import Receipt, Record
 from speechclip.status import Reporter
 from speechclip.storage import Storage
@@ -23,27 +22,27 @@ LOG_SECONDS, TERMINAL_SECONDS = 5.0, 0.5
 
 
 def follow(
-    storage: Storage, path: str, *, run: str, command: str, look: Callable[[], Any], sentence: Callable[[Any], str]
+    storage: Storage, path: str, *, job: str, command: str, look: Callable[[], Any], sentence: Callable[[Any], str]
 ) -> Reporter:
     """A reporter to open while the job runs: `sentence` puts what `look` gives in words."""
 
     def tell(figures: Record, is_last: bool) -> None:
-        rewrite(sentence(figures), is_end=is_last, run=run, progress=msgspec.to_builtins(figures))
+        rewrite(sentence(figures), is_end=is_last, run=job, progress=msgspec.to_builtins(figures))
 
     seconds = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-    return Reporter(storage, path, run=run, command=command, look=look, tell=tell, tell_seconds=seconds)
+    return Reporter(storage, path, job=job, command=command, look=look, tell=tell, tell_seconds=seconds)
 
 
 def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None) -> Iterator[Receipt]:
     """The receipts of all open tasks, made in this process or on Ray as the settings say."""
     options = settings.featurize
     if inline or not work.plan.tasks:
-        return run_inline(work, options.batches)
+        return encode_inline(work, options.batches)
     from speechclip.jobs.cluster import connect
-    from speechclip.jobs.featurize import run_on_ray
+    from speechclip.jobs.featurize import encode_on_ray
 
     connect(num_cpus or options.num_cpus, settings.runtime_env)
-    return run_on_ray(
+    return encode_on_ray(
         work,
         options.batches,
         node_wait_seconds=settings.node_wait_seconds,
@@ -69,14 +68,14 @@ def carry_out(
     committer, tally = Committer(work, group_seconds=group_seconds), Tally(work)
     with follow(
         work.store.storage,
-        job_path(work.run),
-        run=work.run,
+        job_path(work.job),
+        job=work.job,
         command=command,
         look=tally.look if work.plan.tasks else lambda: None,
         sentence=featurize_sentence,
     ) as reporter:
         try:
-            commit_all(tally.watch(heed(receipts)), committer, max_rejected=max_rejected)
+            commit_receipts(tally.watch(heed(receipts)), committer, max_rejected=max_rejected)
         finally:
             summary = committer.summary()
             reporter.conclude(summary)
@@ -86,7 +85,7 @@ def carry_out(
             raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
 
 
-def featurize_sentence(progress: Progress) -> str:
+def featurize_sentence(progress: FeaturizeProgress) -> str:
     """How far a featurize run is, in one line."""
     parts = [f"{progress.tasks_done:,} of {counted(progress.tasks, 'task')}"]
     if progress.utterances:

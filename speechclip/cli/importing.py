@@ -44,7 +44,7 @@ def import_checkpoint(
         say(f"keywords: {count}, of {head.vocabulary_size:,} of CLIP's tokens")
     left = "".join(f"{kind} ({count:,} tensors), " for kind, count in done.layout.left_out.items())
     say(f"left out: {left}the optimizer")
-    say(f"{out}: {identity.speech.source} and {identity.image.source}, recipe {identity.recipe.name}")
+    say(f"{out}: {identity.speech.encoder_name} and {identity.image.encoder_name}, recipe {identity.recipe.name}")
     for note in done.notes:
         say(f"note: {note}")
     note_untrained(identity.untrained, "this head was trained on other encoders")

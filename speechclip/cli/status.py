@@ -56,7 +56,7 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
     shown = table("job", "command", "state", "began (UTC)", "last word", "how far")
     for one in found:
         began = f"{one.started:%Y-%m-%d %H:%M:%S}"
-        shown.add_row(one.run, one.command, _state(one, now), began, _ago(one, now), _how_far(one))
+        shown.add_row(one.job, one.command, _state(one, now), began, _ago(one, now), _how_far(one))
     show(shown, "no job has left word here yet")
 
 
@@ -64,7 +64,7 @@ def _show_one(one: Any, now: datetime) -> None:
     shown = table("", "")
     shown.show_header = False
     rows = {
-        "job": one.run,
+        "job": one.job,
         "command": one.command,
         "state": _state(one, now),
         "began": f"{one.started:%Y-%m-%d %H:%M:%S} UTC on {one.host}",

@@ -40,7 +40,7 @@ def drop(
     FEATURE_SET is a fingerprint, the start of one, or the SPEC it was made by. Older versions still name what was
     dropped; `speechclip gc` frees the bytes after the grace period.
     """
-    from speechclip.featurization.driver import new_run
+    from speechclip.featurization.driver import new_job
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
     from speechclip.upkeep.drop import choose
@@ -55,11 +55,11 @@ def drop(
     snapshot.check_tags()
     chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
     counts = {name: len(keys & snapshot.keys(name)) for name, keys in chosen.items()}
-    run = new_run()
+    job = new_job()
     if erase and not dry_run:
-        num_moved = repack(store, chosen, run=run, on_progress=progress_line("shards"))
+        num_moved = repack(store, chosen, job=job, on_progress=progress_line("shards"))
         say(f"{counted(num_moved, 'shared shard')} written anew")
-    version = None if dry_run else store.drop(chosen, run=run)
+    version = None if dry_run else store.drop(chosen, job=job)
     if as_json:
         click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
         return
@@ -134,10 +134,10 @@ def history(settings: Settings, as_json: bool, limit: int) -> None:
     columns = ("version", "when (UTC)", "what", "run", "feature set", "stored", "rejected", "removed", "tags")
     shown = table(*columns, figures=figures)
     for entry in found:
-        operation, run = (entry.note.operation, entry.note.run) if entry.note else ("create", "")
-        head = [str(entry.version), f"{entry.time:%Y-%m-%d %H:%M:%S}", operation, run]
+        operation, job = (entry.note.operation, entry.note.job) if entry.note else ("create", "")
+        head = [str(entry.version), f"{entry.time:%Y-%m-%d %H:%M:%S}", operation, job]
         names = ", ".join(tags.get(entry.version, []))
-        for part in entry.note.parts if entry.note and entry.note.parts else [None]:
+        for part in entry.note.changes if entry.note and entry.note.changes else [None]:
             counts = (part.stored, part.rejected, part.removed) if part else (0, 0, 0)
             shown.add_row(*head, part.feature_set if part else "", *(f"{n:,}" if n else "" for n in counts), names)
             head, names = [""] * 4, ""

@@ -72,7 +72,7 @@ def train(
         last[0] = progress
         _tell(progress)
 
-    with Reporter(Storage(out), STATUS, run=out, command="train", look=lambda: last[0]) as reporter:
+    with Reporter(Storage(out), STATUS, job=out, command="train", look=lambda: last[0]) as reporter:
         info = train_on_ray(request, follow, lambda found: say(f"{out}: {found}"))
         summary = TrainSummary.of(out, info)
         reporter.conclude(summary)

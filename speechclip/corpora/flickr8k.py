@@ -20,7 +20,7 @@ from typing import Any
 from speechclip.corpora.captions import Captions, numbered_lines, read_captions_file, read_token_file
 from speechclip.corpora.listing import Listing, show_names
 from speechclip.corpora.published import FLICKR8K
-from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.corpora.sources import OnProgress, Source, image_columns, read_sources, speech_columns, text_columns
 from speechclip.corpora.splits import read_karpathy_names, read_split_lists
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
@@ -45,7 +45,7 @@ class _Utterance:
     text: str | None
 
 
-def read_flickr8k(folder: str, *, karpathy: str | None = None, progress: Progress | None = None) -> Manifest:
+def read_flickr8k(folder: str, *, karpathy: str | None = None, progress: OnProgress | None = None) -> Manifest:
     """One row for each spoken caption of each picture in a split, in the order of the split's list.
 
     `folder`: a path or `s3://` address that holds it all. `karpathy`: a `dataset_flickr8k.json` to split by. A missing

@@ -17,7 +17,7 @@ import msgspec
 
 from speechclip.corpora.listing import folder_storage, show_names
 from speechclip.corpora.sources import (
-    Progress,
+    OnProgress,
     Source,
     group_of,
     image_columns,
@@ -84,7 +84,7 @@ def read_lhotse(
     *,
     split: str = "train",
     root: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """One row for each supervision, in order, all in `split`; `root` is where relative paths begin.
 

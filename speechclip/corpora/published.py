@@ -12,7 +12,7 @@ _COLUMNS = {"utterances": ("audio_uri", "audio_error"), "pictures": ("image_uri"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedCorpus:
     """What the published corpus holds, by split: pictures, and recordings from so many to so many."""
 
     name: str
@@ -66,14 +66,14 @@ def _missing(manifest: Manifest, split: str | None, uri: str, error: str) -> lis
     return [address.rpartition("/")[2] for address in dict.fromkeys(table[uri].to_pylist())]
 
 
-FLICKR8K = Published(
+FLICKR8K = PublishedCorpus(
     name="Flickr8k",
     num_utterances=40_000,
     images={"train": 6_000, "dev": 1_000, "test": 1_000},
     utterances={"train": (30_000, 30_000), "dev": (5_000, 5_000), "test": (5_000, 5_000)},
 )
 # Of train and dev only a range is known, from the 2,215 steps of an epoch at 256; with test they make the total.
-SPOKENCOCO = Published(
+SPOKENCOCO = PublishedCorpus(
     name="SpokenCOCO",
     num_utterances=617_222,
     images={"train": 113_287, "dev": 5_000, "test": 5_000},

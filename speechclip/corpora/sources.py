@@ -12,7 +12,7 @@ from speechclip.media.content import content_key, read_source, segment_key, text
 from speechclip.media.decode import AudioInfo, probe_audio
 
 # Called as progress(done, total) after every file.
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 # Read ahead of the one that is waited for, times the number of processors: a corpus has a million files.
 FILES_AHEAD = 16
@@ -35,7 +35,7 @@ class Source:
 
 
 def read_sources(
-    *, audio: Iterable[str], images: Iterable[str], progress: Progress | None = None
+    *, audio: Iterable[str], images: Iterable[str], progress: OnProgress | None = None
 ) -> tuple[dict[str, Source], dict[str, Source]]:
     """Each recording probed and each picture hashed, by address, as many at a time as there are processors.
 

@@ -21,7 +21,7 @@ import msgspec
 from speechclip.corpora.captions import clean_caption
 from speechclip.corpora.listing import folder_storage, show_names
 from speechclip.corpora.published import SPOKENCOCO
-from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.corpora.sources import OnProgress, Source, image_columns, read_sources, speech_columns, text_columns
 from speechclip.corpora.splits import one_split_each, read_json, read_karpathy_ids
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
@@ -67,7 +67,7 @@ class _Utterance:
 
 
 def read_spokencoco(
-    folder: str, *, images: str | None = None, karpathy: str | None = None, progress: Progress | None = None
+    folder: str, *, images: str | None = None, karpathy: str | None = None, progress: OnProgress | None = None
 ) -> Manifest:
     """One row for each spoken caption, in the files' order; the published val is our dev.
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from speechclip.corpora.sources import (
-    Progress,
+    OnProgress,
     Source,
     group_of,
     image_columns,
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_table(
-    path: str, *, columns: dict[str, str] | None = None, split: str | None = None, progress: Progress | None = None
+    path: str, *, columns: dict[str, str] | None = None, split: str | None = None, progress: OnProgress | None = None
 ) -> Manifest:
     """The manifest of the table at a local path or `s3://` address, rows in the table's order.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from speechclip.corpora.sources import Progress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.corpora.sources import OnProgress, Source, image_columns, read_sources, speech_columns, text_columns
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 
@@ -73,7 +73,7 @@ def read_stamps(
     limit: int | None = None,
     split: str = DEFAULT_SPLIT,
     include_symbols: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Manifest:
     """One row a spoken description, sorted by id, such as `animals/birds/crow-fr`; `folder` may be any parent.
 

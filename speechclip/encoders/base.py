@@ -31,7 +31,7 @@ class Encoder(Protocol):
     """A frozen model, or a rule without weights, that makes features."""
 
     spec: EncoderSpec
-    source: str
+    encoder_name: str
 
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
@@ -45,14 +45,14 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class EncoderName:
     """A parsed SPEC string: the family, and the rest by the family's own grammar."""
 
     family: Family
     rest: str
 
     @classmethod
-    def parse(cls, text: str) -> "Source":
+    def parse(cls, text: str) -> "EncoderName":
         """The parts of a SPEC string; anything outside the grammar is `InvalidInput`, with the grammar."""
         family, colon, rest = text.partition(":")
         match family:
@@ -71,12 +71,12 @@ def clean_name(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
-def choose_layers(layers: Sequence[int] | None, num_states: int, source: str) -> tuple[int, ...]:
+def choose_layers(layers: Sequence[int] | None, num_states: int, encoder_name: str) -> tuple[int, ...]:
     """The hidden states to keep, ascending: all by default, else those asked for, which must exist."""
     if layers is None:
         return tuple(range(num_states))
     if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(range(num_states)):
         raise InvalidInput(
-            f"{source} has the states 0 to {num_states - 1}, asked for {list(layers)}; name some of them, each once"
+            f"{encoder_name} has the states 0 to {num_states - 1}, not all of {list(layers)}; name each once"
         )
     return tuple(sorted(layers))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, EncoderName, clean_name
 from speechclip.encoders.frozen import freeze, use_device
 from speechclip.encoders.pictures import normalise_pixels
 from speechclip.encoders.untrained import fill_untrained
@@ -26,24 +26,26 @@ _TINY = {
 }
 
 
-def load_clip(source: Source, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu") -> VectorEncoder:
+def load_clip(
+    encoder_name: EncoderName, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu"
+) -> VectorEncoder:
     """One tower of ``<model>/<tag or checkpoint file>`` or of an untrained model."""
     found = use_device(device)
-    if source.rest.startswith("untrained-"):
-        config, model, name, preprocess = _untrained(source)
+    if encoder_name.rest.startswith("untrained-"):
+        config, model, name, preprocess = _untrained(encoder_name)
     else:
-        config, model, name, preprocess = _trained(source)
+        config, model, name, preprocess = _trained(encoder_name)
     if modality == "text" and "hf_tokenizer_name" in config["text_cfg"]:
-        raise InvalidInput(f"{source} has a tokenizer of its own, only CLIP's BPE is known; use a plain CLIP")
-    spec = _spec(config, model, modality, name=name, preprocess=preprocess, source=source, codec=codec)
+        raise InvalidInput(f"{encoder_name} has a tokenizer of its own, only CLIP's BPE is known; use a plain CLIP")
+    spec = _spec(config, model, modality, name=name, preprocess=preprocess, encoder_name=encoder_name, codec=codec)
     model = freeze(model.to(found))
     if modality == "text":
-        return VectorEncoder(lambda tokens: model.encode_text(tokens.long()), model, spec, str(source))
+        return VectorEncoder(lambda tokens: model.encode_text(tokens.long()), model, spec, str(encoder_name))
     return VectorEncoder(
         lambda crops: model.encode_image(normalise_pixels(crops, spec.architecture["preprocess"])),
         model,
         spec,
-        str(source),
+        str(encoder_name),
     )
 
 
@@ -57,14 +59,16 @@ class TextWeights:
     spec: EncoderSpec
 
 
-def load_text_weights(source: str, codec: Codec = "fp16") -> TextWeights:
+def load_text_weights(encoder_name: str, codec: Codec = "fp16") -> TextWeights:
     """The text tower of ``clip:…``; `InvalidInput` where it is no CLIP with a tower of CLIP's own make.
 
     `codec` is that of the stored texts which the spec is compared with; it changes no weight.
     """
-    parsed = Source.parse(source)
+    parsed = EncoderName.parse(encoder_name)
     if parsed.family != "clip":
-        raise InvalidInput(f"{source} has no text tower of CLIP; keywords need an image encoder of the family clip")
+        raise InvalidInput(
+            f"{encoder_name} has no text tower of CLIP; keywords need an image encoder of the family clip"
+        )
     encoder = load_clip(parsed, "text", codec=codec)
     tensors = {name: value for name, value in encoder.weights().items() if not name.startswith("visual.")}
     return TextWeights(
@@ -75,32 +79,38 @@ def load_text_weights(source: str, codec: Codec = "fp16") -> TextWeights:
     )
 
 
-def _untrained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
+def _untrained(encoder_name: EncoderName) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
     import open_clip
 
-    name = source.rest.removeprefix("untrained-")
+    name = encoder_name.rest.removeprefix("untrained-")
     config = _TINY if name == "tiny" else open_clip.get_model_config(name)
     if config is None or config.keys() - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}:
-        raise InvalidInput(f"{source}: open_clip has no plain CLIP {name!r}; write clip:untrained-ViT-B-32 or -tiny")
-    return config, fill_untrained(open_clip.CLIP(**config)), f"clip-{source.rest}", {}
+        raise InvalidInput(
+            f"{encoder_name}: open_clip has no plain CLIP {name!r}; write clip:untrained-ViT-B-32 or -tiny"
+        )
+    return config, fill_untrained(open_clip.CLIP(**config)), f"clip-{encoder_name.rest}", {}
 
 
-def _trained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
+def _trained(encoder_name: EncoderName) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
     """Config, model, name and the checkpoint's own preprocessing."""
     import open_clip
 
-    name, _, weights = source.rest.partition("/")
+    name, _, weights = encoder_name.rest.partition("/")
     config = open_clip.get_model_config(name)
     if config is None:
-        raise InvalidInput(f"{source}: open_clip knows no model {name!r}; write clip:<model>/<tag or checkpoint file>")
+        raise InvalidInput(
+            f"{encoder_name}: open_clip knows no model {name!r}; write clip:<model>/<tag or checkpoint file>"
+        )
     if not weights:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise InvalidInput(f"{source}: names no weights; write clip:{name}/ and a checkpoint file or one of {tags}")
+        raise InvalidInput(
+            f"{encoder_name}: names no weights; write clip:{name}/ and a checkpoint file or one of {tags}"
+        )
     tag = open_clip.get_pretrained_cfg(name, weights)
-    file = _fetch_tag(tag, source) if tag else Path(weights).expanduser()
+    file = _fetch_tag(tag, encoder_name) if tag else Path(weights).expanduser()
     if not file.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise InvalidInput(f"{source}: {weights} is neither a file nor a tag of {name}; its tags are {tags}")
+        raise InvalidInput(f"{encoder_name}: {weights} is neither a file nor a tag of {name}; its tags are {tags}")
     if tag.get("quick_gelu"):
         # open_clip only warns when weights trained with QuickGELU meet a config without; the vectors would be wrong.
         config["quick_gelu"] = True
@@ -109,17 +119,21 @@ def _trained(source: Source) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
         model = open_clip.create_model(name, pretrained=str(file), force_quick_gelu=is_quick, weights_only=True)
     except (RuntimeError, KeyError, ValueError, OSError, pickle.UnpicklingError, SafetensorError) as error:
         first_line = str(error).partition("\n")[0]
-        raise InvalidInput(f"{source}: {file} does not fit {name} ({first_line}); name the matching model") from None
+        raise InvalidInput(
+            f"{encoder_name}: {file} does not fit {name} ({first_line}); name the matching model"
+        ) from None
     return config, model, f"clip-{name}-{weights if tag else file.stem}", tag
 
 
-def _fetch_tag(tag: dict[str, Any], source: Source) -> Path:
+def _fetch_tag(tag: dict[str, Any], encoder_name: EncoderName) -> Path:
     """The checkpoint of a tag from the hub, safetensors first."""
     hub_id, _, file = tag.get("hf_hub", "").rpartition("/")
     if not hub_id:
-        raise InvalidInput(f"{source}: this tag isn't on the hub; download {tag.get('url')} and name the file instead")
+        raise InvalidInput(
+            f"{encoder_name}: this tag isn't on the hub; download {tag.get('url')} and name the file instead"
+        )
     names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    return fetch_first(hub_id, names, "", str(source))
+    return fetch_first(hub_id, names, "", str(encoder_name))
 
 
 def _spec(
@@ -129,7 +143,7 @@ def _spec(
     *,
     name: str,
     preprocess: dict[str, Any],
-    source: Source,
+    encoder_name: EncoderName,
     codec: Codec,
 ) -> EncoderSpec:
     """The spec of one tower: its weights and its config alone, so another text tower leaves image features valid."""
@@ -144,7 +158,7 @@ def _spec(
     architecture = {"embed_dim": config["embed_dim"], "quick_gelu": bool(config.get("quick_gelu"))} | parts
     rules = {"tokens": "clip-bpe-truncated/1"}
     if is_visual:
-        architecture["preprocess"] = _preprocess(model, preprocess, source)
+        architecture["preprocess"] = _preprocess(model, preprocess, encoder_name)
         rules = {"resize": "pil-antialias-short-side-centre/1"}
     return EncoderSpec(
         name=clean_name(f"{name}-{modality}"),
@@ -159,7 +173,7 @@ def _spec(
     )
 
 
-def _preprocess(model: Any, tag: dict[str, Any], source: Source) -> dict[str, Any]:
+def _preprocess(model: Any, tag: dict[str, Any], encoder_name: EncoderName) -> dict[str, Any]:
     """Sizes, filter, mean and standard deviation; open_clip's defaults where the checkpoint names none."""
     import open_clip
 
@@ -167,7 +181,9 @@ def _preprocess(model: Any, tag: dict[str, Any], source: Source) -> dict[str, An
     width, height = size if isinstance(size, tuple) else (size, size)
     mode, interpolation = tag.get("resize_mode", "shortest"), tag.get("interpolation", "bicubic")
     if width != height or mode != "shortest" or interpolation not in ("bicubic", "bilinear"):
-        raise InvalidInput(f"{source} wants {width} x {height} by {mode}, {interpolation}; only square crops are known")
+        raise InvalidInput(
+            f"{encoder_name} wants {width} x {height} by {mode}, {interpolation}; only square crops are known"
+        )
     return {
         "resize": width,
         "size": width,

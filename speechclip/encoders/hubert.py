@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from speechclip.encoders import wavlm
-from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, EncoderName, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.padded import encode_padded
 from speechclip.encoders.untrained import fill_untrained
@@ -72,9 +72,9 @@ class HubertEncoder:
     State i leaves layer i; the final LayerNorm of pre-LN models is never applied.
     """
 
-    def __init__(self, model: Any, spec: EncoderSpec, source: str, *, max_frames: int | None = None) -> None:
+    def __init__(self, model: Any, spec: EncoderSpec, encoder_name: str, *, max_frames: int | None = None) -> None:
         self.spec = spec
-        self.source = source
+        self.encoder_name = encoder_name
         self._model: Any = freeze(model)
         self._device = next(model.parameters()).device
         self._max_frames = max_frames or (CPU_FRAMES if self._device.type == "cpu" else GPU_FRAMES)
@@ -162,7 +162,7 @@ def normalise_waveform(samples: Tensor) -> Tensor:
 
 
 def load_hubert(
-    source: Source,
+    encoder_name: EncoderName,
     *,
     layers: Sequence[int] | None = None,
     codec: Codec = "fp16",
@@ -171,15 +171,15 @@ def load_hubert(
 ) -> HubertEncoder:
     """The encoder of a folder, a hub id or one of `UNTRAINED`."""
     found = use_device(device)
-    if source.rest.startswith("untrained"):
-        if source.rest not in UNTRAINED:
-            raise InvalidInput(f"{source}: untrained architectures are {', '.join(UNTRAINED)}; name one of them")
-        model = fill_untrained(build_model(source.family, UNTRAINED[source.rest]))
-        name, is_trained, normalises = f"{source.family}-{source.rest}", False, None
+    if encoder_name.rest.startswith("untrained"):
+        if encoder_name.rest not in UNTRAINED:
+            raise InvalidInput(f"{encoder_name}: untrained architectures are {', '.join(UNTRAINED)}; name one of them")
+        model = fill_untrained(build_model(encoder_name.family, UNTRAINED[encoder_name.rest]))
+        name, is_trained, normalises = f"{encoder_name.family}-{encoder_name.rest}", False, None
     else:
-        folder = find_folder(source.rest, str(source), UNTRAINED)
-        model = build_model(source.family, folder.read_json("config.json"))
-        load_strictly(model, folder.read_tensors(), (f"{source.family}.",), str(source))
+        folder = find_folder(encoder_name.rest, str(encoder_name), UNTRAINED)
+        model = build_model(encoder_name.family, folder.read_json("config.json"))
+        load_strictly(model, folder.read_tensors(), (f"{encoder_name.family}.",), str(encoder_name))
         name, is_trained = folder.name, folder.is_trained
         normalises = folder.read_json("preprocessor_config.json").get("do_normalize")
     spec = hubert_spec(
@@ -190,9 +190,9 @@ def load_hubert(
         layers=layers,
         codec=codec,
         window=window,
-        source=str(source),
+        encoder_name=str(encoder_name),
     )
-    return HubertEncoder(model.to(found), spec, str(source))
+    return HubertEncoder(model.to(found), spec, str(encoder_name))
 
 
 def build_model(family: str, config: dict[str, Any]) -> Any:
@@ -216,7 +216,7 @@ def hubert_spec(
     *,
     name: str,
     is_trained: bool,
-    source: str,
+    encoder_name: str,
     normalises: bool | None = None,
     layers: Sequence[int] | None = None,
     codec: Codec = "fp16",
@@ -238,7 +238,7 @@ def hubert_spec(
         weights=weights_digest(model.state_dict()),
         is_trained=is_trained,
         width=config.hidden_size,
-        layers=choose_layers(layers, config.num_hidden_layers + 1, source),
+        layers=choose_layers(layers, config.num_hidden_layers + 1, encoder_name),
         hop_samples=strides[-1],
         window_samples=reach + 1,
         codec=codec,
@@ -246,7 +246,7 @@ def hubert_spec(
             "resample": RESAMPLE_RULE,
             "waveform": "zero-mean-unit-var-eps1e-5/1" if is_normalised else "raw/1",
             "states": "pre-final-ln/1",
-            "window": resolve_window(window, source),
+            "window": resolve_window(window, encoder_name),
             "longest": "120s/1",
             "compute": COMPUTE_RULE,
         },

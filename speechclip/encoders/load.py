@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from speechclip.encoders.base import Encoder, Source
+from speechclip.encoders.base import Encoder, EncoderName
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
 from speechclip.spec import Codec, Window
@@ -19,7 +19,7 @@ MODALITIES_OF: dict[str, tuple[Modality, ...]] = {
 
 
 def load_encoder(
-    source: str,
+    encoder_name: str,
     modality: Modality,
     *,
     layers: Sequence[int] | None = None,
@@ -33,14 +33,14 @@ def load_encoder(
     Raises `InvalidInput` where the string, the modality, the layers, the window or the weights do not fit, or the
     weights can't be had.
     """
-    parsed = Source.parse(source)
+    parsed = EncoderName.parse(encoder_name)
     if modality not in MODALITIES_OF[parsed.family]:
         able = " and ".join(MODALITIES_OF[parsed.family])
-        raise InvalidInput(f"{source} encodes {able}, not {modality}; choose an encoder of another family")
+        raise InvalidInput(f"{encoder_name} encodes {able}, not {modality}; choose an encoder of another family")
     if modality != "speech" and layers is not None:
-        raise InvalidInput(f"{source} makes one vector for each {modality}, so it has no layers; leave them out")
+        raise InvalidInput(f"{encoder_name} makes one vector for each {modality}, so it has no layers; leave them out")
     if modality != "speech" and window != "full":
-        raise InvalidInput(f"{source} encodes {modality}, so it has no window {window!r}; leave it out")
+        raise InvalidInput(f"{encoder_name} encodes {modality}, so it has no window {window!r}; leave it out")
     match parsed.family:
         case "toy":
             from speechclip.encoders.toy import ToyEncoder
@@ -53,7 +53,7 @@ def load_encoder(
         case "whisper":
             if window != "full":
                 raise InvalidInput(
-                    f"{source}: Whisper has a window of its own, and {window!r} was asked for; leave it out, or name a "
+                    f"{encoder_name}: Whisper has a window of its own, not {window!r}; leave it out, or name a "
                     "hubert, wav2vec2 or wavlm"
                 )
             from speechclip.encoders.whisper import load_whisper

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from speechclip.encoders.base import COMPUTE_RULE, Source, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, EncoderName, clean_name
 from speechclip.encoders.frozen import freeze, use_device
 from speechclip.encoders.vector import VectorEncoder
 from speechclip.encoders.weights import WeightsFolder, load_strictly, read_tensors, weights_digest
@@ -20,19 +20,21 @@ def normalise_pixels(crops: torch.Tensor, preprocess: dict[str, Any]) -> torch.T
     return (pixels - mean) / std
 
 
-def load_picture_encoder(source: Source, *, codec: Codec = "fp16", device: str = "cpu") -> VectorEncoder:
+def load_picture_encoder(encoder_name: EncoderName, *, codec: Codec = "fp16", device: str = "cpu") -> VectorEncoder:
     """The model of ``<timm model>@<folder or safetensors file>``; a config.json beside may state its preprocessing."""
     import timm
 
     found = use_device(device)
-    name, _, location = source.rest.partition("@")
+    name, _, location = encoder_name.rest.partition("@")
     if not timm.is_model(name) or not location:
-        raise InvalidInput(f"{source}: timm knows no model {name!r}; write timm:<model>@<folder or safetensors file>")
+        raise InvalidInput(
+            f"{encoder_name}: timm knows no model {name!r}; write timm:<model>@<folder or safetensors file>"
+        )
     path = Path(location).expanduser()
-    folder = WeightsFolder(path if path.is_dir() else path.parent, name, str(source))
+    folder = WeightsFolder(path if path.is_dir() else path.parent, name, str(encoder_name))
     overlay = folder.read_json("config.json").get("pretrained_cfg")
     model = timm.create_model(name, pretrained=False, num_classes=0, pretrained_cfg_overlay=overlay)
-    load_strictly(model, folder.read_tensors() if path.is_dir() else read_tensors(path), (), str(source))
+    load_strictly(model, folder.read_tensors() if path.is_dir() else read_tensors(path), (), str(encoder_name))
     suffix = "" if folder.is_trained else "-untrained"
     spec = EncoderSpec(
         name=clean_name(f"timm-{name}{suffix}-image"),
@@ -43,15 +45,15 @@ def load_picture_encoder(source: Source, *, codec: Codec = "fp16", device: str =
         width=model.head_hidden_size,
         codec=codec,
         rules={"resize": "pil-antialias-short-side-centre/1", "vector": "raw/1", "compute": COMPUTE_RULE},
-        architecture={"model": name, "preprocess": _preprocess(model, source)},
+        architecture={"model": name, "preprocess": _preprocess(model, encoder_name)},
     )
     model = freeze(model.to(found))
     return VectorEncoder(
-        lambda crops: model(normalise_pixels(crops, spec.architecture["preprocess"])), model, spec, str(source)
+        lambda crops: model(normalise_pixels(crops, spec.architecture["preprocess"])), model, spec, str(encoder_name)
     )
 
 
-def _preprocess(model: Any, source: Source) -> dict[str, Any]:
+def _preprocess(model: Any, encoder_name: EncoderName) -> dict[str, Any]:
     """What timm's evaluation transform does: resize to size / crop_pct, crop the centre."""
     from timm.data import resolve_data_config
 
@@ -59,7 +61,7 @@ def _preprocess(model: Any, source: Source) -> dict[str, Any]:
     _, height, width = config["input_size"]
     if height != width or config["crop_mode"] != "center" or config["interpolation"] not in ("bicubic", "bilinear"):
         raise InvalidInput(
-            f"{source} wants {width} x {height} by {config['crop_mode']}, {config['interpolation']}; "
+            f"{encoder_name} wants {width} x {height} by {config['crop_mode']}, {config['interpolation']}; "
             "only square centre crops are known"
         )
     return {

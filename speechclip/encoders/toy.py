@@ -47,7 +47,7 @@ class ToyEncoder:
         codec: Codec = "fp16",
         window: Window = "full",
     ) -> None:
-        self.source = "toy"
+        self.encoder_name = "toy"
         rules = RULES[modality] | ({"window": resolve_window(window, "toy")} if modality == "speech" else {})
         self._matrices = _matrices(modality)
         self.spec = EncoderSpec(

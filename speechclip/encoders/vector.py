@@ -17,10 +17,10 @@ class VectorEncoder:
     """A frozen model and the way from a stacked batch of prepared inputs to its vectors (batch, width)."""
 
     def __init__(
-        self, forward: Callable[[torch.Tensor], Any], model: torch.nn.Module, spec: EncoderSpec, source: str
+        self, forward: Callable[[torch.Tensor], Any], model: torch.nn.Module, spec: EncoderSpec, encoder_name: str
     ) -> None:
         self.spec = spec
-        self.source = source
+        self.encoder_name = encoder_name
         self._forward, self._model = forward, model
         self._device = next(model.parameters()).device
 

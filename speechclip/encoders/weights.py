@@ -28,7 +28,7 @@ class WeightsFolder:
 
     path: Path
     name: str
-    source: str
+    encoder_name: str
 
     @property
     def is_trained(self) -> bool:
@@ -41,18 +41,20 @@ class WeightsFolder:
         try:
             content: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
         except ValueError as error:
-            raise InvalidInput(f"{self.source}: {file} is not JSON ({error}); fetch the folder again") from None
+            raise InvalidInput(f"{self.encoder_name}: {file} is not JSON ({error}); fetch the folder again") from None
         return content
 
     def read_tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name in the file, safetensors first."""
         files = [self.path / name for name in WEIGHT_FILES if (self.path / name).is_file()]
         if not files:
-            raise InvalidInput(f"{self.source}: {self.path} holds none of {', '.join(WEIGHT_FILES)}; put one there")
+            raise InvalidInput(
+                f"{self.encoder_name}: {self.path} holds none of {', '.join(WEIGHT_FILES)}; put one there"
+            )
         return read_tensors(files[0])
 
 
-def find_folder(name: str, source: str, untrained: Iterable[str]) -> WeightsFolder:
+def find_folder(name: str, encoder_name: str, untrained: Iterable[str]) -> WeightsFolder:
     """The folder at the path `name`, or the hub's ``<owner>/<model>[@<revision>]``, from its cache where offline.
 
     `untrained` are the family's architectures without weights, for the error to name.
@@ -61,22 +63,22 @@ def find_folder(name: str, source: str, untrained: Iterable[str]) -> WeightsFold
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InvalidInput(
-                f"{source}: {path} has no config.json; name a folder with config.json and model.safetensors"
+                f"{encoder_name}: {path} has no config.json; name a folder with config.json and model.safetensors"
             )
-        return WeightsFolder(path, path.resolve().name, source)
+        return WeightsFolder(path, path.resolve().name, encoder_name)
     hub_id, _, revision = name.partition("@")
     if not _HUB_ID.fullmatch(hub_id):
         raise InvalidInput(
-            f"{source}: no folder {path}; name a folder with config.json and model.safetensors, a hub id, "
+            f"{encoder_name}: no folder {path}; name a folder with config.json and model.safetensors, a hub id, "
             f"or one of {', '.join(untrained)}"
         )
-    config = fetch_first(hub_id, ("config.json",), revision, source)
-    fetch_first(hub_id, ("preprocessor_config.json", "config.json"), revision, source)
-    fetch_first(hub_id, WEIGHT_FILES, revision, source)
-    return WeightsFolder(config.parent, hub_id.split("/")[1], source)
+    config = fetch_first(hub_id, ("config.json",), revision, encoder_name)
+    fetch_first(hub_id, ("preprocessor_config.json", "config.json"), revision, encoder_name)
+    fetch_first(hub_id, WEIGHT_FILES, revision, encoder_name)
+    return WeightsFolder(config.parent, hub_id.split("/")[1], encoder_name)
 
 
-def fetch_first(hub_id: str, names: Sequence[str], revision: str, source: str) -> Path:
+def fetch_first(hub_id: str, names: Sequence[str], revision: str, encoder_name: str) -> Path:
     """The first of `names` that the hub has, or that its local cache holds where the hub can't be reached."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -89,13 +91,15 @@ def fetch_first(hub_id: str, names: Sequence[str], revision: str, source: str) -
             continue
         except (OSError, errors.HFValidationError) as error:
             kind = type(error).__name__
-            raise InvalidInput(f"{source}: the hub refuses {hub_id} ({kind}); check its name and revision") from None
+            raise InvalidInput(
+                f"{encoder_name}: the hub refuses {hub_id} ({kind}); check its name and revision"
+            ) from None
     if is_reachable:
         raise InvalidInput(
-            f"{source}: {hub_id} has none of {', '.join(names)} on the hub; name another model or a folder"
+            f"{encoder_name}: {hub_id} has none of {', '.join(names)} on the hub; name another model or a folder"
         )
     raise InvalidInput(
-        f"{source}: the hub can't be reached from here and its cache lacks {hub_id}; "
+        f"{encoder_name}: the hub can't be reached from here and its cache lacks {hub_id}; "
         "name a local folder of the weights, or an untrained encoder such as hubert:untrained-base"
     )
 
@@ -132,7 +136,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_strictly(
-    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefixes: Sequence[str], source: str
+    module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefixes: Sequence[str], encoder_name: str
 ) -> None:
     """Copy into `module` the tensors under the first of `prefixes` that occurs; every weight must be there.
 
@@ -151,7 +155,7 @@ def load_strictly(
     ]
     if wrong:
         raise InvalidInput(
-            f"{source}: the weights do not fit the config: {wrong[0]} ({len(wrong)} such); name the matching model"
+            f"{encoder_name}: the weights do not fit: {wrong[0]} ({len(wrong)} such); name the matching model"
         )
     module.load_state_dict({name: found[name] for name in wanted}, strict=False)
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, Source, choose_layers, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, EncoderName, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.prepare import SAMPLE_RATE
 from speechclip.encoders.untrained import fill_untrained
@@ -41,9 +41,9 @@ class WhisperStates:
     the final LayerNorm is not applied.
     """
 
-    def __init__(self, model: Any, spec: EncoderSpec, source: str, *, max_seconds: int | None = None) -> None:
+    def __init__(self, model: Any, spec: EncoderSpec, encoder_name: str, *, max_seconds: int | None = None) -> None:
         self.spec = spec
-        self.source = source
+        self.encoder_name = encoder_name
         self._model: Any = freeze(model)
         self._device = next(model.parameters()).device
         self._max_seconds = max_seconds or (CPU_SECONDS if self._device.type == "cpu" else GPU_SECONDS)
@@ -97,22 +97,24 @@ class WhisperStates:
 
 
 def load_whisper(
-    source: Source, *, layers: Sequence[int] | None = None, codec: Codec = "fp16", device: str = "cpu"
+    encoder_name: EncoderName, *, layers: Sequence[int] | None = None, codec: Codec = "fp16", device: str = "cpu"
 ) -> WhisperStates:
     """The encoder half of a Whisper folder or hub id, or the untrained one."""
     found = use_device(device)
-    if source.rest.startswith("untrained"):
-        if source.rest != "untrained-tiny":
-            raise InvalidInput(f"{source}: the one untrained architecture is whisper:untrained-tiny; name that")
+    if encoder_name.rest.startswith("untrained"):
+        if encoder_name.rest != "untrained-tiny":
+            raise InvalidInput(f"{encoder_name}: the one untrained architecture is whisper:untrained-tiny; name that")
         model = fill_untrained(build_model(UNTRAINED_TINY))
         name, is_trained = "whisper-untrained-tiny", False
     else:
-        folder = find_folder(source.rest, str(source), ("untrained-tiny",))
+        folder = find_folder(encoder_name.rest, str(encoder_name), ("untrained-tiny",))
         model = build_model(folder.read_json("config.json"))
-        load_strictly(model, folder.read_tensors(), ("model.encoder.", "encoder."), str(source))
+        load_strictly(model, folder.read_tensors(), ("model.encoder.", "encoder."), str(encoder_name))
         name, is_trained = folder.name, folder.is_trained
-    spec = whisper_spec(model, name=name, is_trained=is_trained, layers=layers, codec=codec, source=str(source))
-    return WhisperStates(model.to(found), spec, str(source))
+    spec = whisper_spec(
+        model, name=name, is_trained=is_trained, layers=layers, codec=codec, encoder_name=str(encoder_name)
+    )
+    return WhisperStates(model.to(found), spec, str(encoder_name))
 
 
 def build_model(config: dict[str, Any]) -> Any:
@@ -132,7 +134,7 @@ def whisper_spec(
     *,
     name: str,
     is_trained: bool,
-    source: str,
+    encoder_name: str,
     layers: Sequence[int] | None = None,
     codec: Codec = "fp16",
 ) -> EncoderSpec:
@@ -145,7 +147,7 @@ def whisper_spec(
         weights=weights_digest(model.state_dict()),
         is_trained=is_trained,
         width=config.d_model,
-        layers=choose_layers(layers, config.encoder_layers + 1, source),
+        layers=choose_layers(layers, config.encoder_layers + 1, encoder_name),
         hop_samples=HOP_SAMPLES,
         window_samples=1,
         codec=codec,

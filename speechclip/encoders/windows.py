@@ -18,13 +18,13 @@ MAX_CROPS = 64
 Array = np.ndarray[Any, Any]
 
 
-def resolve_window(window: Window, source: str) -> str:
+def resolve_window(window: Window, encoder_name: str) -> str:
     """The spec's rule for `full` or `crops=K`; anything else is `InvalidInput`."""
     if window == "full":
         return FULL_RULE
     found = re.fullmatch(r"crops=([1-9]\d?)", window)
     if found is None or int(found[1]) > MAX_CROPS:
-        raise InvalidInput(f"{source}: window is {window!r}; write full, or crops=K with K from 1 to {MAX_CROPS}")
+        raise InvalidInput(f"{encoder_name}: window is {window!r}; write full, or crops=K with K from 1 to {MAX_CROPS}")
     return crops_rule(int(found[1]))
 
 

@@ -39,11 +39,11 @@ def _differences(report: EvaluationReport, identity: RunIdentity) -> Iterator[st
         yield f"{report.num_missing:,} utterances have no stored features"
     size = report.recipe.partition("-")[0]
     (num_layers, width, _), clip = PUBLISHED_SIZES[size], _CLIPS[size]
-    is_hubert = identity.speech.source.startswith("hubert:")
+    is_hubert = identity.speech.encoder_name.startswith("hubert:")
     if not is_hubert or (identity.head.num_layers, identity.head.width) != (num_layers, width):
-        yield f"speech is encoded by {identity.speech.source}, published by HuBERT of width {width}, all states"
-    if not identity.image.source.startswith(clip):
-        yield f"images are encoded by {identity.image.source}, published by {clip}"
+        yield f"speech is encoded by {identity.speech.encoder_name}, published by HuBERT of width {width}, all states"
+    if not identity.image.encoder_name.startswith(clip):
+        yield f"images are encoded by {identity.image.encoder_name}, published by {clip}"
     yield from _changes(identity.recipe)
 
 

@@ -28,7 +28,7 @@ class PaddedFrames(Frames):
     def __init__(self, encoder: Encoder, manifest: Manifest, split: str, batch_size: int) -> None:
         if not isinstance(encoder, HubertEncoder):
             raise InvalidInput(
-                f"{encoder.source}: --compat-batch repeats what fairseq does to a HuBERT; evaluate without it"
+                f"{encoder.encoder_name}: --compat-batch repeats what fairseq does to a HuBERT; evaluate without it"
             )
         if batch_size < 1:
             raise InvalidInput(f"--compat-batch is {batch_size}; give the utterances of a batch, officially 8")

@@ -229,7 +229,7 @@ def find_texts(run: Run, snapshot: Snapshot) -> str | None:
     fitting = [
         info.fingerprint
         for info in snapshot.feature_sets()
-        if info.spec.modality == "text" and info.source == source.source
+        if info.spec.modality == "text" and info.encoder_name == source.encoder_name
     ]
     return source.fingerprint if source.fingerprint in fitting else next(iter(fitting), None)
 
@@ -238,7 +238,7 @@ def _score_texts(
     run: Run, heard: Heard, pool: Pool, codes: dict[str, int], rows: list[dict[str, Any]], snapshot: Snapshot
 ) -> tuple[TextReport | None, tuple[str, ...]]:
     """Speech against the captions of `rows`, or a note that says how to get there."""
-    source = (run.info.identity.text or run.info.identity.image).source
+    source = (run.info.identity.text or run.info.identity.image).encoder_name
     fingerprint = find_texts(run, snapshot)
     vectors = None if fingerprint is None else open_vectors(snapshot, fingerprint)
     captions = [row for row in rows if vectors is not None and row["text_key"] in vectors]

@@ -15,7 +15,7 @@ RELEASED = "the name of the released checkpoint"
 TEST_POOLS: dict[CorpusName, tuple[int, int]] = {"flickr8k": (5_000, 1_000), "spokencoco": (25_031, 5_000)}
 
 
-class Published(Record, frozen=True):
+class PublishedScores(Record, frozen=True):
     """One row of a published table.
 
     `figures` of the measures: `speech-image` and `speech-text` R@1, 5, 10 from speech, then R@1, 5, 10 to speech;
@@ -30,7 +30,7 @@ class Published(Record, frozen=True):
     cutoff: int = 0
 
 
-def published_rows(recipe_name: str) -> tuple[Published, ...]:
+def published_rows(recipe_name: str) -> tuple[PublishedScores, ...]:
     """The published rows of the corpus that a recipe is for, none where it is no recipe of SpeechCLIP's."""
     corpus = corpus_of(recipe_name)
     return tuple(row for row in PUBLISHED if row.corpus == corpus)
@@ -46,21 +46,21 @@ def corpus_of(recipe_name: str) -> CorpusName | None:
 
 def _rows(
     corpus: CorpusName, measure: Measure, table: dict[str, tuple[float, ...]], source: str = SPEECHCLIP
-) -> list[Published]:
+) -> list[PublishedScores]:
     return [
-        Published(corpus=corpus, measure=measure, model=model, figures=figures, source=source)
+        PublishedScores(corpus=corpus, measure=measure, model=model, figures=figures, source=source)
         for model, figures in table.items()
     ]
 
 
-def _dev(corpus: CorpusName, table: dict[str, tuple[int, float]]) -> list[Published]:
+def _dev(corpus: CorpusName, table: dict[str, tuple[int, float]]) -> list[PublishedScores]:
     return [
-        Published(corpus=corpus, measure="dev", model=model, figures=(mean,), source=RELEASED, cutoff=cutoff)
+        PublishedScores(corpus=corpus, measure="dev", model=model, figures=(mean,), source=RELEASED, cutoff=cutoff)
         for model, (cutoff, mean) in table.items()
     ]
 
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED: tuple[PublishedScores, ...] = (
     *_rows(
         "flickr8k",
         "speech-image",

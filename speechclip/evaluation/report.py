@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechclip.evaluation.keywords import HitRate, KeywordReport
-from speechclip.evaluation.published import Measure, Published
+from speechclip.evaluation.published import Measure, PublishedScores
 from speechclip.evaluation.recall import CUTOFFS, RetrievalReport, TwoWays
 from speechclip.records import Record
 from speechclip.storage import Storage
@@ -58,7 +58,7 @@ class EvaluationReport(Record, frozen=True):
     untrained: tuple[str, ...]
     text: TextReport | None = None
     keywords: KeywordReport | None = None
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedScores, ...] = ()
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     window: str = "full"
@@ -100,7 +100,7 @@ class EvaluationReport(Record, frozen=True):
             yield f"NOT COMPARABLE with the published rows: {'; '.join(self.caveats)}."
         yield from (f"note: {note}" for note in self.notes)
 
-    def _published(self, measure: Measure) -> list[Published]:
+    def _published(self, measure: Measure) -> list[PublishedScores]:
         return [row for row in self.published if row.measure == measure]
 
     def _retrieval(self) -> Table:
@@ -159,7 +159,7 @@ def write_report(uri: str, report: EvaluationReport) -> None:
     folder.replace("report.txt", report.to_text().encode())
 
 
-def _keyword_table(found: KeywordReport, published: Sequence[Published]) -> Table:
+def _keyword_table(found: KeywordReport, published: Sequence[PublishedScores]) -> Table:
     perplexities = f"code perplexity {found.code_perplexity:.1f}, prob perplexity {found.prob_perplexity:.1f}"
     table = _table(
         f"Keywords of {found.num_captioned} captioned utterances: hit rate, %. {found.num_distinct} of "

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import msgspec
+
 from speechclip.errors import LostRace, WorkLeft
 from speechclip.featurization.plan import Coverage, Plan, TaskSizes, cover, open_plan
 from speechclip.featurization.tasks import BatchSizes, EncoderRequest, TaskEncoder, decode_task
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 COMPACT_ATTEMPTS = 5
 
 
-def new_run() -> str:
+def new_job() -> str:
     """A name for one run, as `speechclip history` shows it: when it began, and six hex digits of chance."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
@@ -40,7 +42,7 @@ class Work:
     specs: Mapping[str, EncoderSpec]
     before: tuple[Coverage, ...]
     plan: Plan
-    run: str = field(default_factory=new_run)
+    job: str = field(default_factory=new_job)
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ def prepare_work(
     """Make the store if need be, keep specs and manifest in it, and open the plan of what is missing or to retry."""
     store.create()
     for request, spec in encoders:
-        store.add_spec(spec, request.source)
+        store.add_spec(spec, request.encoder_name)
     store.add_manifest(manifest)
     # A compaction would take the number of a version that is lost.
     store.snapshot().check_tags()
@@ -91,7 +93,7 @@ class Summary(Record, frozen=True):
     Of the plan's tasks, `tasks_skipped` needed nothing more before, and `tasks_failed` still have no receipt.
     """
 
-    run: str
+    job: str = msgspec.field(name="run")
     tasks_done: int
     tasks_skipped: int
     tasks_failed: int
@@ -130,7 +132,7 @@ class Committer:
         """Commit what is pending."""
         if self._pending:
             work = self.work
-            work.store.commit(self._pending, work.manifest.digest, run=work.run)
+            work.store.commit(self._pending, work.manifest.digest, job=work.job)
             self.encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
             self._num_tasks += len(self._pending)
@@ -142,7 +144,7 @@ class Committer:
         after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
         encoded = len(self.encoded & self.work.wanted)
         return Summary(
-            run=self.work.run,
+            job=self.work.job,
             tasks_done=self._num_tasks,
             tasks_skipped=self.work.plan.num_settled,
             tasks_failed=len(self.work.plan.tasks) - self._num_tasks,
@@ -157,7 +159,7 @@ class Committer:
         )
 
 
-def run(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: float = 1.0) -> None:
+def commit_receipts(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: float = 1.0) -> None:
     """Commit the receipts as they come; whatever ends the run, what has come is committed.
 
     Raises `WorkLeft` once more than `max_rejected` (a share of what is planned) is rejected.
@@ -186,7 +188,7 @@ def _check_budget(num_rejected: int, num_planned: int, max_rejected: float, what
         )
 
 
-def run_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
+def encode_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
     """The receipts of all open tasks, made in this process one after the other, on its GPU if it has one."""
     loaded: dict[str, TaskEncoder] = {}
     for task in work.plan.tasks:

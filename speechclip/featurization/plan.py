@@ -19,7 +19,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
-from speechclip.store.segments import KEY_BYTES, Shape, create_segment, segment_name
+from speechclip.store.matrices import KEY_BYTES, Shape, create_matrix, matrix_name
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None, retr
 
 
 def cut(
-    spec: EncoderSpec, assets: Sequence[Asset], sizes: TaskSizes, name: str = "plan", segment: str = ""
+    spec: EncoderSpec, assets: Sequence[Asset], sizes: TaskSizes, name: str = "plan", matrix: str = ""
 ) -> list[Task]:
     """Full-size tasks of these assets, in their order."""
     groups: list[list[Asset]] = []
@@ -106,7 +106,7 @@ def cut(
             id=f"{name}-{number:06d}",
             feature_set=spec.fingerprint,
             assets=tuple(group),
-            segment=segment,
+            matrix=matrix,
             first_row=0 if spec.is_frames else number * sizes.chunk_rows,
         )
         for number, group in enumerate(groups)
@@ -152,9 +152,9 @@ def open_plan(
             covered[task.feature_set].update(asset.key for asset in task.assets)
         if all(wanted.keys() <= covered[name] for name, wanted in missing.items()):
             specs = {part.spec.fingerprint: part.spec for part in coverage}
-            for name, segment in {(task.feature_set, task.segment) for task in tasks if task.segment}:
+            for name, matrix in {(task.feature_set, task.matrix) for task in tasks if task.matrix}:
                 # Its metadata at its final shape, before any task writes its chunk.
-                create_segment(store.storage, specs[name], segment)
+                create_matrix(store.storage, specs[name], matrix)
             return Plan(plan_id, open_tasks, len(tasks) - len(open_tasks))
     raise AssertionError("ten thousand plans of one manifest")
 
@@ -177,7 +177,7 @@ def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
         part.missing,
         sizes,
         name=f"{plan_id}-{short[:6]}",
-        segment="" if part.spec.is_frames else segment_name(plan_id, Shape(len(part.missing), sizes.chunk_rows)),
+        matrix="" if part.spec.is_frames else matrix_name(plan_id, Shape(len(part.missing), sizes.chunk_rows)),
     )
 
 
@@ -192,7 +192,7 @@ def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, di
         wanted = tuple(asset for asset in assets if asset.key in known)
         if wanted and task.id not in done[task.feature_set]:
             # A chunk of vectors keeps its rows where they are.
-            open_tasks.append(msgspec.structs.replace(task, assets=assets if task.segment else wanted))
+            open_tasks.append(msgspec.structs.replace(task, assets=assets if task.matrix else wanted))
     return tuple(open_tasks)
 
 

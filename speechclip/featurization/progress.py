@@ -8,7 +8,7 @@ from speechclip.featurization.driver import Work
 from speechclip.records import MODALITIES, Modality, Receipt, Record
 
 
-class Progress(Record, frozen=True):
+class FeaturizeProgress(Record, frozen=True):
     """One look at a run. `tasks` are those of the plan that were open when it began.
 
     `bound_by` is what its encoders spent most time on since the last look, as `encoding`; `eta_seconds` is None until
@@ -80,7 +80,7 @@ class Tally:
         self._spent["encoding"] += receipt.seconds - receipt.write_seconds
         self._spent["writing"] += receipt.write_seconds
 
-    def look(self) -> Progress:
+    def look(self) -> FeaturizeProgress:
         """How far it has come by now."""
         if any(self._spent.values()):
             self._bound_by = max(self._spent, key=lambda name: self._spent[name])
@@ -88,7 +88,7 @@ class Tally:
         now, branches = self._clock(), self._branches.values()
         etas = [branch.eta(now) for branch in branches]
         known = [eta for eta, branch in zip(etas, branches, strict=True) if eta is not None and branch.done]
-        return Progress(
+        return FeaturizeProgress(
             tasks=sum(branch.left + branch.done for branch in branches),
             tasks_done=sum(branch.done for branch in branches),
             tasks_skipped=self._work.plan.num_settled,

@@ -18,7 +18,7 @@ from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, 
 from speechclip.spec import Codec, EncoderSpec, Window
 from speechclip.storage import Storage
 from speechclip.store.frames import find_shard, pack_shard, write_shard
-from speechclip.store.layout import segment_path, shard_path
+from speechclip.store.layout import matrix_path, shard_path
 from speechclip.store.vectors import find_chunk, write_chunk
 
 PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch", "soundfile", "soxr", "numpy")
@@ -27,23 +27,27 @@ PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch"
 class EncoderRequest(Record, frozen=True):
     """How to build an encoder: the words of the command line. The spec that results holds what they mean."""
 
-    source: str
+    encoder_name: str
     modality: Modality
     layers: tuple[int, ...] | None = None
     codec: Codec = "fp16"
     window: Window = "full"
 
     @classmethod
-    def again(cls, spec: EncoderSpec, source: str) -> "EncoderRequest":
+    def again(cls, spec: EncoderSpec, encoder_name: str) -> "EncoderRequest":
         """The words that build the encoder of a stored feature set again."""
         return cls(
-            source=source, modality=spec.modality, layers=spec.layers or None, codec=spec.codec, window=spec.window
+            encoder_name=encoder_name,
+            modality=spec.modality,
+            layers=spec.layers or None,
+            codec=spec.codec,
+            window=spec.window,
         )
 
     def build(self, device: str = "cpu") -> Encoder:
         """The encoder, its weights loaded."""
         return load_encoder(
-            self.source, self.modality, layers=self.layers, codec=self.codec, device=device, window=self.window
+            self.encoder_name, self.modality, layers=self.layers, codec=self.codec, device=device, window=self.window
         )
 
 
@@ -216,7 +220,7 @@ def _find(
 ) -> tuple[str, tuple[StoredAsset, ...]] | None:
     """The whole and verified work of a run that ended between the shard and its commit."""
     if not spec.is_frames:
-        path = segment_path(spec.fingerprint, task.segment)
+        path = matrix_path(spec.fingerprint, task.matrix)
         stored = find_chunk(storage, spec, task, path)
         return (path, stored) if {entry.key for entry in stored} >= set(keys) else None
     path = shard_path(spec.fingerprint, task.id, keys, 0)

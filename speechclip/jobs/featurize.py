@@ -107,7 +107,7 @@ def count_blocks(num_tasks: int) -> int:
     return math.ceil(num_tasks / min(TASKS_A_BLOCK, max(1, num_tasks // LARGE_PLAN)))
 
 
-def run_on_ray(
+def encode_on_ray(
     work: Work,
     batch_sizes: BatchSizes,
     *,
@@ -197,7 +197,7 @@ class _EncodeRow:
             torch.set_num_threads(1)
         if encoder.spec != spec:
             raise WorkLeft(
-                f"{request.source}: this worker resolves it to {encoder.spec.fingerprint}, "
+                f"{request.encoder_name}: this worker resolves it to {encoder.spec.fingerprint}, "
                 f"the driver to {spec.fingerprint}; give all nodes the same weights"
             )
         self.encode = TaskEncoder(encoder, Storage(store), batch_sizes)

@@ -13,7 +13,7 @@ from speechclip.records import Receipt
 
 if TYPE_CHECKING:
     # Not for real: every process that decodes would load torch, which takes it longer than all else.
-    from speechclip.training.trainer import Progress
+    from speechclip.training.trainer import TrainingProgress
 
 SECONDS_BOUNDARIES = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 BY_MODALITY = ("modality",)
@@ -64,7 +64,7 @@ class TrainMeters:
         self._wait = Gauge("speechclip_train_wait_share", "The share of the time that a step waits for data")
         self._recall = Gauge("speechclip_train_dev_recall", "Mean recall at 10 on dev, from 0 to 1")
 
-    def show(self, progress: "Progress") -> None:
+    def show(self, progress: "TrainingProgress") -> None:
         """Take over one progress line."""
         self._step.set(progress.step)
         self._loss.set(progress.loss)

@@ -27,7 +27,7 @@ from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import (
-    FeatureSource,
+    FeatureSetRef,
     RunFolder,
     RunIdentity,
     RunInfo,
@@ -37,7 +37,7 @@ from speechclip.training.checkpoint import (
 )
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
-from speechclip.training.trainer import Progress, Trainer
+from speechclip.training.trainer import Trainer, TrainingProgress
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 from speechclip.training.world import World
 
@@ -76,7 +76,7 @@ class _Assignment(Record, frozen=True):
 
 def train(
     request: TrainRequest,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
     on_found: Callable[[str], None] | None = None,
 ) -> RunInfo:
     """Train the head, or go on where its folder stopped; a finished run of the same identity is returned as it is.
@@ -102,7 +102,7 @@ def train(
     tell, meters = on_progress or _log, TrainMeters()
 
     def show(line: bytes) -> None:
-        progress = msgspec.json.decode(line, type=Progress)
+        progress = msgspec.json.decode(line, type=TrainingProgress)
         meters.show(progress)
         tell(progress)
 
@@ -139,23 +139,23 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     image = choose_feature_set(snapshot, "image", request.image)
     recipe.check_fits(speech.spec)
     # Image, text and keywords must lie in one space: that of the image's CLIP.
-    text = choose_feature_set(snapshot, "text", request.text or image.source) if recipe.text_weight else None
-    source = FeatureSource.of(text.spec, text.source) if text else None
+    text = choose_feature_set(snapshot, "text", request.text or image.encoder_name) if recipe.text_weight else None
+    source = FeatureSetRef.of(text.spec, text.encoder_name) if text else None
     vocabulary, tower = None, None
     if recipe.has_keywords:
-        tower = find_tower(image.source, image.spec, text.spec.codec if text else "fp16")
+        tower = find_tower(image.encoder_name, image.spec, text.spec.codec if text else "fp16")
         if text and text.spec.fingerprint != tower.fingerprint:
             raise InvalidInput(
-                f"texts {text.spec.fingerprint} and images of {image.source} lie in different spaces, and keywords are "
-                "read by the text tower of one CLIP; name that CLIP's texts by --text"
+                f"texts {text.spec.fingerprint} and images of {image.encoder_name} lie in different spaces; keywords "
+                "are read by the text tower of one CLIP; name that CLIP's texts by --text"
             )
         vocabulary = count_tokens(caption for caption in manifest.table["text"].to_pylist() if caption)
-        source = source or FeatureSource.of(tower, image.source)
+        source = source or FeatureSetRef.of(tower, image.encoder_name)
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=FeatureSource.of(speech.spec, speech.source),
-        image=FeatureSource.of(image.spec, image.source),
+        speech=FeatureSetRef.of(speech.spec, speech.encoder_name),
+        image=FeatureSetRef.of(image.spec, image.encoder_name),
         recipe=recipe,
         head=configure_head(recipe, speech.spec, image.spec, tower, vocabulary),
         text=source,
@@ -230,5 +230,5 @@ def _crew(request: TrainRequest) -> Crew:
     return Crew(workers, least, request.node_wait_seconds)
 
 
-def _log(progress: Progress) -> None:
+def _log(progress: TrainingProgress) -> None:
     logger.info("step %d of %d, loss %.4f", progress.step, progress.max_steps, progress.loss)

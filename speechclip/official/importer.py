@@ -20,7 +20,7 @@ from speechclip.heads import KeywordConfig
 from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, describe
 from speechclip.official.lightning import LightningFile
 from speechclip.spec import Codec
-from speechclip.training.checkpoint import CRITERION, FeatureSource, RunFolder, RunIdentity, RunInfo, build_tower
+from speechclip.training.checkpoint import CRITERION, FeatureSetRef, RunFolder, RunIdentity, RunInfo, build_tower
 from speechclip.training.recipe import Recipe, load_recipe
 from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
@@ -74,9 +74,9 @@ def import_checkpoint(
         notes += _check_weights(file, _hubert_pairs(file, ears), ears, "--speech")
         notes += _check_weights(file, _clip_pairs(eyes), eyes, "--image")
         if layout.is_waveform_normalized and ears.spec.rules.get("waveform") == "raw/1":
-            notes.append(f"trained on waveforms of mean 0 and variance 1, which {ears.source} takes as they are")
-        text = load_text_weights(eyes.source) if isinstance(layout.head, KeywordConfig) else None
-        vocabulary = find_vocabulary(file, text, eyes.source) if text else None
+            notes.append(f"trained on waveforms of mean 0 and variance 1, which {ears.encoder_name} takes as they are")
+        text = load_text_weights(eyes.encoder_name) if isinstance(layout.head, KeywordConfig) else None
+        vocabulary = find_vocabulary(file, text, eyes.encoder_name) if text else None
         if vocabulary and [vocabulary.ids[place] for place in BARRED_PLACES] != [PADDING, START, END]:
             notes.append(
                 "officially no keyword is token 0, 2 or 3 of the vocabulary, here none is padding, start or end"
@@ -84,11 +84,11 @@ def import_checkpoint(
         identity = RunIdentity(
             manifest="",
             catalog_version=NO_VERSION,
-            speech=FeatureSource.of(ears.spec, ears.source),
-            image=FeatureSource.of(eyes.spec, eyes.source),
+            speech=FeatureSetRef.of(ears.spec, ears.encoder_name),
+            image=FeatureSetRef.of(eyes.spec, eyes.encoder_name),
             recipe=chosen,
             head=layout.head,
-            text=FeatureSource.of(text.spec, eyes.source) if text else None,
+            text=FeatureSetRef.of(text.spec, eyes.encoder_name) if text else None,
             vocabulary=vocabulary.digest if vocabulary else "",
             imported=file.sha256(),
         )
@@ -176,12 +176,12 @@ def _check_sizes(path: str, layout: Layout, ears: Encoder, eyes: Encoder) -> Non
     head = layout.head
     if (len(ears.spec.layers), ears.spec.width) != (head.num_layers, head.width):
         raise InvalidInput(
-            f"{path}: the head takes {head.num_layers} states of width {head.width}, {ears.source} gives "
+            f"{path}: the head takes {head.num_layers} states of width {head.width}, {ears.encoder_name} gives "
             f"{len(ears.spec.layers)} of width {ears.spec.width}; name the encoder that it was trained with (--speech)"
         )
     if eyes.spec.width != head.image_width:
         raise InvalidInput(
-            f"{path}: the head meets image vectors of width {head.image_width}, {eyes.source} gives "
+            f"{path}: the head meets image vectors of width {head.image_width}, {eyes.encoder_name} gives "
             f"{eyes.spec.width}; name the CLIP that it was trained with (--image)"
         )
 
@@ -210,9 +210,9 @@ def _check_weights(file: LightningFile, pairs: Mapping[str, Tensor | None], enco
         if official not in file.tensors or (own is not None and _is_same(file.read(official), own)):
             continue
         if not encoder.spec.is_trained:
-            return [f"{encoder.source} stands in for other, trained weights: this run's embeddings mean nothing"]
+            return [f"{encoder.encoder_name} stands in for other, trained weights: this run's embeddings mean nothing"]
         raise InvalidInput(
-            f"{file.path}: the checkpoint was trained on other weights than {option} {encoder.source} "
+            f"{file.path}: the checkpoint was trained on other weights than {option} {encoder.encoder_name} "
             f"({official} differs); name those that it was trained on"
         )
     return []

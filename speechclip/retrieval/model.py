@@ -20,7 +20,7 @@ from speechclip.errors import InvalidInput
 from speechclip.media.content import content_key, read_source
 from speechclip.media.decode import SAMPLE_RATE, decode_audio, decode_image
 from speechclip.records import Modality
-from speechclip.training.checkpoint import FeatureSource, Run, load_run
+from speechclip.training.checkpoint import FeatureSetRef, Run, load_run
 
 # A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.
 Audio = str | os.PathLike[str] | tuple[np.ndarray, int]
@@ -56,7 +56,7 @@ class Model:
         self.encoder("image")
         if "text" not in self._encoders:
             image = self.trained.info.identity.image
-            self._encoders["text"] = load_encoder(image.source, "text", codec=image.codec, device=self.device)
+            self._encoders["text"] = load_encoder(image.encoder_name, "text", codec=image.codec, device=self.device)
         return self._to_joint(self._encode(self._encoders["text"], text))
 
     def embed_image(self, uri: str | os.PathLike[str]) -> Vector:
@@ -103,9 +103,9 @@ def load(uri: str | os.PathLike[str], *, device: str = "cpu") -> Model:
     return Model(load_run(os.fspath(uri)), device=device)
 
 
-def _load(source: FeatureSource, modality: Modality, device: str) -> Encoder:
+def _load(source: FeatureSetRef, modality: Modality, device: str) -> Encoder:
     encoder = load_encoder(
-        source.source,
+        source.encoder_name,
         modality,
         layers=source.layers or None,
         codec=source.codec,
@@ -114,7 +114,7 @@ def _load(source: FeatureSource, modality: Modality, device: str) -> Encoder:
     )
     if encoder.spec.fingerprint != source.fingerprint:
         raise InvalidInput(
-            f"{source.source} is {encoder.spec.fingerprint} here, but the head was trained on {source.fingerprint}; "
+            f"{source.encoder_name} is {encoder.spec.fingerprint} here; the head was trained on {source.fingerprint}; "
             "give the weights that it was trained with"
         )
     return encoder

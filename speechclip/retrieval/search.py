@@ -87,7 +87,7 @@ class Searcher:
         found = find_texts(self.trained, self.snapshot)
         if found is not None:
             return found
-        source = self.identity.image.source
+        source = self.identity.image.encoder_name
         raise InvalidInput(f"no texts of {source} are stored; run `speechclip featurize --text {source}`")
 
     def _rows_of(self, keys: set[str], column: str) -> dict[str, dict[str, Any]]:

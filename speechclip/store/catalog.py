@@ -24,10 +24,10 @@ from speechclip.errors import Damaged, LostRace, NotStored, StoreError
 from speechclip.storage import THREADS, Storage
 from speechclip.storage.retry import one_line
 from speechclip.store.grace import is_adoptable
-from speechclip.store.journal import Journal, LogEntry, Note, Part, checksum, parse_entry
-from speechclip.store.layout import CATALOG, log_path, part_copy_path, part_folder, part_path
+from speechclip.store.journal import FeatureSetChange, Journal, LogEntry, Note, checksum, parse_entry
+from speechclip.store.layout import CATALOG, data_file_copy_path, data_file_path, log_path, partition
 from speechclip.store.new_table import make_table
-from speechclip.store.rows import SCHEMA, decode_part, encode_part
+from speechclip.store.rows import SCHEMA, decode_data_file, encode_data_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Change:
 
     added: list[NewFile] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    changes: list[FeatureSetChange] = field(default_factory=list)
 
 
 class Catalog:
@@ -89,7 +89,7 @@ class Catalog:
         self._check(table, is_head=version is None)
         return table
 
-    def head(self) -> int:
+    def newest(self) -> int:
         """The newest version."""
         return int(self.open().version())
 
@@ -100,13 +100,13 @@ class Catalog:
     def rows_in(self, paths: Sequence[str]) -> dict[str, pa.Table]:
         """The rows in each of these files of the table; `Damaged` if one of them is."""
         found = {}
-        for path, part in self.read_parts(paths).items():
+        for path, part in self.read_data_files(paths).items():
             if isinstance(part, Damaged):
                 raise part
             found[path] = part
         return found
 
-    def read_parts(self, paths: Sequence[str]) -> dict[str, "pa.Table | Damaged"]:
+    def read_data_files(self, paths: Sequence[str]) -> dict[str, "pa.Table | Damaged"]:
         """The rows in each of these files of the table, or what is wrong with it.
 
         Not by the client's own readers. Its PyArrow dataset reads through Python buffers in Arrow's threads, and one
@@ -115,10 +115,10 @@ class Catalog:
         """
         return dict(zip(paths, self.storage.in_parallel(self._read_part, paths), strict=True))
 
-    def each_part(self, paths: Sequence[str]) -> Iterator["tuple[str, pa.Table | Damaged]"]:
+    def each_data_file(self, paths: Sequence[str]) -> Iterator["tuple[str, pa.Table | Damaged]"]:
         """The same one after the other, with few of them in memory at a time."""
         for start in range(0, len(paths), THREADS):
-            yield from self.read_parts(paths[start : start + THREADS]).items()
+            yield from self.read_data_files(paths[start : start + THREADS]).items()
 
     def paths(self, version: int) -> list[str]:
         """The files that a version names, as paths within the table; of late ones they are remembered."""
@@ -149,7 +149,7 @@ class Catalog:
         self,
         digest: str,
         operation: str,
-        run: str,
+        job: str,
         change: Callable[[DeltaTable, int], Change],
         attempts: int = MAX_ATTEMPTS,
     ) -> int | None:
@@ -172,7 +172,7 @@ class Catalog:
                 return None
             # Among many writers the race is often lost by now: then no rows are written in vain.
             is_free = self.storage.size(log_path(version)) is None
-            if is_free and self._write(table, made, digest, operation, run, written):
+            if is_free and self._write(table, made, digest, operation, job, written):
                 logger.info("%s: catalog version %d", operation, version)
                 self._seal(version)
                 return version
@@ -198,7 +198,7 @@ class Catalog:
         made: Change,
         digest: str,
         operation: str,
-        run: str,
+        job: str,
         written: dict[NewFile, tuple[str, int]],
     ) -> bool:
         """One attempt, False where another writer was first; `written` are the files that those before have written."""
@@ -210,7 +210,7 @@ class Catalog:
             added[path] = (file.feature_set, size, len(file.rows))
         removed = set(made.removed) - added.keys()
         names = (set(paths_of(table)) | added.keys()) - removed
-        note = Note(operation=operation, run=run, root=root_of(names), parts=tuple(made.parts))
+        note = Note(operation=operation, job=job, root=root_of(names), changes=tuple(made.changes))
         now = int(time.time() * 1000)
         actions: list[AddAction | RemoveAction] = [
             *(
@@ -249,11 +249,11 @@ class Catalog:
         What lies there and is damaged, or `gc` may soon free, is left alone: a file of the next generation is made.
         """
         for generation in range(100):
-            name, data = encode_part(rows, generation)
-            path = f"{part_folder(feature_set)}/{name}"
-            if all(self._put(place, data) for place in (part_path(path), part_copy_path(path))):
+            name, data = encode_data_file(rows, generation)
+            path = f"{partition(feature_set)}/{name}"
+            if all(self._put(place, data) for place in (data_file_path(path), data_file_copy_path(path))):
                 return path, len(data)
-        raise Damaged(f"{part_path(part_folder(feature_set))}: a hundred damaged files of one content")
+        raise Damaged(f"{data_file_path(partition(feature_set))}: a hundred damaged files of one content")
 
     def _put(self, path: str, data: bytes) -> bool:
         if self.storage.create(path, data):
@@ -311,9 +311,9 @@ class Catalog:
 
     def _read_part(self, path: str) -> "pa.Table | Damaged":
         try:
-            return decode_part(path, self.storage.read(part_path(path)))
+            return decode_data_file(path, self.storage.read(data_file_path(path)))
         except FileNotFoundError:
-            return Damaged(f"{part_path(path)}: the catalog's file is gone; run `speechclip repair`")
+            return Damaged(f"{data_file_path(path)}: the catalog's file is gone; run `speechclip repair`")
         except Damaged as error:
             return error
 
@@ -322,7 +322,7 @@ def paths_of(table: DeltaTable, feature_set: str | None = None) -> list[str]:
     """The files that this version names, of one feature set or all, as paths within the table."""
     paths = sorted("/".join(uri.rsplit("/", 2)[-2:]) for uri in table.file_uris())
     # By the names, which the root covers; the log's own word of a file's partition is not.
-    return [path for path in paths if feature_set is None or path.startswith(f"{part_folder(feature_set)}/")]
+    return [path for path in paths if feature_set is None or path.startswith(f"{partition(feature_set)}/")]
 
 
 def num_rows_of(table: DeltaTable) -> dict[str, int]:

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from speechclip.errors import Damaged
 from speechclip.records import Receipt
 from speechclip.store.catalog import Catalog, Change, NewFile, feature_sets, num_rows_of, paths_of
-from speechclip.store.journal import Part
+from speechclip.store.journal import FeatureSetChange
 from speechclip.store.rows import SCHEMA, by_feature_set, is_among, is_stored, places, rows_of, worth_keeping
 
 # Keys by feature set.
@@ -57,7 +57,7 @@ def replace(
     cut = _Cut(catalog, lambda name, rows: is_among(rows["asset"], sorted(damaged[name])))
 
     def change(table: DeltaTable, version: int) -> Change:
-        made = Change(parts=_parts(receipts))
+        made = Change(changes=_changes(receipts))
         for name, new in by_feature_set(rows_of(receipts, version, manifest)).items():
             if damaged.get(name):
                 old = cut.gone(table, name)
@@ -90,7 +90,7 @@ def drop(catalog: Catalog, doomed: Mapping[str, Collection[str] | None]) -> Call
             num_removed = len(cut.gone(table, name))
             if num_removed:
                 cut.make(made, table, name)
-                made.parts.append(Part(feature_set=name, removed=num_removed))
+                made.changes.append(FeatureSetChange(feature_set=name, removed=num_removed))
         return made
 
     return change
@@ -113,7 +113,7 @@ def move(catalog: Catalog, old: pa.Table, new: pa.Table, left: pa.Table) -> Call
             if name not in made_of or not made_of[name].rows.equals(rows):
                 made_of[name] = NewFile(name, rows)
             made.added += [made_of[name]] if len(rows) else []
-            made.parts.append(Part(feature_set=name, stored=len(rows), removed=len(gone)))
+            made.changes.append(FeatureSetChange(feature_set=name, stored=len(rows), removed=len(gone)))
         return made
 
     return change
@@ -124,7 +124,7 @@ def compact(catalog: Catalog, min_files: int) -> Callable[[DeltaTable, int], Cha
 
     After a lost race the same files are put together, so that this is done once; what came meanwhile waits.
     """
-    chosen: dict[str, tuple[list[str], NewFile, Part]] = {}
+    chosen: dict[str, tuple[list[str], NewFile, FeatureSetChange]] = {}
 
     def change(table: DeltaTable, _version: int) -> Change:
         made = Change()
@@ -135,12 +135,16 @@ def compact(catalog: Catalog, min_files: int) -> Callable[[DeltaTable, int], Cha
             if name not in chosen and len(paths) >= max(2, min_files):
                 rows = pa.concat_tables(catalog.rows_in(paths).values())
                 kept = worth_keeping(rows)
-                chosen[name] = paths, NewFile(name, kept), Part(feature_set=name, removed=len(rows) - len(kept))
+                chosen[name] = (
+                    paths,
+                    NewFile(name, kept),
+                    FeatureSetChange(feature_set=name, removed=len(rows) - len(kept)),
+                )
             if name in chosen:
                 removed, file, part = chosen[name]
                 made.removed += removed
                 made.added.append(file)
-                made.parts.append(part)
+                made.changes.append(part)
         return made
 
     return change
@@ -152,11 +156,11 @@ def forget_unreadable(catalog: Catalog) -> Callable[[DeltaTable, int], Change]:
     def change(table: DeltaTable, _version: int) -> Change:
         made, num_rows = Change(), num_rows_of(table)
         for name in feature_sets(table):
-            parts = catalog.read_parts(paths_of(table, name))
+            parts = catalog.read_data_files(paths_of(table, name))
             lost = [path for path, part in parts.items() if isinstance(part, Damaged)]
             if lost:
                 made.removed += lost
-                made.parts.append(Part(feature_set=name, removed=sum(num_rows[path] for path in lost)))
+                made.changes.append(FeatureSetChange(feature_set=name, removed=sum(num_rows[path] for path in lost)))
         return made
 
     return change
@@ -167,12 +171,12 @@ def _ids(rows: pa.Table) -> Any:
     return pc.binary_join_element_wise(rows["asset"], places(rows), " ")
 
 
-def _parts(receipts: Sequence[Receipt]) -> list[Part]:
+def _changes(receipts: Sequence[Receipt]) -> list[FeatureSetChange]:
     """What the commit's own log entry says of it, per feature set."""
-    found: dict[str, Part] = {}
+    found: dict[str, FeatureSetChange] = {}
     for receipt in receipts:
-        before = found.get(receipt.feature_set, Part(feature_set=receipt.feature_set))
-        found[receipt.feature_set] = Part(
+        before = found.get(receipt.feature_set, FeatureSetChange(feature_set=receipt.feature_set))
+        found[receipt.feature_set] = FeatureSetChange(
             feature_set=receipt.feature_set,
             stored=before.stored + len(receipt.stored),
             rejected=before.rejected + len(receipt.rejected),

@@ -1,4 +1,4 @@
-"""Chunks: the files of a segment's rows, to the byte as Zarr writes them: the rows, and behind them their CRC-32C.
+"""Chunks: the files of a matrix's rows, to the byte as Zarr writes them: the rows, and behind them their CRC-32C.
 
 They are read and written without Zarr, which takes milliseconds for a small one; a test compares the bytes.
 """
@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from speechclip.errors import Damaged
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.segments import KEY_BYTES, chunk_path, shape_of
+from speechclip.store.matrices import KEY_BYTES, chunk_path, shape_of
 
 _CRC_BYTES = 4
 
@@ -24,7 +24,7 @@ def encode_rows(rows: Shaped[np.ndarray, "rows width"]) -> bytes:
 def read_rows(
     storage: Storage, spec: EncoderSpec, path: str, name: str, first_row: int
 ) -> Shaped[np.ndarray, "rows width"]:
-    """The chunk of that array of the segment at `path` that begins at `first_row`; `Damaged` if it is not whole."""
+    """The chunk of that array of the matrix at `path` that begins at `first_row`; `Damaged` if it is not whole."""
     file, count = chunk_path(path, name, first_row), shape_of(path).chunk_rows
     try:
         data = storage.read(file)

@@ -43,7 +43,7 @@ class StoredSpec(Sealed, frozen=True, kw_only=True):
     """The content of `spec.json`: the spec, and the words that built the encoder the first time."""
 
     spec: EncoderSpec
-    source: str
+    encoder_name: str = msgspec.field(name="source")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FeatureSetInfo:
 
     fingerprint: str
     spec: EncoderSpec
-    source: str
+    encoder_name: str
     num_stored: int
     num_rejected: int
 
@@ -126,7 +126,7 @@ class FeatureStore:
         return int(version) if version.isdecimal() else self.tags.read(version).version
 
     def commit(
-        self, receipts: Sequence[Receipt], manifest: str, *, run: str = "", damaged: changes.Keys | None = None
+        self, receipts: Sequence[Receipt], manifest: str, *, job: str = "", damaged: changes.Keys | None = None
     ) -> int:
         """Make the receipts part of the store, atomically and once; a catalog version that holds them.
 
@@ -134,17 +134,17 @@ class FeatureStore:
         """
         receipts = [receipt for receipt in receipts if receipt.stored or receipt.rejected]
         # The run is part of it: after a `drop` a later run may adopt the same shards by equal receipts.
-        digest = hashlib.sha256(b"\n".join([run.encode(), *sorted(map(to_json, receipts))])).hexdigest()
+        digest = hashlib.sha256(b"\n".join([job.encode(), *sorted(map(to_json, receipts))])).hexdigest()
         change = changes.replace(self.catalog, receipts, manifest, damaged or {})
-        version = self.catalog.commit(digest, "repair" if damaged else "featurize", run, change)
-        return self.catalog.head() if version is None else version
+        version = self.catalog.commit(digest, "repair" if damaged else "featurize", job, change)
+        return self.catalog.newest() if version is None else version
 
-    def drop(self, doomed: Mapping[str, Collection[str] | None], *, run: str = "") -> int | None:
+    def drop(self, doomed: Mapping[str, Collection[str] | None], *, job: str = "") -> int | None:
         """Name these keys, by feature set, no more (None: a whole set); the version, None if none was there.
 
         Older versions still name them, until `gc` frees what is not tagged.
         """
-        return self.catalog.commit(secrets.token_hex(16), "drop", run, changes.drop(self.catalog, doomed))
+        return self.catalog.commit(secrets.token_hex(16), "drop", job, changes.drop(self.catalog, doomed))
 
     def compact(self, min_files: int = COMPACT_FROM, *, attempts: int = MAX_ATTEMPTS) -> int | None:
         """Put the rows of each feature set in one file where the catalog keeps them in `min_files` or more.
@@ -154,24 +154,24 @@ class FeatureStore:
         change = changes.compact(self.catalog, min_files)
         return self.catalog.commit(secrets.token_hex(16), "compact", "", change, attempts)
 
-    def lost_tags(self, head: int) -> list[Tag]:
-        """The tags of versions above `head`, the newest a moment ago: the entries that made these are lost."""
-        later = [tag for tag in self.tags.readable() if tag.version > head]
+    def lost_tags(self, newest: int) -> list[Tag]:
+        """The tags of versions above `newest`, the newest a moment ago: the entries that made these are lost."""
+        later = [tag for tag in self.tags.readable() if tag.version > newest]
         # Others may have committed and tagged meanwhile.
-        newest = self.catalog.head() if later else head
+        newest = self.catalog.newest() if later else newest
         return [tag for tag in later if tag.version > newest]
 
     def speed(self, feature_set: str) -> float | None:
         """Assets per worker-second in the newest commit that encoded some of this feature set, if a late one did."""
-        for entry in itertools.islice(self.catalog.history(self.catalog.head()), SPEED_FROM):
-            for part in entry.note.parts if entry.note else ():
+        for entry in itertools.islice(self.catalog.history(self.catalog.newest()), SPEED_FROM):
+            for part in entry.note.changes if entry.note else ():
                 if part.feature_set == feature_set and part.encoded and part.seconds > 0:
                     return part.encoded / part.seconds
         return None
 
-    def add_spec(self, spec: EncoderSpec, source: str) -> None:
+    def add_spec(self, spec: EncoderSpec, encoder_name: str) -> None:
         """Keep the spec of a feature set, once; one that is damaged is replaced, for its name proves ours."""
-        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, source=source).seal())
+        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, encoder_name=encoder_name).seal())
         if not self.storage.create(path, data):
             try:
                 self.read_spec(spec.fingerprint)
@@ -289,4 +289,4 @@ class Snapshot:
     def _info(self, fingerprint: str) -> FeatureSetInfo:
         kept = self.store.read_spec(fingerprint)
         num_stored, num_rejected = len(self.stored(fingerprint)), len(self.rejections(fingerprint))
-        return FeatureSetInfo(fingerprint, kept.spec, kept.source, num_stored, num_rejected)
+        return FeatureSetInfo(fingerprint, kept.spec, kept.encoder_name, num_stored, num_rejected)

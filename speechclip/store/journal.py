@@ -17,7 +17,7 @@ from speechclip.storage import Storage
 from speechclip.store.layout import LAST_CHECKPOINT, checkpoint_path, journal_path, log_path
 
 
-class Part(Record, frozen=True):
+class FeatureSetChange(Record, frozen=True):
     """What one commit did to one feature set."""
 
     feature_set: str
@@ -33,9 +33,9 @@ class Note(Record, frozen=True):
     """What a commit says of itself. `root` is the checksum of the names of all files that its version names."""
 
     operation: str
-    run: str
+    job: str = msgspec.field(name="run")
     root: str
-    parts: tuple[Part, ...] = ()
+    changes: tuple[FeatureSetChange, ...] = msgspec.field(default=(), name="parts")
 
 
 class LogEntry(Record, frozen=True):

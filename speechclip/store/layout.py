@@ -10,12 +10,12 @@ collections/<time>-<id>.json                            which versions each `gc`
 announcements/<time>-<id>                               a `gc` is about to make such a record
 manifests/<digest>.parquet                              every manifest that was featurized
 plans/<id>-<ordinal>.parquet                            stored plans
-jobs/<run>.json                                         what each run says of itself
+jobs/<job>.json                                         what each job says of itself
 .probe-<id>/                                            a look at what the backend can do, while a new store is made
 features/<fingerprint>/spec.json
 features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 beside it holds its checksums
-features/<fingerprint>/vectors/<segment>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
-                                                        segment is <plan>-<rows>x<rows a chunk>
+features/<fingerprint>/vectors/<matrix>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
+                                                        matrix is <plan>-<rows>x<rows a chunk>
 """
 
 import hashlib
@@ -37,7 +37,7 @@ PROBE = ".probe-"
 LAST_CHECKPOINT = f"{CATALOG}/_delta_log/_last_checkpoint"
 
 
-def part_folder(fingerprint: str) -> str:
+def partition(fingerprint: str) -> str:
     """Where the catalog's rows of a feature set lie, as Delta Lake names partitions."""
     return f"feature_set={fingerprint}"
 
@@ -57,12 +57,12 @@ def journal_path(version: int) -> str:
     return f"{JOURNAL}/{version:020d}"
 
 
-def part_path(path: str) -> str:
+def data_file_path(path: str) -> str:
     """One file of the catalog's rows, by its path within the table."""
     return f"{CATALOG}/{path}"
 
 
-def part_copy_path(path: str) -> str:
+def data_file_copy_path(path: str) -> str:
     """The copy of that file."""
     return f"{JOURNAL}/{path}"
 
@@ -102,9 +102,9 @@ def plan_path(plan: str) -> str:
     return f"plans/{plan}.parquet"
 
 
-def job_path(run: str) -> str:
+def job_path(job: str) -> str:
     """What a run says of itself."""
-    return f"{JOBS}/{run}.json"
+    return f"{JOBS}/{job}.json"
 
 
 def shard_path(fingerprint: str, task: str, keys: Iterable[str], generation: int) -> str:
@@ -121,6 +121,6 @@ def sums_path(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.xxh3"
 
 
-def segment_path(fingerprint: str, segment: str) -> str:
+def matrix_path(fingerprint: str, matrix: str) -> str:
     """The Zarr group of one plan's vectors."""
-    return f"{FEATURES}/{fingerprint}/vectors/{segment}.zarr"
+    return f"{FEATURES}/{fingerprint}/vectors/{matrix}.zarr"

@@ -80,7 +80,7 @@ def _ranked(rows: pa.Table) -> tuple[pa.Table, Any]:
     return ranked.select(SCHEMA.names), is_first
 
 
-def encode_part(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
+def encode_data_file(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
     """The name and the Parquet file of one feature set's rows; the name is the checksum of the bytes.
 
     Another generation of the same rows has another name.
@@ -91,15 +91,15 @@ def encode_part(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
     return _name_of(buffer.getvalue()), buffer.getvalue()
 
 
-def check_part(path: str, data: bytes) -> None:
+def check_data_file(path: str, data: bytes) -> None:
     """`Damaged` if the name of the file at `path` denies these bytes."""
     if _name_of(data) != path.rpartition("/")[2]:
         raise Damaged(f"{path}: the catalog's file does not match its checksum; run `speechclip repair`")
 
 
-def decode_part(path: str, data: bytes) -> pa.Table:
+def decode_data_file(path: str, data: bytes) -> pa.Table:
     """The rows in the file at `path` (`.../feature_set=<fingerprint>/<name>`); `Damaged` if the name denies them."""
-    check_part(path, data)
+    check_data_file(path, data)
     part, feature_set = parse_parquet(data), path.rpartition("/")[0].rpartition("feature_set=")[2]
     names = pa.repeat(pa.scalar(feature_set, pa.string()), len(part))
     return pa.Table.from_arrays([names, *(part[name] for name in _FILE_SCHEMA.names)], schema=SCHEMA)

@@ -31,7 +31,7 @@ class Tag(Sealed, frozen=True, kw_only=True):
     time: datetime
 
 
-class Collection(Sealed, frozen=True, kw_only=True):
+class GcRecord(Sealed, frozen=True, kw_only=True):
     """What one `gc` set out to keep: every version from `since` on, and those in `versions`."""
 
     time: datetime
@@ -100,10 +100,10 @@ class Tags:
 
     def damaged(self) -> Iterator[tuple[str, Damaged]]:
         """The files that should hold the record of a collection, or a tag of a version that is there, and do not."""
-        collections: list[Collection] = []
+        collections: list[GcRecord] = []
         for path in self.storage.list(COLLECTIONS):
             try:
-                collections.append(self._read(path, Collection))
+                collections.append(self._read(path, GcRecord))
             except Damaged as error:
                 yield path, error
         for path in self.storage.list(TAGS):
@@ -125,7 +125,7 @@ class Tags:
         self.storage.create(path, b"")
         return path
 
-    def begin(self, announcement: str, collection: Collection) -> bool:
+    def begin(self, announcement: str, collection: GcRecord) -> bool:
         """Record what the announced `gc` keeps, so that it may free the rest; False if a tag came and stopped it."""
         is_begun = self.storage.create(collection_path(announcement), to_json(collection.seal()))
         self.storage.delete([announcement])
@@ -134,9 +134,9 @@ class Tags:
     def _stop_announced(self) -> None:
         """Let no `gc` begin that may not have seen a tag that is there now."""
         for announcement in self.storage.list(ANNOUNCEMENTS):
-            self.begin(announcement, Collection(time=datetime.now(UTC), since=0, versions=()))
+            self.begin(announcement, GcRecord(time=datetime.now(UTC), since=0, versions=()))
 
-    def freed(self, version: int) -> Collection | None:
+    def freed(self, version: int) -> GcRecord | None:
         """The collection that did not keep this version, if there was one."""
         return next((found for found in self._collections() if not found.keeps(version)), None)
 
@@ -169,8 +169,8 @@ class Tags:
             ask = _tag_again(path) if kind is Tag else "run `speechclip repair`"
             raise Damaged(f"{path}: no {kind.__name__.lower()} ({error}); {ask}") from None
 
-    def _collections(self) -> Iterator[Collection]:
-        return (self._read(path, Collection) for path in self.storage.list(COLLECTIONS))
+    def _collections(self) -> Iterator[GcRecord]:
+        return (self._read(path, GcRecord) for path in self.storage.list(COLLECTIONS))
 
 
 def _tag_again(path: str) -> str:
@@ -185,7 +185,7 @@ def _void_sentence(tag: Tag) -> str:
     )
 
 
-def _freed_sentence(version: int, freed: Collection) -> str:
+def _freed_sentence(version: int, freed: GcRecord) -> str:
     return (
         f"catalog version {version} was freed by `speechclip gc` on {freed.time:%Y-%m-%d %H:%M} UTC; take a newer one, "
         "and tag what you want to keep"

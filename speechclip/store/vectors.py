@@ -1,6 +1,6 @@
-"""Vectors: features of one row each, in Zarr segments, one chunk of `vectors` and of `keys` a task.
+"""Vectors: features of one row each, in Zarr matrices, one chunk of `vectors` and of `keys` a task.
 
-The driver creates a segment's metadata once, at its final shape; each task creates its own two chunks whole, so nothing
+The driver creates a matrix's metadata once, at its final shape; each task creates its own two chunks whole, so nothing
 is resized, shared or overwritten. Unwritten rows are NaN with an empty key. The catalog says which rows count.
 """
 
@@ -19,8 +19,8 @@ from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import empty_rows, encode_rows, key_row, read_rows
 from speechclip.store.features import Features
 from speechclip.store.grace import is_adoptable
-from speechclip.store.layout import segment_path
-from speechclip.store.segments import ARRAYS, chunk_path, create_segment, shape_of
+from speechclip.store.layout import matrix_path
+from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix, shape_of
 
 
 def write_chunk(
@@ -32,20 +32,20 @@ def write_chunk(
     *,
     is_exact: bool = False,
 ) -> tuple[str, tuple[StoredAsset, ...], int]:
-    """Put a task's chunk on storage: the segment's path, what lies there, and the bytes written.
+    """Put a task's chunk on storage: the matrix's path, what lies there, and the bytes written.
 
     A chunk that is there already is adopted: the receipt says what it holds, not what was meant. One that is damaged,
-    lacks some of these features, or that `gc` may soon free, is left alone: ours goes into the segment's next
+    lacks some of these features, or that `gc` may soon free, is left alone: ours goes into the matrix's next
     generation. With `is_exact` so is one of other bytes, which may hold more, or what another machine encoded. No half
     of ours is put beside a half of other rows: the keys would stand beside the vectors of others.
     """
     encoded = _encode_chunk(spec, task, features)
     wanted = {asset.key for asset in task.assets if asset.key in features}
     for generation in range(first_generation, first_generation + 100):
-        segment = f"{task.segment}-g{generation}" if generation else task.segment
+        matrix = f"{task.matrix}-g{generation}" if generation else task.matrix
         if generation:
-            create_segment(storage, spec, segment)
-        path = segment_path(spec.fingerprint, segment)
+            create_matrix(storage, spec, matrix)
+        path = matrix_path(spec.fingerprint, matrix)
         files = {chunk_path(path, name, task.first_row): data for name, data in encoded.items()}
         ours = _create(storage, files)
         if is_exact and any(_is_other(storage, file, data) for file, data in files.items()):
@@ -53,7 +53,7 @@ def write_chunk(
         stored = (_in_chunk if len(ours) == len(files) else find_chunk)(storage, spec, task, path)
         if {entry.key for entry in stored} >= wanted:
             return path, stored, sum(len(files[file]) for file in ours)
-    raise Damaged(f"{task.segment}: a hundred damaged generations of the chunk at row {task.first_row}")
+    raise Damaged(f"{task.matrix}: a hundred damaged generations of the chunk at row {task.first_row}")
 
 
 def _create(storage: Storage, files: dict[str, bytes]) -> list[str]:
@@ -78,7 +78,7 @@ def _is_other(storage: Storage, path: str, data: bytes) -> bool:
 
 
 def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
-    """What a task's chunk in the segment at `path` holds; nothing where it is not written, damaged or too old."""
+    """What a task's chunk in the matrix at `path` holds; nothing where it is not written, damaged or too old."""
     if not is_adoptable(storage, *(chunk_path(path, name, task.first_row) for name in ARRAYS)):
         return ()
     return _in_chunk(storage, spec, task, path)
@@ -104,7 +104,7 @@ def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tup
 
 def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]) -> dict[str, bytes]:
     """The chunk files of `vectors` and `keys`."""
-    rows = {name: empty_rows(spec, name, shape_of(task.segment).chunk_rows) for name in ARRAYS}
+    rows = {name: empty_rows(spec, name, shape_of(task.matrix).chunk_rows) for name in ARRAYS}
     for row, asset in enumerate(task.assets):
         if asset.key in features:
             rows["vectors"][row], rows["keys"][row] = features[asset.key], key_row(asset.key)

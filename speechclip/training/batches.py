@@ -28,7 +28,9 @@ def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | Non
         for info in snapshot.feature_sets()
         if info.spec.modality == modality and info.spec.is_frames == (modality == "speech")
     ]
-    fitting = [info for info in there if wanted is None or info.fingerprint.startswith(wanted) or info.source == wanted]
+    fitting = [
+        info for info in there if wanted is None or info.fingerprint.startswith(wanted) or info.encoder_name == wanted
+    ]
     if len(fitting) == 1:
         return fitting[0]
     listed = (

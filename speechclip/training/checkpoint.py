@@ -31,25 +31,25 @@ _Kind = TypeVar("_Kind", bound=Record)
 CRITERION = "criterion."
 
 
-class FeatureSource(Record, frozen=True):
+class FeatureSetRef(Record, frozen=True):
     """A feature set that a run reads: its fingerprint, the words that build its encoder, whether that was trained.
 
     `source`, `layers` (empty for vectors), `codec` and `window` build the encoder again without the store.
     """
 
     fingerprint: str
-    source: str
+    encoder_name: str = msgspec.field(name="source")
     is_trained: bool
     layers: tuple[int, ...] = ()
     codec: Codec = "fp16"
     window: Window = "full"
 
     @classmethod
-    def of(cls, spec: EncoderSpec, source: str) -> "FeatureSource":
+    def of(cls, spec: EncoderSpec, encoder_name: str) -> "FeatureSetRef":
         """The feature set of this spec, whose encoder those words built."""
         return cls(
             fingerprint=spec.fingerprint,
-            source=source,
+            encoder_name=encoder_name,
             is_trained=spec.is_trained,
             layers=spec.layers,
             codec=spec.codec,
@@ -67,11 +67,11 @@ class RunIdentity(Record, frozen=True):
 
     manifest: str
     catalog_version: int
-    speech: FeatureSource
-    image: FeatureSource
+    speech: FeatureSetRef
+    image: FeatureSetRef
     recipe: Recipe
     head: HeadConfig
-    text: FeatureSource | None = None
+    text: FeatureSetRef | None = None
     vocabulary: str = ""
     imported: str = ""
 
@@ -143,10 +143,10 @@ def build_head(identity: RunIdentity, vocabulary: Vocabulary | None) -> Head:
     if vocabulary is None:
         return identity.head.build()
     assert identity.text is not None
-    text = load_text_weights(identity.text.source, identity.text.codec)
+    text = load_text_weights(identity.text.encoder_name, identity.text.codec)
     if text.spec.fingerprint != identity.text.fingerprint:
         raise InvalidInput(
-            f"{identity.text.source} is {text.spec.fingerprint} here, but the head was trained on "
+            f"{identity.text.encoder_name} is {text.spec.fingerprint} here, but the head was trained on "
             f"{identity.text.fingerprint}; give the weights that it was trained with"
         )
     return identity.head.build(build_tower(text, vocabulary))
@@ -159,17 +159,17 @@ def build_tower(text: TextWeights, vocabulary: Vocabulary) -> TextTower:
     )
 
 
-def find_tower(source: str, image: EncoderSpec, codec: Codec) -> EncoderSpec:
-    """The spec of the text tower beside stored image vectors; `InvalidInput` where `source` now gives another CLIP.
+def find_tower(encoder_name: str, image: EncoderSpec, codec: Codec) -> EncoderSpec:
+    """The spec of the text tower beside stored image vectors; `InvalidInput` where the name now gives another CLIP.
 
     `codec` is that of the texts which the spec will be compared with.
     """
-    text = load_text_weights(source, codec).spec
-    found = load_encoder(source, "image", codec=image.codec).spec
+    text = load_text_weights(encoder_name, codec).spec
+    found = load_encoder(encoder_name, "image", codec=image.codec).spec
     if found.weights != image.weights:
         raise InvalidInput(
-            f"{source} is {found.fingerprint} here, the stored images are {image.fingerprint}: keywords need the text "
-            "tower of the same CLIP; give the weights that the store was made with"
+            f"{encoder_name} is {found.fingerprint} here, the stored images are {image.fingerprint}: keywords need the "
+            "text tower of the same CLIP; give the weights that the store was made with"
         )
     return text
 

@@ -39,7 +39,7 @@ NUM_KEPT = 2
 Validate = Callable[[Head, World], float]
 
 
-class Progress(Record, frozen=True):
+class TrainingProgress(Record, frozen=True):
     """How far a run has come; `recall` is the mean recall at 10 on dev where this step was validated.
 
     `wait_share` is the part of the time since the last one that worker 0 waited for data.
@@ -79,7 +79,7 @@ class Trainer:
         vocabulary: Vocabulary | None = None,
         validate: Validate | None = None,
         device: torch.device | str = "cpu",
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[TrainingProgress], None] | None = None,
     ) -> None:
         self.identity, self.recipe, self.loader, self.folder = identity, identity.recipe, loader, folder
         self.vocabulary = vocabulary
@@ -270,7 +270,7 @@ class Trainer:
         if seconds < PROGRESS_SECONDS and recall is None and self.step < self.recipe.max_steps:
             return pace
         rate = pace.num_steps / seconds
-        progress = Progress(
+        progress = TrainingProgress(
             step=self.step,
             max_steps=self.recipe.max_steps,
             loss=loss,

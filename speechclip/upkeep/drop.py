@@ -33,7 +33,7 @@ def choose(
 
 
 def _find(there: Sequence[FeatureSetInfo], name: str, modality: Modality | None) -> FeatureSetInfo:
-    named = [info for info in there if info.fingerprint.startswith(name) or info.source == name]
+    named = [info for info in there if info.fingerprint.startswith(name) or info.encoder_name == name]
     fitting = [info for info in named if modality in (None, info.spec.modality)]
     if len(fitting) > 1:
         listed = ", ".join(info.fingerprint for info in fitting)

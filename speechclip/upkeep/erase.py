@@ -17,9 +17,9 @@ from speechclip.records import Asset, Receipt, Task
 from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.frames import Frames, pack_shard, provenance_in, write_shard
-from speechclip.store.layout import CATALOG, part_folder, part_path
+from speechclip.store.layout import CATALOG, data_file_path, partition
+from speechclip.store.matrices import matrix_in, shape_of
 from speechclip.store.rows import SCHEMA, is_among, is_stored, places, rows_of
-from speechclip.store.segments import segment_in, shape_of
 from speechclip.store.vectors import Vectors, write_chunk
 
 # A commit reads all rows of its feature sets.
@@ -30,7 +30,7 @@ def repack(
     store: FeatureStore,
     doomed: Mapping[str, Collection[str]],
     *,
-    run: str = "",
+    job: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Move what is not doomed out of every shard and chunk that it shares with doomed keys; how many were rewritten.
@@ -55,11 +55,11 @@ def repack(
         old.append(rows)
         new.append(_rewrite(features, rows))
         if time.monotonic() - since > COMMIT_SECONDS:
-            _commit(store, run, old, new)
+            _commit(store, job, old, new)
             old, new, since = old[:1], new[:1], time.monotonic()
         on_progress(done, len(shared))
     # What no reader picks is not moved, but names the old file all the same.
-    _commit(store, run, old, new, left)
+    _commit(store, job, old, new, left)
     return len(shared)
 
 
@@ -70,8 +70,8 @@ def _without(rows: pa.Table, keys: Collection[str]) -> pa.Table:
 def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
     """Where these keys lie, or lay by any of the catalog's files that `gc` has not freed."""
     found: set[str] = set()
-    paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(part_path(part_folder(name)))]
-    for _, rows in store.catalog.each_part(paths):
+    paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(data_file_path(partition(name)))]
+    for _, rows in store.catalog.each_data_file(paths):
         if not isinstance(rows, Damaged):
             is_there = pc.and_(is_stored(rows), is_among(rows["asset"], sorted(keys)))
             found.update(places(rows.filter(is_there)).to_pylist())
@@ -96,10 +96,10 @@ def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
         path, stored = write_shard(storage, spec, task, tar, list(arrays), is_exact=True)
     else:
         assets = tuple(Asset(key=key, modality=spec.modality) for key in arrays)
-        segment, generation = segment_in(shard)
-        count = shape_of(segment).chunk_rows
+        matrix, generation = matrix_in(shard)
+        count = shape_of(matrix).chunk_rows
         first_row = rows["offset"][0].as_py() // count * count
-        again = Task(id=task, feature_set=spec.fingerprint, assets=assets, segment=segment, first_row=first_row)
+        again = Task(id=task, feature_set=spec.fingerprint, assets=assets, matrix=matrix, first_row=first_row)
         path, stored, _ = write_chunk(storage, spec, again, arrays, generation + 1, is_exact=True)
     receipt = Receipt(
         task=task,
@@ -118,7 +118,7 @@ def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
 
 
 def _commit(
-    store: FeatureStore, run: str, old: Sequence[pa.Table], new: Sequence[pa.Table], left: Sequence[pa.Table] = ()
+    store: FeatureStore, job: str, old: Sequence[pa.Table], new: Sequence[pa.Table], left: Sequence[pa.Table] = ()
 ) -> None:
     change = changes.move(store.catalog, pa.concat_tables(old), pa.concat_tables(new), pa.concat_tables([*old, *left]))
-    store.catalog.commit(secrets.token_hex(16), "erase", run, change)
+    store.catalog.commit(secrets.token_hex(16), "erase", job, change)

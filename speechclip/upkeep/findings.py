@@ -22,7 +22,7 @@ Kind = Literal[
     "checksums",  # the file beside it
     "chunk",  # a task's rows of vectors
     "keys",  # the chunk of keys beside it
-    "metadata",  # a segment's zarr.json
+    "metadata",  # a matrix's zarr.json
 ]
 FOREIGN = "the entry was written by another tool and changes the catalog"
 # While one of these is open, nobody can say what else should be there.

@@ -21,10 +21,19 @@ from speechclip.storage import Storage
 from speechclip.storage.folder import INCOMING
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
-from speechclip.store.layout import CATALOG, FEATURES, JOURNAL, PROBE, part_copy_path, part_folder, part_path, sums_path
-from speechclip.store.rows import decode_part, is_stored
-from speechclip.store.segments import ARRAYS, chunk_path, shape_of
-from speechclip.store.tags import Collection as Kept
+from speechclip.store.layout import (
+    CATALOG,
+    FEATURES,
+    JOURNAL,
+    PROBE,
+    data_file_copy_path,
+    data_file_path,
+    partition,
+    sums_path,
+)
+from speechclip.store.matrices import ARRAYS, chunk_path, shape_of
+from speechclip.store.rows import decode_data_file, is_stored
+from speechclip.store.tags import GcRecord
 
 logger = logging.getLogger(__name__)
 
@@ -77,48 +86,50 @@ def collect(
     )
 
 
-def named_by(store: FeatureStore, kept: Kept) -> set[str]:
+def named_by(store: FeatureStore, kept: GcRecord) -> set[str]:
     """The paths of every file that these versions name: shards, checksums, chunks, and the catalog's own.
 
     Where a file of rows is lost with its copy, and only versions of the window named it, all of its feature set counts
     as named: nobody knows what of it was. `Damaged` where the newest or a tagged version needs it, or `repair` has it.
     """
-    vital, passing = parts_of(store, store.catalog.head(), kept.since, kept.versions)
-    named = {place(path) for path in vital | passing for place in (part_path, part_copy_path)}
-    for path, rows in store.catalog.each_part(sorted(vital | passing)):
+    vital, passing = data_files_of(store, store.catalog.newest(), kept.since, kept.versions)
+    named = {place(path) for path in vital | passing for place in (data_file_path, data_file_copy_path)}
+    for path, rows in store.catalog.each_data_file(sorted(vital | passing)):
         if not isinstance(rows, Damaged):
             named |= named_by_rows(rows)
         elif path in vital or find_rows(store, path) is not None:
             raise rows
         else:
-            feature_set = path.partition("/")[0].removeprefix(part_folder(""))
+            feature_set = path.partition("/")[0].removeprefix(partition(""))
             logger.warning(
                 "%s: lost with its copy; nothing of feature set %s is freed; `speechclip repair` says until when",
-                part_path(path),
+                data_file_path(path),
                 feature_set,
             )
             named |= set(store.storage.list(f"{FEATURES}/{feature_set}"))
     return named
 
 
-def parts_of(store: FeatureStore, head: int, since: int, versions: Collection[int] = ()) -> tuple[set[str], set[str]]:
+def data_files_of(
+    store: FeatureStore, newest: int, since: int, versions: Collection[int] = ()
+) -> tuple[set[str], set[str]]:
     """The files of rows that the newest version, these and the tagged ones name; and what others named from `since` on.
 
     A tag whose maker was killed may name a version that was freed: that counts for nothing.
     """
-    tagged = {tag.version for tag in store.tags.readable(head)}
-    live = {head, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
+    tagged = {tag.version for tag in store.tags.readable(newest)}
+    live = {newest, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
     vital = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.
-    passing = {path for entry in store.catalog.history(head, since) for path in entry.added}
+    passing = {path for entry in store.catalog.history(newest, since) for path in entry.added}
     return vital, passing.union(store.catalog.paths(since)) - vital
 
 
 def find_rows(store: FeatureStore, part: str) -> pa.Table | None:
     """The rows in that file of the catalog, or in its copy; None where both are lost."""
-    for path in (part_path(part), part_copy_path(part)):
+    for path in (data_file_path(part), data_file_copy_path(part)):
         with contextlib.suppress(Damaged, FileNotFoundError):
-            return decode_part(path, store.storage.read(path))
+            return decode_data_file(path, store.storage.read(path))
     return None
 
 
@@ -129,11 +140,11 @@ def named_by_rows(rows: pa.Table) -> set[str]:
     tars = places.filter(is_tar)["shard"].unique().to_pylist()
     named = {*tars, *map(sums_path, tars)}
     vectors = places.filter(pc.invert(is_tar))
-    for segment in vectors["shard"].unique().to_pylist():
-        rows = shape_of(segment).chunk_rows
-        offsets = vectors.filter(pc.equal(vectors["shard"], segment))["offset"].to_numpy()
+    for matrix in vectors["shard"].unique().to_pylist():
+        rows = shape_of(matrix).chunk_rows
+        offsets = vectors.filter(pc.equal(vectors["shard"], matrix))["offset"].to_numpy()
         for chunk in np.unique(offsets // rows).tolist():
-            named |= {chunk_path(segment, name, chunk * rows) for name in ARRAYS}
+            named |= {chunk_path(matrix, name, chunk * rows) for name in ARRAYS}
     return named
 
 
@@ -143,7 +154,7 @@ def is_ours_to_free(path: str) -> bool:
     if name.startswith(INCOMING) or path.startswith(PROBE):
         return True
     if path.startswith((CATALOG, JOURNAL)):
-        return folder.startswith((part_path(part_folder("")), part_copy_path(part_folder(""))))
+        return folder.startswith((data_file_path(partition("")), data_file_copy_path(partition(""))))
     return path.startswith(f"{FEATURES}/") and not path.endswith(_NEVER)
 
 
@@ -151,22 +162,22 @@ def _listed(storage: Storage) -> Iterator[StoredFile]:
     return storage.stat("", with_incoming=True)
 
 
-def _kept(store: FeatureStore, oldest: float) -> Kept:
+def _kept(store: FeatureStore, oldest: float) -> GcRecord:
     """The live versions: all since the one that was the newest when the grace period began, and the tagged ones."""
-    since = oldest_kept(store, store.catalog.head(), oldest)
+    since = oldest_kept(store, store.catalog.newest(), oldest)
     tagged = {tag.version for tag in store.tags.list()}
-    return Kept(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
+    return GcRecord(time=datetime.now(UTC), since=since, versions=tuple(sorted(v for v in tagged if v < since)))
 
 
-def oldest_kept(store: FeatureStore, head: int, oldest: float | None = None) -> int:
+def oldest_kept(store: FeatureStore, newest: int, oldest: float | None = None) -> int:
     """The oldest version of the window: the newest at that Unix time, by default when the grace period began."""
     oldest = time.time() - GRACE_SECONDS if oldest is None else oldest
-    since = next((entry.version for entry in store.catalog.history(head) if entry.time.timestamp() < oldest), 0)
+    since = next((entry.version for entry in store.catalog.history(newest) if entry.time.timestamp() < oldest), 0)
     # A collection with a shorter grace period may have freed later versions.
     return max(since, store.tags.since())
 
 
-def _begin(store: FeatureStore, oldest: float) -> Kept:
+def _begin(store: FeatureStore, oldest: float) -> GcRecord:
     """Record what will be kept, so that from now on no other version can be tagged; a tag that came first counts."""
     while True:
         announcement = store.tags.announce()

@@ -14,14 +14,14 @@ def advice_on(store: FeatureStore, parts: Collection[str]) -> dict[str, str]:
 
     Versions, that is, which `gc` keeps: the newest, the tagged ones, and those of the grace period.
     """
-    head, advice, tags = store.catalog.head(), dict[str, str](), dict[str, list[str]]()
-    for entry in store.catalog.history(head, oldest_kept(store, head) + 1):
+    newest, advice, tags = store.catalog.newest(), dict[str, str](), dict[str, list[str]]()
+    for entry in store.catalog.history(newest, oldest_kept(store, newest) + 1):
         advice |= {part: _wait(entry.time) for part in entry.removed if part in parts}
-    for tag in store.tags.readable(head):
+    for tag in store.tags.readable(newest):
         for part in store.catalog.paths(tag.version):
             tags.setdefault(part, []).append(tag.name)
     advice |= {part: _untag(names) for part, names in tags.items() if part in parts}
-    return advice | {part: _FORGET for part in store.catalog.paths(head) if part in parts}
+    return advice | {part: _FORGET for part in store.catalog.paths(newest) if part in parts}
 
 
 def oldest_whole(store: FeatureStore) -> int:
@@ -30,7 +30,7 @@ def oldest_whole(store: FeatureStore) -> int:
     For a version that `gc` has freed not all is there, or it names the same as a later one.
     """
     files = set(store.storage.list(FEATURES))
-    for entry in store.catalog.history(store.catalog.head()):
+    for entry in store.catalog.history(store.catalog.newest()):
         # What the version before named, and this one no more.
         for part in entry.removed:
             rows = find_rows(store, part)

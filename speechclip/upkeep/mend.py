@@ -21,14 +21,14 @@ from speechclip.store.layout import (
     LAST_CHECKPOINT,
     STORE_FILE,
     checkpoint_path,
+    data_file_copy_path,
+    data_file_path,
     journal_path,
     log_path,
-    part_copy_path,
-    part_path,
 )
-from speechclip.store.rows import check_part
-from speechclip.store.segments import segment_metadata, shape_of
-from speechclip.store.tags import Collection
+from speechclip.store.matrices import matrix_metadata, shape_of
+from speechclip.store.rows import check_data_file
+from speechclip.store.tags import GcRecord
 from speechclip.upkeep.findings import FOREIGN, Finding, Kind
 from speechclip.upkeep.gc import find_rows
 from speechclip.upkeep.live import oldest_whole
@@ -70,7 +70,7 @@ def forget_unreadable(store: FeatureStore) -> tuple[str, ...]:
         return made
 
     store.catalog.commit(secrets.token_hex(16), "repair", "", noted)
-    return tuple(map(part_path, removed))
+    return tuple(map(data_file_path, removed))
 
 
 def give_up_entry(store: FeatureStore, finding: Finding) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def _mend_checkpoints(store: FeatureStore, findings: Sequence[Finding]) -> Seque
     old = dict(zip(paths, storage.in_parallel(storage.read, paths), strict=True))
     storage.delete(paths)
     try:
-        versions = range(store.catalog.head() + 1)
+        versions = range(store.catalog.newest() + 1)
         are_summed = storage.in_parallel(lambda version: _is_summed(store, version), versions)
         for version in itertools.compress(versions, are_summed):
             store.catalog.checkpoint(version)
@@ -188,10 +188,10 @@ def _is_summed(store: FeatureStore, version: int) -> bool:
 def _mend_part(store: FeatureStore, finding: Finding) -> bool:
     """A file of the catalog's rows from its copy, or the copy from the file: the name says which bytes are right."""
     path = finding.path.partition("/")[2]
-    for source in (part_path(path), part_copy_path(path)):
+    for source in (data_file_path(path), data_file_copy_path(path)):
         try:
             data = store.storage.read(source)
-            check_part(source, data)
+            check_data_file(source, data)
         except (Damaged, FileNotFoundError):
             continue
         store.storage.replace(finding.path, data)
@@ -211,7 +211,7 @@ def _mend_checksums(store: FeatureStore, findings: Sequence[Finding]) -> Sequenc
 
 def _mend_metadata(store: FeatureStore, finding: Finding) -> bool:
     spec = store.read_spec(finding.feature_set).spec
-    for name, data in segment_metadata(spec, shape_of(finding.path)).items():
+    for name, data in matrix_metadata(spec, shape_of(finding.path)).items():
         store.storage.replace(f"{finding.path}/{name}", data)
     return True
 
@@ -222,10 +222,10 @@ def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
     Some that are kept may count as freed where other files were lost too. A tag stays while the rows of its version can
     be read, for then what else is lost can be told, and mended.
     """
-    tags = store.tags.readable(store.catalog.head())
+    tags = store.tags.readable(store.catalog.newest())
     parts = {tag.version: store.catalog.paths(tag.version) for tag in tags}
     readable = [version for version, named in parts.items() if all(find_rows(store, p) is not None for p in named)]
-    made = Collection(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
+    made = GcRecord(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
     store.storage.replace(finding.path, to_json(made.seal()))
     return True
 

@@ -46,7 +46,7 @@ def recompute(
         keys = [key for name, key in chosen if name == info.fingerprint]
         if not keys:
             continue
-        encoder = EncoderRequest.again(info.spec, info.source).build(device)
+        encoder = EncoderRequest.again(info.spec, info.encoder_name).build(device)
         stored = snapshot.feature_set(info.fingerprint)
         differences = []
         for key in keys:

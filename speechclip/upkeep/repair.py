@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from speechclip.errors import Damaged, SpeechClipError
-from speechclip.featurization.driver import Work, new_run, run_inline
+from speechclip.featurization.driver import Work, encode_inline, new_job
 from speechclip.featurization.plan import TaskSizes, cover, open_plan
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -47,7 +47,7 @@ class Repaired(Record, frozen=True):
 
 def repair(
     store: FeatureStore,
-    encode: Encode = run_inline,
+    encode: Encode = encode_inline,
     *,
     manifests: Sequence[Manifest] = (),
     encoders: Sequence[tuple[EncoderRequest, EncoderSpec]] = (),
@@ -65,12 +65,12 @@ def repair(
     for manifest in manifests:
         store.add_manifest(manifest)
     for request, spec in encoders:
-        store.add_spec(spec, request.source)
+        store.add_spec(spec, request.encoder_name)
     mended, given_up, remaining = _mend_all(store, forget, on_progress)
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if is_readable:
         # The newest entry may have no copy, as a killed writer leaves it.
-        store.catalog.journal.seal(store.catalog.head())
+        store.catalog.journal.seal(store.catalog.newest())
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         given_up += forget_unreadable(store)
     parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}
@@ -123,7 +123,7 @@ def _drop_embeddings(store: FeatureStore, lost: Sequence[Finding]) -> tuple[int,
     head, keys = store.snapshot(), defaultdict[str, set[str]](set)
     for finding in of_heads:
         keys[finding.feature_set] |= named_keys(head, finding)
-    store.drop(keys, run=new_run())
+    store.drop(keys, job=new_job())
     tagged = [store.snapshot(tag.version) for tag in store.tags.readable(head.version)]
     remaining = [
         finding
@@ -150,7 +150,7 @@ def _encode_anew(
         reasons |= {
             (receipt.feature_set, entry.key): entry.detail for receipt in receipts for entry in receipt.rejected
         }
-        lost = replace_lost(store, lost, rows, receipts, work.run)
+        lost = replace_lost(store, lost, rows, receipts, work.job)
     for name, keys in keys_of(lost).items():
         if name in encoders:
             problems += _why_left(store, name, keys, encoded, reasons)
@@ -243,13 +243,15 @@ def _encoder(store: FeatureStore, name: str, problems: list[str]) -> tuple[Encod
     if kept.spec.is_of_head:
         problems.append(f"{name}: a tagged version names damaged embeddings; delete the tag, `speechclip embed` again")
         return None
-    request = EncoderRequest.again(kept.spec, kept.source)
+    request = EncoderRequest.again(kept.spec, kept.encoder_name)
     try:
         found = request.build().spec
     except SpeechClipError as error:
         problems.append(f"{name}: {error}")
         return None
     if found != kept.spec:
-        problems.append(f"{name}: here {kept.source} gives {found.fingerprint}; repair where the same weights are")
+        problems.append(
+            f"{name}: here {kept.encoder_name} gives {found.fingerprint}; repair where the same weights are"
+        )
         return None
     return request, kept.spec

@@ -8,15 +8,15 @@ import pyarrow.compute as pc
 from speechclip.records import Receipt
 from speechclip.store.feature_store import FeatureStore, Snapshot
 from speechclip.store.frames import Frames
+from speechclip.store.matrices import chunk_at
 from speechclip.store.rows import by_feature_set, is_among, is_stored, rows_of
-from speechclip.store.segments import chunk_at
 from speechclip.store.vectors import Vectors
 from speechclip.upkeep.findings import Finding
 from speechclip.upkeep.restore import Rows, restore
 
 
 def replace_lost(
-    store: FeatureStore, lost: Sequence[Finding], rows: Rows, receipts: Sequence[Receipt], run: str
+    store: FeatureStore, lost: Sequence[Finding], rows: Rows, receipts: Sequence[Receipt], job: str
 ) -> list[Finding]:
     """Put the receipts' features where they were lost; the findings that remain, with the keys that do.
 
@@ -31,7 +31,7 @@ def replace_lost(
         of_set = [finding for finding in left if finding.feature_set == name]
         moved[name] = {key for finding in of_set for key in named_keys(head, finding) if key in features}
     if any(moved.values()):
-        store.commit([_only(receipt, moved) for receipt in receipts], "", run=run, damaged=moved)
+        store.commit([_only(receipt, moved) for receipt in receipts], "", job=job, damaged=moved)
         tagged = [store.snapshot(tag.version) for tag in store.tags.readable(head.version)]
         left = [
             finding.without(moved.get(finding.feature_set, set()).difference(*(named_keys(t, finding) for t in tagged)))

@@ -25,14 +25,14 @@ from speechclip.store.chunks import encode_rows, key_row, rows_in
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.frames import Frames, arrays_in, describe_shard, pack_shard, provenance_in, provenance_of
 from speechclip.store.layout import sums_path
+from speechclip.store.matrices import chunk_at, chunk_path, shape_of
 from speechclip.store.rows import SCHEMA, is_among, is_stored
-from speechclip.store.segments import chunk_at, chunk_path, shape_of
 from speechclip.store.vectors import Vectors
 from speechclip.upkeep.findings import Finding
 
 _PLACE = ("asset", "offset", "num_frames", "sums_offset", "checksum")
 MAX_NOTES = 1 << 16
-# What the catalog says of one feature in a shard or segment.
+# What the catalog says of one feature in a shard or matrix.
 Row = dict[str, Any]
 # The rows of each damaged file, by its path, in the order of their places in it.
 Rows = Mapping[str, Sequence[Row]]
@@ -42,9 +42,9 @@ def rows_at(catalog: Catalog, findings: Iterable[Finding]) -> Rows:
     """What any version says of the damaged shards and chunks, from one look through all of the catalog."""
     places = {finding.path: _place(finding.path) for finding in findings}
     shards = sorted({shard for shard, _ in places.values()})
-    added = {part for entry in catalog.history(catalog.head()) for part in entry.added}
+    added = {part for entry in catalog.history(catalog.newest()) for part in entry.added}
     tables = [SCHEMA.empty_table()]
-    for _, part in catalog.each_part(sorted(added)):
+    for _, part in catalog.each_data_file(sorted(added)):
         if not isinstance(part, Damaged):
             tables.append(part.filter(pc.and_kleene(is_stored(part), is_among(part["shard"], shards))))
     named = pa.concat_tables(tables).group_by(["shard", *_PLACE]).aggregate([]).sort_by("offset")
@@ -96,7 +96,7 @@ def is_intact(array: np.ndarray | None, row: Row) -> bool:
 
 
 def _place(path: str) -> tuple[str, int]:
-    """The shard or segment of a damaged file, and the first of its rows there."""
+    """The shard or matrix of a damaged file, and the first of its rows there."""
     if path.endswith((".tar", ".xxh3")):
         return f"{path.rpartition('.')[0]}.tar", 0
     return chunk_at(path)[:2]
@@ -191,9 +191,9 @@ def _restore_chunk(
     What has a key and no readable row names stays, for the file that names it may come back. Until then nobody knows
     whether it is whole, so its key goes, and no run adopts it.
     """
-    segment, start, end = chunk_at(finding.path)
+    matrix, start, end = chunk_at(finding.path)
     old = rows_in(read_or_nothing(storage, finding.path), spec, "vectors", end - start)
-    beside = read_or_nothing(storage, chunk_path(segment, "keys", start))
+    beside = read_or_nothing(storage, chunk_path(matrix, "keys", start))
     has_key = rows_in(beside, spec, "keys", end - start).any(axis=1) | (not beside)
     vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
     vectors[~has_key] = np.nan
@@ -206,16 +206,16 @@ def _restore_chunk(
                 vectors[place] = vector
                 healed.add(key)
     if healed:
-        storage.replace(chunk_path(segment, "keys", start), encode_rows(keys))
+        storage.replace(chunk_path(matrix, "keys", start), encode_rows(keys))
         storage.replace(finding.path, encode_rows(vectors))
     return healed
 
 
 def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: Sequence[Row]) -> set[str]:
     """What has a vector and no readable row names stays; the vectors beside it have their own checksum."""
-    segment, start, end = chunk_at(finding.path)
+    matrix, start, end = chunk_at(finding.path)
     keys = rows_in(read_or_nothing(storage, finding.path), spec, "keys", end - start)
-    vectors = rows_in(read_or_nothing(storage, chunk_path(segment, "vectors", start)), spec, "vectors", end - start)
+    vectors = rows_in(read_or_nothing(storage, chunk_path(matrix, "vectors", start)), spec, "vectors", end - start)
     keys[np.isnan(vectors).all(axis=1)] = 0
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])

@@ -22,19 +22,19 @@ from speechclip.store.layout import (
     MANIFESTS,
     STORE_FILE,
     TAGS,
+    data_file_copy_path,
+    data_file_path,
     digest_in,
-    part_copy_path,
-    part_path,
     spec_path,
     sums_path,
     tag_path,
 )
-from speechclip.store.rows import SCHEMA, by_feature_set, check_part, entries, is_stored
-from speechclip.store.segments import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
+from speechclip.store.matrices import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
+from speechclip.store.rows import SCHEMA, by_feature_set, check_data_file, entries, is_stored
 from speechclip.upkeep.findings import HIDING, Finding, Kind, Report
-from speechclip.upkeep.gc import is_ours_to_free, named_by_rows, oldest_kept, parts_of
+from speechclip.upkeep.gc import data_files_of, is_ours_to_free, named_by_rows, oldest_kept
 from speechclip.upkeep.restore import array_at, is_intact, read_or_nothing
-from speechclip.upkeep.verify_log import verify_head, verify_log
+from speechclip.upkeep.verify_log import verify_log, verify_newest
 
 THREADS = 4
 _UNSEALED = "the chunk does not end in the checksum of its rows, so Zarr refuses it"
@@ -43,7 +43,7 @@ _PLACE = ("feature_set", "asset", "shard", "offset", "num_frames", "sums_offset"
 
 @dataclass(frozen=True)
 class _Place:
-    """A shard, or one chunk of a segment, and the catalog's rows of what lies in it."""
+    """A shard, or one chunk of a matrix, and the catalog's rows of what lies in it."""
 
     spec: EncoderSpec
     path: str
@@ -56,13 +56,13 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
     `NotStored` where there is no store.
     """
     findings = [*verify_format(store), *verify_log(store.catalog)]
-    findings += [] if findings else verify_head(store.catalog)
+    findings += [] if findings else verify_newest(store.catalog)
     if any(finding.kind in HIDING for finding in findings):
         return Report(versions=(), assets=0, files=0, bytes=0, orphans=0, orphan_bytes=0, findings=tuple(findings))
     listed = {file.path: file.size for file in store.storage.stat(FEATURES)}
-    head = store.catalog.head()
-    versions = sorted({head, *(tag.version for tag in store.tags.readable(head))})
-    findings += _verify_parts(store, head)
+    newest = store.catalog.newest()
+    versions = sorted({newest, *(tag.version for tag in store.tags.readable(newest))})
+    findings += _verify_parts(store, newest)
     rows = _unique(SCHEMA.empty_table())
     for version in versions:
         rows = _unique(pa.concat_tables([rows, _unique(_picked_rows(store, version))]))
@@ -77,8 +77,8 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
             findings += found
             done += sum(listed.get(path, 0) for path in paths)
             on_progress(done, total)
-    segments = {place.path: place.spec for place in places if not place.spec.is_frames}
-    findings += [found for path, spec in segments.items() for found in _verify_metadata(store.storage, spec, path)]
+    matrices = {place.path: place.spec for place in places if not place.spec.is_frames}
+    findings += [found for path, spec in matrices.items() for found in _verify_metadata(store.storage, spec, path)]
     orphans = [size for path, size in listed.items() if path not in named and is_ours_to_free(path)]
     return Report(
         versions=tuple(versions),
@@ -87,7 +87,7 @@ def verify(store: FeatureStore, *, on_progress: Callable[[int, int], None] = lam
         bytes=total,
         orphans=len(orphans),
         orphan_bytes=sum(orphans),
-        findings=tuple(dict.fromkeys([*findings, *_verify_tags(store, head), *_verify_manifests(store)])),
+        findings=tuple(dict.fromkeys([*findings, *_verify_tags(store, newest), *_verify_manifests(store)])),
     )
 
 
@@ -100,12 +100,12 @@ def verify_format(store: FeatureStore) -> list[Finding]:
     return []
 
 
-def _verify_tags(store: FeatureStore, head: int) -> Iterator[Finding]:
+def _verify_tags(store: FeatureStore, newest: int) -> Iterator[Finding]:
     for path, error in store.tags.damaged():
         yield Finding(kind="tag" if path.startswith(TAGS) else "collection", path=path, problem=str(error))
-    for tag in store.lost_tags(head):
+    for tag in store.lost_tags(newest):
         problem = (
-            f"the tag names catalog version {tag.version}, and the newest is {head}: entries of the log are lost; "
+            f"the tag names catalog version {tag.version}, and the newest is {newest}: entries of the log are lost; "
             f"bring them back from a backup, or give it up by `speechclip tag --delete {tag.name}`"
         )
         yield Finding(kind="tag", path=tag_path(tag.name), problem=problem)
@@ -119,23 +119,23 @@ def _verify_manifests(store: FeatureStore) -> Iterator[Finding]:
             yield Finding(kind="manifest", path=path, problem=str(error))
 
 
-def _verify_parts(store: FeatureStore, head: int) -> list[Finding]:
+def _verify_parts(store: FeatureStore, newest: int) -> list[Finding]:
     """What is wrong with the files of rows that `gc` reads, and with their copies."""
     try:
-        since = oldest_kept(store, head)
+        since = oldest_kept(store, newest)
     except Damaged:
         # Which versions are still kept is known once the record of a `gc` is mended.
-        since = head
-    parts = sorted(set.union(*parts_of(store, head, since)))
+        since = newest
+    parts = sorted(set.union(*data_files_of(store, newest, since)))
     checked = store.storage.in_parallel(lambda part: list(_verify_part(store, part)), parts)
     return [finding for found in checked for finding in found]
 
 
 def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:
-    places: dict[Kind, str] = {"catalog": part_path(part), "copy": part_copy_path(part)}
+    places: dict[Kind, str] = {"catalog": data_file_path(part), "copy": data_file_copy_path(part)}
     for kind, path in places.items():
         try:
-            check_part(path, store.storage.read(path))
+            check_data_file(path, store.storage.read(path))
         except FileNotFoundError:
             yield Finding(kind=kind, path=path, problem="the file is gone")
         except Damaged as error:
@@ -144,7 +144,7 @@ def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:
 
 def _picked_rows(store: FeatureStore, version: int) -> pa.Table:
     """The rows of all stored assets that a reader of this version picks, as far as the catalog's files are whole."""
-    parts = store.catalog.read_parts(store.catalog.paths(version)).values()
+    parts = store.catalog.read_data_files(store.catalog.paths(version)).values()
     rows = pa.concat_tables([SCHEMA.empty_table(), *(part for part in parts if not isinstance(part, Damaged))])
     picked = [entries(of_set) for of_set in by_feature_set(rows).values()]
     return pa.concat_tables([SCHEMA.empty_table(), *(of_set.filter(is_stored(of_set)) for of_set in picked)])
@@ -245,7 +245,7 @@ def _verify_metadata(storage: Storage, spec: EncoderSpec, path: str) -> Iterator
         except FileNotFoundError:
             continue
     if len(files) < len(METADATA) or not is_same_metadata(spec, path, files):
-        problem = "the segment's metadata does not say what its name states: other readers may fail"
+        problem = "the matrix's metadata does not say what its name states: other readers may fail"
         yield Finding(kind="metadata", path=path, problem=problem, feature_set=spec.fingerprint)
 
 

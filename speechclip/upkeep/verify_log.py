@@ -107,7 +107,7 @@ def versions_in(storage: Storage, folder: str, suffix: str) -> set[int]:
     return {int(stem) for stem, dot, rest in names if len(stem) == 20 and stem.isdecimal() and dot + rest == suffix}
 
 
-def verify_head(catalog: Catalog) -> Iterator[Finding]:
+def verify_newest(catalog: Catalog) -> Iterator[Finding]:
     """That Delta's client reads the log: of an entry without a copy, or another tool's checkpoint, only it can tell."""
     try:
         catalog.open()

@@ -56,7 +56,7 @@ def test_a_run_ends_with_one_line_of_json_and_status_shows_it(
     assert "18 of 18 tasks, 18 utterances (0.00 h of speech at " in err
     assert "0 rejected, bound by " in err
     (job,) = jobs(tmp_path / "store")
-    assert (job.run, job.state, job.command) == (summary["run"], "done", "featurize")
+    assert (job.job, job.state, job.command) == (summary["run"], "done", "featurize")
     assert "18 of 18 stored, 0 rejected" in status(capsys, "--store", tmp_path / "store")
     shown = status(capsys, "last", "--store", tmp_path / "store")
     assert summary["run"] in shown
@@ -100,10 +100,10 @@ def test_sigterm_commits_what_came_and_the_next_run_goes_on(
 def test_a_job_that_was_killed_is_shown_as_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     killed = JobStatus(
-        run="20200101T000000-abcdef", command="featurize", state="running", started=long_ago, updated=long_ago,
+        job="20200101T000000-abcdef", command="featurize", state="running", started=long_ago, updated=long_ago,
         host="node-7", figures={"tasks_done": 5, "tasks": 9, "eta_seconds": 100.0},
     )  # fmt: skip
-    Storage(str(tmp_path)).replace(job_path(killed.run), to_json(killed))
+    Storage(str(tmp_path)).replace(job_path(killed.job), to_json(killed))
     shown = status(capsys, "--store", tmp_path)
     assert "silent: killed, or cut off" in shown
     assert "5 of 9 tasks, 100 s left" in shown
@@ -111,7 +111,7 @@ def test_a_job_that_was_killed_is_shown_as_silent(tmp_path: Path, capsys: pytest
     Storage(str(tmp_path)).replace(job_path("20190101T000000-abcdef"), b'{"jobs": 7}')
     main(["status", "--store", str(tmp_path)])
     both = capsys.readouterr()
-    assert killed.run in both.out
+    assert killed.job in both.out
     assert "20190101T000000-abcdef.json: no status of a job" in both.err
     with pytest.raises(SystemExit) as end:
         main(["status", "20210101T000000-abcdef", "--store", str(tmp_path)])

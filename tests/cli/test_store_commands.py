@@ -49,12 +49,12 @@ def test_history_says_when_which_run_and_how_many(tmp_path: Path, capsys: pytest
     assert times == sorted(times)
     assert times[-1] <= datetime.now(UTC)
     runs = [row["note"]["run"] for row in rows if row["note"]]
-    assert set(runs[1:]) == {summary.run}
-    assert runs[0] not in ("", summary.run)
+    assert set(runs[1:]) == {summary.job}
+    assert runs[0] not in ("", summary.job)
     assert run(store, "history", "-n", 2) == 0
     shown = capsys.readouterr().out
     assert TEXT in shown
-    for words in (summary.run, f"{times[-1]:%Y-%m-%d %H:%M:%S}"):
+    for words in (summary.job, f"{times[-1]:%Y-%m-%d %H:%M:%S}"):
         assert words in shown
     assert len(shown.splitlines()) >= 3
 

@@ -11,7 +11,7 @@ from support.stores import IMAGE, SPEECH, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.store import FeatureStore
-from speechclip.store.layout import STORE_FILE, journal_path, log_path, part_path, spec_path
+from speechclip.store.layout import STORE_FILE, data_file_path, journal_path, log_path, spec_path
 
 TOY = ("--speech", "toy", "--image", "toy", "--text", "toy", "--codec", "fp32")
 
@@ -134,7 +134,7 @@ def test_every_command_says_one_sentence_of_a_damaged_store(
     paths = {
         "store": STORE_FILE,
         "spec": spec_path(IMAGE),
-        "part": part_path(store.catalog.paths(newest)[0]),
+        "part": data_file_path(store.catalog.paths(newest)[0]),
         "log": log_path(newest),
         "table": log_path(0),
         "journal": journal_path(newest),

@@ -10,7 +10,7 @@ from support.miniatures import FLICKR_SPLITS, UNSPLIT, Flickr8k, picture, put, r
 from speechclip.corpora import flickr8k
 from speechclip.corpora.flickr8k import read_flickr8k
 from speechclip.corpora.listing import walk
-from speechclip.corpora.published import Published
+from speechclip.corpora.published import PublishedCorpus
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.media.content import content_key, fetch
@@ -324,7 +324,7 @@ def test_a_wrong_folder_ends_with_one_sentence(corpus: Flickr8k, tmp_path: Path)
 def test_a_copy_that_is_nearly_whole_names_what_it_lacks(
     corpus: Flickr8k, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = Published(
+    small = PublishedCorpus(
         name="Flickr8k",
         num_utterances=20,
         images={"train": 2, "dev": 1, "test": 1},

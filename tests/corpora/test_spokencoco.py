@@ -7,7 +7,7 @@ import pytest
 from support.miniatures import SpokenCOCO, picture, put, without
 
 from speechclip.corpora import spokencoco
-from speechclip.corpora.published import Published
+from speechclip.corpora.published import PublishedCorpus
 from speechclip.corpora.spokencoco import read_spokencoco
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
@@ -151,7 +151,7 @@ def test_files_that_are_not_there_are_named(corpus: SpokenCOCO, caplog: pytest.L
 def test_a_copy_that_is_nearly_whole_names_what_it_lacks(
     corpus: SpokenCOCO, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = Published(
+    small = PublishedCorpus(
         name="SpokenCOCO",
         num_utterances=12,
         images={"train": 3, "dev": 1, "test": 1},

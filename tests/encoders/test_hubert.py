@@ -41,7 +41,7 @@ def test_the_spec_says_which_waveform_rule_the_recordings_follow():
 @functools.cache
 def random_encoder(kind, max_frames=1):
     encoder = load_encoder("hubert:untrained-tiny" if kind == "base" else "hubert:untrained-tiny-large", "speech")
-    return HubertEncoder(encoder._model, encoder.spec, encoder.source, max_frames=max_frames)
+    return HubertEncoder(encoder._model, encoder.spec, encoder.encoder_name, max_frames=max_frames)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ ALL = [
 @pytest.mark.parametrize(("source", "modality"), ALL)
 def test_an_encoder_keeps_its_source_and_its_spec_survives_json(source, modality):
     encoder = load_encoder(source, modality, codec="fp32")
-    assert encoder.source == source
+    assert encoder.encoder_name == source
     assert (encoder.spec.modality, encoder.spec.codec) == (modality, "fp32")
     assert "untrained" in encoder.spec.fingerprint
     again = msgspec.json.decode(to_json(encoder.spec), type=EncoderSpec)

@@ -37,7 +37,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_states_are_those_of_the_official_modules(kind: str) -> None:
-    spec = hubert_spec(golden_model(kind), name="golden-untrained", is_trained=False, source="golden")
+    spec = hubert_spec(golden_model(kind), name="golden-untrained", is_trained=False, encoder_name="golden")
     there = HubertEncoder(golden_model(kind).to(use_device("cuda")), spec, "golden")
     try:
         features = there.encode([waveform.numpy() for waveform in golden(kind)["wavs"]])

@@ -37,7 +37,7 @@ def test_wavlm_gives_the_states_of_its_own_library(tmp_path, is_stable):
 @functools.cache
 def tiny(name, max_frames=1):
     encoder = load_encoder(f"wavlm:{name}", "speech")
-    return HubertEncoder(encoder._model, encoder.spec, encoder.source, max_frames=max_frames)
+    return HubertEncoder(encoder._model, encoder.spec, encoder.encoder_name, max_frames=max_frames)
 
 
 @pytest.mark.parametrize("name", ["untrained-tiny", "untrained-tiny-large"])

@@ -18,7 +18,7 @@ BOUND = 1e-5
 @functools.cache
 def tiny(max_seconds=1):
     encoder = load_encoder("whisper:untrained-tiny", "speech")
-    return WhisperStates(encoder._model, encoder.spec, encoder.source, max_seconds=max_seconds)
+    return WhisperStates(encoder._model, encoder.spec, encoder.encoder_name, max_seconds=max_seconds)
 
 
 @pytest.mark.parametrize(("num_samples", "seconds"), [(480_000, 30), (20_000, 2), (16_000, 1), (300, 1)])

@@ -92,7 +92,7 @@ def test_what_is_no_longer_than_a_crop_is_encoded_whole(source, num_samples, voi
 @given(lengths=st.lists(st.sampled_from([700, 9_000, CROP_SAMPLES + 1, LONG]), min_size=2, max_size=3))
 def test_crops_are_the_same_alone_and_in_any_batch(source, lengths, voice):
     encoder = load_encoder(source, "speech", window="crops=2")
-    wide = HubertEncoder(encoder._model, encoder.spec, encoder.source, max_frames=10_000)
+    wide = HubertEncoder(encoder._model, encoder.spec, encoder.encoder_name, max_frames=10_000)
     inputs = [prepare(encoder.spec, f"{n:064x}")(voice(length, seed=n)) for n, length in enumerate(lengths)]
     for feature, prepared, length in zip(wide.encode(inputs), inputs, lengths, strict=True):
         assert feature.shape[1] == encoder.spec.num_frames(length) == encoder.spec.num_frames(len(prepared))

@@ -14,7 +14,7 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.evaluator import embed_speech, evaluate
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -22,8 +22,8 @@ from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import Run
 
 REQUESTS = [
-    EncoderRequest(source="hubert:untrained-tiny", modality="speech", codec="fp32"),
-    EncoderRequest(source="toy", modality="image"),
+    EncoderRequest(encoder_name="hubert:untrained-tiny", modality="speech", codec="fp32"),
+    EncoderRequest(encoder_name="toy", modality="image"),
 ]
 SECONDS = (0.9, 0.3, 0.6, 0.4, 0.7)
 
@@ -43,7 +43,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("compat") / "store"))
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in REQUESTS], TaskSizes())
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return store
 
 

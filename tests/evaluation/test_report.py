@@ -12,7 +12,7 @@ from speechclip.evaluation.recall import TwoWays, retrieve_both
 from speechclip.evaluation.report import EvaluationReport, TextReport, write_report
 from speechclip.heads import ParallelConfig
 from speechclip.storage import Storage
-from speechclip.training.checkpoint import FeatureSource, RunIdentity
+from speechclip.training.checkpoint import FeatureSetRef, RunIdentity
 from speechclip.training.recipe import Recipe, load_recipe
 
 
@@ -31,8 +31,8 @@ def identity(recipe: Recipe) -> RunIdentity:
     )
     return RunIdentity(
         manifest="m", catalog_version=1, recipe=recipe, head=head,
-        speech=FeatureSource(fingerprint="s", source="hubert:facebook/hubert-base-ls960", is_trained=True),
-        image=FeatureSource(fingerprint="i", source="clip:ViT-B-32/openai", is_trained=True),
+        speech=FeatureSetRef(fingerprint="s", encoder_name="hubert:facebook/hubert-base-ls960", is_trained=True),
+        image=FeatureSetRef(fingerprint="i", encoder_name="clip:ViT-B-32/openai", is_trained=True),
     )  # fmt: skip
 
 
@@ -101,8 +101,8 @@ def test_other_encoders_and_other_recipes_are_caveats() -> None:
     recipe = load_recipe("base-parallel-flickr8k", {"batch_size": 64})
     other = msgspec.structs.replace(
         identity(recipe),
-        speech=FeatureSource(fingerprint="s", source="whisper:tiny", is_trained=True),
-        image=FeatureSource(fingerprint="i", source="timm:lite0", is_trained=True),
+        speech=FeatureSetRef(fingerprint="s", encoder_name="whisper:tiny", is_trained=True),
+        image=FeatureSetRef(fingerprint="i", encoder_name="timm:lite0", is_trained=True),
     )
     caveats = caveats_of(report(recipe.name), other)
     assert [

@@ -18,10 +18,10 @@ from speechclip.featurization.driver import (
     Committer,
     Summary,
     Work,
+    commit_receipts,
+    encode_inline,
     list_rejected,
     prepare_work,
-    run,
-    run_inline,
 )
 from speechclip.featurization.plan import TaskSizes, cover
 from speechclip.featurization.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
@@ -30,7 +30,7 @@ from speechclip.records import MODALITIES, Receipt, RejectedAsset
 from speechclip.store import FeatureStore
 from speechclip.store.catalog import Catalog
 
-TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+TOY = [EncoderRequest(encoder_name="toy", modality=modality, codec="fp32") for modality in MODALITIES]
 SMALL = TaskSizes(shard_items=5, chunk_rows=4)
 
 
@@ -68,7 +68,7 @@ def featurize(
 ) -> Summary:
     work = open_work(uri, manifest, requests, sizes, retry)
     committer = Committer(work)
-    run(run_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
+    commit_receipts(encode_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
     return committer.summary()
 
 
@@ -110,7 +110,7 @@ def test_new_utterances_are_encoded_alone_into_one_shard(tmp_path: Path, manifes
 def test_another_layer_set_is_another_feature_set(tmp_path: Path, manifest: Manifest) -> None:
     uri = str(tmp_path / "store")
     featurize(uri, manifest, TOY[:1])
-    other = EncoderRequest(source="toy", modality="speech", layers=(2,), codec="fp32")
+    other = EncoderRequest(encoder_name="toy", modality="speech", layers=(2,), codec="fp32")
     assert ledger(featurize(uri, manifest, [other])) == (18, 0, 18, 0, 0)
     snapshot = FeatureStore(uri).snapshot()
     full, one = sorted(
@@ -150,20 +150,20 @@ def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
     uri = str(tmp_path / "cut")
 
     def first_only(work: Work) -> Iterator[Receipt]:
-        for number, receipt in enumerate(run_inline(work)):
+        for number, receipt in enumerate(encode_inline(work)):
             if number == num_done:
                 raise KeyboardInterrupt
             yield receipt
 
     work = open_work(uri, manifest)
     with pytest.raises(KeyboardInterrupt):
-        run(first_only(work), Committer(work))
+        commit_receipts(first_only(work), Committer(work))
     again = open_work(uri, manifest)
-    receipts = list(run_inline(again))
+    receipts = list(encode_inline(again))
     assert len(receipts) == len(work.plan.tasks) - num_done
     assert receipts[0].num_encoded == 0
     committer = Committer(again)
-    run(receipts, committer)
+    commit_receipts(receipts, committer)
     assert committer.summary().missing == 0
     featurize(str(tmp_path / "whole"), manifest)
     assert content(FeatureStore(uri).snapshot()) == content(FeatureStore(str(tmp_path / "whole")).snapshot())
@@ -206,7 +206,7 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     victim.write_bytes(original)
     specs = [(request, request.build().spec) for request in TOY[:1]]
     work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])
-    run(run_inline(work), committer := Committer(work))
+    commit_receipts(encode_inline(work), committer := Committer(work))
     assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
     fresh = read_table(str(corpus))
     assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)

@@ -18,7 +18,7 @@ from speechclip.jobs.metrics import FeaturizeMeters, TrainMeters
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.store import FeatureStore
-from speechclip.training.trainer import Progress
+from speechclip.training.trainer import TrainingProgress
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -41,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, flo
         stored = [StoredAsset(key=f"{n:064x}", offset=0, num_frames=1, sums_offset=0, checksum=0) for n in range(3)]
         meters.count(receipt("a", stored[:2], (), num_bytes=700))
         meters.count(receipt("b", stored[2:], (RejectedAsset(key="f" * 64, reason="silent", detail=""),), num_bytes=50))
-        progress = Progress(
+        progress = TrainingProgress(
             step=7, max_steps=9, loss=0.5, steps_per_second=1, eta_seconds=2, wait_share=0.25, recall=0.75
         )
         training = TrainMeters()

@@ -10,7 +10,7 @@ from support.paired_corpus import write_corpus
 from support.stores import SIZES, synthetic
 
 from speechclip.cli import main
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.train import TrainRequest, train
 from speechclip.records import MODALITIES
@@ -28,7 +28,9 @@ pytestmark = [
 ]
 
 REQUESTS = [
-    EncoderRequest(source="hubert:untrained-tiny" if modality == "speech" else "clip:untrained-tiny", modality=modality)
+    EncoderRequest(
+        encoder_name="hubert:untrained-tiny" if modality == "speech" else "clip:untrained-tiny", modality=modality
+    )
     for modality in MODALITIES
 ]
 
@@ -38,7 +40,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Filled on the GPU without Ray."""
     store = FeatureStore(str(tmp_path_factory.mktemp("inline") / "store"))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in REQUESTS], SIZES)
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return store
 
 
@@ -54,7 +56,7 @@ def test_encoders_that_share_a_gpu_on_ray_store_what_one_does_inline(
     inline: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic().write(str(tmp_path / "m.parquet"))
-    sources = [f"--{request.modality}={request.source}" for request in REQUESTS]
+    sources = [f"--{request.modality}={request.encoder_name}" for request in REQUESTS]
     sizes = [f"--set=featurize.tasks.{name}={getattr(SIZES, name)}" for name in ("shard_items", "chunk_rows")]
     store = str(tmp_path / "store")
     main(["featurize", "--manifest", str(tmp_path / "m.parquet"), "--store", store, *sources, *sizes, "--json"])

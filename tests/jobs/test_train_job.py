@@ -23,7 +23,7 @@ from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
-from speechclip.training.trainer import Progress
+from speechclip.training.trainer import TrainingProgress
 
 # Ray's own code warns of its own deprecations.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
@@ -57,7 +57,7 @@ def request(corpus: Corpus, folder: Path, **options: object) -> TrainRequest:
 
 
 def test_two_workers_train_on_ray_what_one_worker_trains_without(corpus: Corpus, tmp_path: Path):
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     asked = request(corpus, tmp_path, workers=2)
     info = train(asked, seen.append)
     assert load_run(asked.out).info == info
@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_run_by_keyboard_interrupt_and_the_next_one_says_where_it_
     recipe = msgspec.structs.replace(RECIPE, max_steps=5000, validate_every=100, checkpoint_every=20)
     asked, interrupted = request(corpus, tmp_path, recipe=recipe), list[int]()
 
-    def interrupt_once(progress: Progress) -> None:
+    def interrupt_once(progress: TrainingProgress) -> None:
         if progress.step >= 20 and not interrupted:
             interrupted.append(progress.step)
             os.kill(os.getpid(), signal.SIGINT)
@@ -125,7 +125,7 @@ def test_a_killed_worker_is_started_again_and_goes_on_from_the_last_checkpoint(c
     asked = request(corpus, tmp_path, recipe=recipe)
     killed: list[int] = []
 
-    def kill_once(progress: Progress) -> None:
+    def kill_once(progress: TrainingProgress) -> None:
         if not killed:
             killed.append(progress.step)
             kill_worker()
@@ -158,7 +158,7 @@ def test_a_run_takes_the_version_it_is_pinned_to_and_one_cut_short_its_own(corpu
     pinned = store.snapshot().version
     folder = RunFolder(str(tmp_path / "run"))
 
-    def stop_after_a_checkpoint(progress: Progress) -> None:
+    def stop_after_a_checkpoint(progress: TrainingProgress) -> None:
         if progress.step == 8:
             raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ import speechclip
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, Rejected, SourceMissing
 from speechclip.evaluation.evaluator import embed_images, embed_speech
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -21,17 +21,19 @@ from speechclip.media.decode import decode_audio
 from speechclip.retrieval.model import Model
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import RUN, FeatureSource, RunInfo
+from speechclip.training.checkpoint import RUN, FeatureSetRef, RunInfo
 
 SPEECH = {
-    "hubert": EncoderRequest(source="hubert:untrained-tiny", modality="speech", codec="fp32"),
-    "large": EncoderRequest(source="hubert:untrained-tiny-large", modality="speech", layers=(1, 3), codec="fp32"),
-    "wav2vec2": EncoderRequest(source="wav2vec2:untrained-tiny", modality="speech", codec="fp32"),
-    "whisper": EncoderRequest(source="whisper:untrained-tiny", modality="speech", codec="fp32"),
-    "crops": EncoderRequest(source="toy", modality="speech", codec="fp32", window="crops=2"),
-    "rounded": EncoderRequest(source="toy", modality="speech", codec="fp16"),
+    "hubert": EncoderRequest(encoder_name="hubert:untrained-tiny", modality="speech", codec="fp32"),
+    "large": EncoderRequest(encoder_name="hubert:untrained-tiny-large", modality="speech", layers=(1, 3), codec="fp32"),
+    "wav2vec2": EncoderRequest(encoder_name="wav2vec2:untrained-tiny", modality="speech", codec="fp32"),
+    "whisper": EncoderRequest(encoder_name="whisper:untrained-tiny", modality="speech", codec="fp32"),
+    "crops": EncoderRequest(encoder_name="toy", modality="speech", codec="fp32", window="crops=2"),
+    "rounded": EncoderRequest(encoder_name="toy", modality="speech", codec="fp16"),
 }
-PICTURES = [EncoderRequest(source="clip:untrained-tiny", modality=kind, codec="fp32") for kind in ("image", "text")]
+PICTURES = [
+    EncoderRequest(encoder_name="clip:untrained-tiny", modality=kind, codec="fp32") for kind in ("image", "text")
+]
 SECONDS = (1.3, 0.7, 6.6)
 
 
@@ -55,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Featu
     store = FeatureStore(str(tmp_path_factory.mktemp("model") / "store"))
     requests = [*SPEECH.values(), *PICTURES]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return store
 
 
@@ -152,7 +154,7 @@ def test_other_weights_than_the_runs_are_refused(
 ):
     there = Storage(run_uri)
     info = msgspec.json.decode(there.read(RUN), type=RunInfo)
-    source: FeatureSource = getattr(info.identity, part)
+    source: FeatureSetRef = getattr(info.identity, part)
     other = msgspec.structs.replace(source, fingerprint=source.fingerprint[:-4] + "0000")
     identity = msgspec.structs.replace(info.identity, **{part: other})
     changed = Storage(str(tmp_path / "run"))
@@ -160,7 +162,7 @@ def test_other_weights_than_the_runs_are_refused(
     changed.create("head.safetensors", there.read("head.safetensors"))
     model, row = speechclip.load(tmp_path / "run"), manifest.rows()[0]
     asked = {"embed": row["audio_uri"], "embed_image": row["image_uri"], "embed_text": row["text"]}[question]
-    with pytest.raises(InvalidInput, match=f"{source.source} is {source.fingerprint} here, but .* trained on"):
+    with pytest.raises(InvalidInput, match=f"{source.encoder_name} is {source.fingerprint} here; .* trained on"):
         getattr(model, question)(asked)
 
 

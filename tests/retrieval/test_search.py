@@ -12,7 +12,7 @@ from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import embed_speech
-from speechclip.featurization.driver import Committer, Summary, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, Summary, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -34,9 +34,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("searcher") / "store"))
-    requests = [EncoderRequest(source="toy", modality=modality) for modality in MODALITIES]
+    requests = [EncoderRequest(encoder_name="toy", modality=modality) for modality in MODALITIES]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], SIZES)
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return store
 
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manif
 def embed(store: FeatureStore, manifest: Manifest, trained: Run) -> Summary:
     work = prepare_embedding(store, manifest, trained, SIZES)
     committer = Committer(work)
-    run(embed_tasks(work, trained), committer)
+    commit_receipts(embed_tasks(work, trained), committer)
     return committer.summary()
 
 

@@ -15,14 +15,21 @@ from support.counts import count
 
 from speechclip.corpora.table import read_table
 from speechclip.errors import REASONS, SourceProblem, WorkLeft
-from speechclip.featurization.driver import Committer, Summary, list_rejected, prepare_work, run, run_inline
+from speechclip.featurization.driver import (
+    Committer,
+    Summary,
+    commit_receipts,
+    encode_inline,
+    list_rejected,
+    prepare_work,
+)
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES, Modality
 from speechclip.store import FeatureStore
 
-TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+TOY = [EncoderRequest(encoder_name="toy", modality=modality, codec="fp32") for modality in MODALITIES]
 SPECS = [request.build().spec for request in TOY]
 BY_SOURCE = {kind.reason for kind in SourceProblem.__subclasses__()}
 
@@ -76,7 +83,7 @@ def featurize(uri: str, manifest: Manifest, max_rejected: float, retry: Collecti
     work = prepare_work(FeatureStore(uri), manifest, list(zip(TOY, SPECS, strict=True)), sizes, retry)
     committer = Committer(work, group_size=2)
     try:
-        run(run_inline(work), committer, max_rejected=max_rejected)
+        commit_receipts(encode_inline(work), committer, max_rejected=max_rejected)
     except WorkLeft:
         assert max_rejected < 1
     else:

@@ -21,8 +21,8 @@ from speechclip.storage import aws as resolution
 from speechclip.storage import retry as patience
 from speechclip.store import FeatureStore, Snapshot, feature_store
 from speechclip.store.frames import pack_shard, write_shard
+from speechclip.store.matrices import Shape, create_matrix, matrix_name
 from speechclip.store.probe import probe
-from speechclip.store.segments import Shape, create_segment, segment_name
 from speechclip.store.vectors import write_chunk
 
 T = TypeVar("T")
@@ -94,10 +94,10 @@ class Run:
         return self._receipt("speech", SPEECH.fingerprint, path, stored)
 
     def _write_vectors(self) -> Receipt:
-        segment = segment_name("p", Shape(len(self.vectors), len(self.vectors)))
-        create_segment(self.store.storage, IMAGE, segment)
+        segment = matrix_name("p", Shape(len(self.vectors), len(self.vectors)))
+        create_matrix(self.store.storage, IMAGE, segment)
         assets = tuple(Asset(key=name, modality="image") for name in self.vectors)
-        task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, segment=segment)
+        task = Task(id="image", feature_set=IMAGE.fingerprint, assets=assets, matrix=segment)
         path, stored, _ = write_chunk(self.store.storage, IMAGE, task, self.vectors)
         return self._receipt("image", IMAGE.fingerprint, path, stored)
 

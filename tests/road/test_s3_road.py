@@ -18,7 +18,7 @@ from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity
+from speechclip.training.checkpoint import FeatureSetRef, RunFolder, RunIdentity
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer
@@ -73,8 +73,8 @@ def train_here(manifest: Manifest, store: FeatureStore, out: str) -> None:
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=FeatureSource.of(speech.spec, speech.source),
-        image=FeatureSource.of(image.spec, image.source),
+        speech=FeatureSetRef.of(speech.spec, speech.encoder_name),
+        image=FeatureSetRef.of(image.spec, image.encoder_name),
         recipe=recipe,
         head=configure_head(recipe, speech.spec, image.spec),
     )

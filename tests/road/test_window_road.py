@@ -13,7 +13,7 @@ from speechclip.cli import main
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import embed_speech, evaluate
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline, survey
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work, survey
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -26,10 +26,10 @@ from speechclip.upkeep.recompute import recompute
 from speechclip.upkeep.repair import repair
 
 SECONDS = {"long": 8.5, "longer": 11.0, "short": 2.0, "shorter": 1.2}
-FULL = EncoderRequest(source="toy", modality="speech")
-CROPS = EncoderRequest(source="toy", modality="speech", codec="fp32", window="crops=3")
-FEWER_LAYERS = EncoderRequest(source="toy", modality="speech", layers=(0, 1))
-IMAGE = EncoderRequest(source="toy", modality="image")
+FULL = EncoderRequest(encoder_name="toy", modality="speech")
+CROPS = EncoderRequest(encoder_name="toy", modality="speech", codec="fp32", window="crops=3")
+FEWER_LAYERS = EncoderRequest(encoder_name="toy", modality="speech", layers=(0, 1))
+IMAGE = EncoderRequest(encoder_name="toy", modality="image")
 FULL_SET, CROPS_SET, FEWER_SET, IMAGE_SET = (
     request.build().spec.fingerprint for request in (FULL, CROPS, FEWER_LAYERS, IMAGE)
 )
@@ -60,7 +60,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Road:
     store = FeatureStore(str(tmp_path_factory.mktemp("road") / "store"))
     encoders = [(request, request.build().spec) for request in (FULL, CROPS, FEWER_LAYERS, IMAGE)]
     work = prepare_work(store, manifest, encoders, TaskSizes(shard_items=3))
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return Road(manifest, store)
 
 

@@ -154,7 +154,7 @@ def test_of_two_rejections_of_one_scope_the_newest_is_shown_and_a_feature_before
 
     def reject(task: str, reason: str, source: str | None) -> int:
         rejected = (RejectedAsset(key="a", reason=reason, detail=f"by {task}", source=source),)
-        return store.commit([receipt(task, rejected=rejected)], "m", run=task)
+        return store.commit([receipt(task, rejected=rejected)], "m", job=task)
 
     def shown() -> list[tuple[str, str]]:
         return [(row["reason"], row["detail"]) for row in store.snapshot().rejections(NAME, "m").to_pylist()]
@@ -169,7 +169,7 @@ def test_of_two_rejections_of_one_scope_the_newest_is_shown_and_a_feature_before
     store.compact(2)
     assert shown() == newest
     for row in (1, 2):
-        store.commit([receipt(f"v{row}", "a", row=row)], "m", run=f"v{row}")
+        store.commit([receipt(f"v{row}", "a", row=row)], "m", job=f"v{row}")
     reject("u", "silent", None)
     assert shown() == []
     assert store.snapshot().stored(NAME)["offset"].to_pylist() == [1]

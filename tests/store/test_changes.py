@@ -47,7 +47,7 @@ def test_dropped_keys_are_gone_from_the_newest_version_alone(store_uri: str) -> 
     assert store.drop({SPEECH: keys[:4], TEXT: None, "no-such-set": None}) is None
     note = store.catalog.entry(version).note
     assert note is not None
-    assert [(part.feature_set, part.removed) for part in note.parts] == [(SPEECH, 4), (TEXT, 6)]
+    assert [(part.feature_set, part.removed) for part in note.changes] == [(SPEECH, 4), (TEXT, 6)]
 
 
 def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
@@ -200,7 +200,7 @@ def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> 
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     for run in ("run-1", "run-2"):
-        store.commit([receipt("t1", "a", 1)], "m", run=run)
+        store.commit([receipt("t1", "a", 1)], "m", job=run)
         assert store.snapshot().stored_keys(IMAGE) == {"a"}
         store.drop({IMAGE: {"a"}})
         assert not store.snapshot().feature_sets()

@@ -61,7 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         self.store.let_time_pass(days)
         works = [self.store.worker.write(task, rejected, machine, self.store.day) for task in group]
-        assert self.store.commit(writer, "nothing", self.store.new_run(), works, manifest)
+        assert self.store.commit(writer, "nothing", self.store.new_job(), works, manifest)
 
     @rule(task=tasks, rejected=rejections, machine=two, num_files=st.sampled_from([0, 1, 9]))
     def write(self, task: str, rejected: dict[str, str], machine: int, num_files: int) -> None:

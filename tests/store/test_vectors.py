@@ -11,12 +11,12 @@ from speechclip.errors import Damaged, NotStored
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Vectors
 from speechclip.store.checksums import digest_of
-from speechclip.store.layout import segment_path
-from speechclip.store.segments import ARRAYS, chunk_path, create_segment
+from speechclip.store.layout import matrix_path
+from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix
 from speechclip.store.vectors import find_chunk, write_chunk
 
 SEGMENT = "p-6x4"
-PATH = segment_path(VECTORS_SPEC.fingerprint, SEGMENT)
+PATH = matrix_path(VECTORS_SPEC.fingerprint, SEGMENT)
 KEYS = [f"{n:064x}" for n in range(6)]
 
 
@@ -27,7 +27,7 @@ def tasks() -> list[Task]:
             id=f"t{n}",
             feature_set=VECTORS_SPEC.fingerprint,
             assets=tuple(assets[first : first + 4]),
-            segment=SEGMENT,
+            matrix=SEGMENT,
             first_row=first,
         )
         for n, first in enumerate((0, 4))
@@ -43,7 +43,7 @@ def write(store_uri: str, features: dict[str, np.ndarray]) -> FeatureStore:
     store = FeatureStore(store_uri)
     store.create()
     store.add_spec(VECTORS_SPEC, "toy")
-    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
     for task in tasks():
         path, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, task, features)
         receipt = Receipt(
@@ -89,7 +89,7 @@ def test_plain_zarr_opens_the_segment(tmp_path: Path) -> None:
 def test_a_chunk_is_to_the_byte_what_zarr_writes(tmp_path: Path) -> None:
     features = vectors_of(KEYS)
     store = write(str(tmp_path / "store"), features)
-    create_segment(store.storage, VECTORS_SPEC, "by-zarr-6x4")
+    create_matrix(store.storage, VECTORS_SPEC, "by-zarr-6x4")
     group = zarr.open(f"{store.storage.root}/{PATH.replace(SEGMENT, 'by-zarr-6x4')}", mode="r+")
     group["vectors"][:] = np.stack([features[key] for key in KEYS])
     group["keys"][:] = np.array([list(key.encode().ljust(88, b"\0")) for key in KEYS], np.uint8)
@@ -112,7 +112,7 @@ def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> Non
 def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
     store = FeatureStore(store_uri)
     store.create()
-    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
     assert find_chunk(store.storage, VECTORS_SPEC, tasks()[0], PATH) == ()
 
 
@@ -140,7 +140,7 @@ def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_ge
     features = vectors_of(KEYS)
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    create_segment(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
     task = tasks()[0]
     partial = {key: vector for key, vector in features.items() if key != KEYS[1]}
     write_chunk(store.storage, VECTORS_SPEC, task, features if damage == "a flipped byte" else partial)
@@ -163,18 +163,18 @@ def test_half_of_a_chunk_that_holds_other_rows_gets_no_other_half_of_ours(tmp_pa
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
     storage, left = store.storage, f"{SEGMENT}-g1"
-    for segment, there in ((SEGMENT, task.assets), (left, task.assets[1:3])):
-        create_segment(storage, spec, segment)
-        write_chunk(storage, spec, msgspec.structs.replace(task, segment=segment, assets=there), features)
+    for matrix, there in ((SEGMENT, task.assets), (left, task.assets[1:3])):
+        create_matrix(storage, spec, matrix)
+        write_chunk(storage, spec, msgspec.structs.replace(task, matrix=matrix, assets=there), features)
     for name in ARRAYS:
         aged = Path(storage.address(chunk_path(PATH, name, 0)))
         os.utime(aged, (0, 0))
     other = next(name for name in ARRAYS if name != half)
-    storage.delete([chunk_path(segment_path(spec.fingerprint, left), other, 0)])
+    storage.delete([chunk_path(matrix_path(spec.fingerprint, left), other, 0)])
     for wanted in ([KEYS[0], KEYS[1]], KEYS[:4], [KEYS[0], KEYS[1]]):
         path, stored, _ = write_chunk(storage, spec, task, {key: features[key] for key in wanted})
         assert {entry.key: entry.checksum for entry in stored}.items() >= {
             key: digest_of(features[key]) for key in wanted
         }.items()
-        assert path not in (PATH, segment_path(spec.fingerprint, left))
-    assert not storage.exists(chunk_path(segment_path(spec.fingerprint, left), other, 0))
+        assert path not in (PATH, matrix_path(spec.fingerprint, left))
+    assert not storage.exists(chunk_path(matrix_path(spec.fingerprint, left), other, 0))

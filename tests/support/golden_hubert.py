@@ -40,7 +40,7 @@ def golden_model(kind):
 @functools.cache
 def golden_encoder(kind, max_frames=1):
     model = golden_model(kind)
-    spec = hubert_spec(model, name=f"golden-{kind}-untrained", is_trained=False, source="golden")
+    spec = hubert_spec(model, name=f"golden-{kind}-untrained", is_trained=False, encoder_name="golden")
     return HubertEncoder(model, spec, "golden", max_frames=max_frames)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, Work, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, Work, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt
@@ -24,14 +24,14 @@ from speechclip.store.layout import (
     LAST_CHECKPOINT,
     MANIFESTS,
     STORE_FILE,
+    data_file_copy_path,
+    data_file_path,
     journal_path,
-    part_copy_path,
-    part_path,
     spec_path,
     sums_path,
     tag_path,
 )
-from speechclip.store.segments import METADATA, chunk_path
+from speechclip.store.matrices import METADATA, chunk_path
 from speechclip.upkeep.gc import collect, named_by_rows
 from support.feature_sets import content
 from support.stores import TOY
@@ -172,11 +172,13 @@ def make_patient(folder: Path) -> Patient:
     )  # fmt: skip
 
 
-def featurize(store: FeatureStore, manifest: Manifest, encode: Callable[[Work], Iterator[Receipt]] = run_inline) -> int:
+def featurize(
+    store: FeatureStore, manifest: Manifest, encode: Callable[[Work], Iterator[Receipt]] = encode_inline
+) -> int:
     """A run without Ray in many commits; how many it encoded."""
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in TOY], SIZES)
     committer = Committer(work, group_size=2)
-    run(encode(work), committer)
+    commit_receipts(encode(work), committer)
     return len(committer.encoded)
 
 
@@ -185,16 +187,16 @@ def files_by_kind(store: FeatureStore, sets: list[str]) -> dict[str, list[str]]:
     snapshots = [store.snapshot(), store.snapshot(TAG)]
     named = {path for snapshot in snapshots for name in sets for path in named_by_rows(snapshot.stored(name))}
     parts = {path for snapshot in snapshots for path in store.catalog.paths(snapshot.version)}
-    segments = {path.rpartition(".zarr/")[0] + ".zarr" for path in named if ".zarr/" in path}
+    matrices = {path.rpartition(".zarr/")[0] + ".zarr" for path in named if ".zarr/" in path}
     log = [path for path in store.storage.list("catalog/_delta_log") if path != LAST_CHECKPOINT]
     found = {
         "shard": {path for path in named if path.endswith(".tar")},
         "checksums": {path for path in named if path.endswith(".xxh3")},
         "vectors": {path for path in named if "/vectors/c/" in path},
         "keys": {path for path in named if "/keys/c/" in path},
-        "metadata": {f"{segment}/{name}" for segment in segments for name in METADATA},
-        "part": set(map(part_path, parts)),
-        "copy": set(map(part_copy_path, parts)),
+        "metadata": {f"{matrix}/{name}" for matrix in matrices for name in METADATA},
+        "part": set(map(data_file_path, parts)),
+        "copy": set(map(data_file_copy_path, parts)),
         "log": {path for path in log if path.endswith(".json")},
         "checkpoint": {path for path in log if path.endswith(".parquet")},
         "last checkpoint": {LAST_CHECKPOINT},

@@ -10,14 +10,14 @@ import torch
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.heads import KeywordConfig
 from speechclip.manifest import Manifest
 from speechclip.records import Modality
 from speechclip.store import FeatureSetInfo, FeatureStore
-from speechclip.training.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
+from speechclip.training.checkpoint import FeatureSetRef, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
 from speechclip.training.recipe import Recipe
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 
@@ -41,7 +41,7 @@ class KeywordCorpus:
             vocabulary_size=len(self.vocabulary.ids), **({"num_keywords": 4} | changes),
         )  # fmt: skip
         sources = [
-            FeatureSource(fingerprint=info.fingerprint, source=info.source, is_trained=False)
+            FeatureSetRef(fingerprint=info.fingerprint, encoder_name=info.encoder_name, is_trained=False)
             for info in (speech, image, text)
         ]
         identity = RunIdentity(
@@ -66,7 +66,7 @@ def write_keyword_corpus(folder: Path) -> KeywordCorpus:
     manifest = read_table(str(make_synthetic(folder / "corpus", num_concepts=6, num_voices=3)))
     store = FeatureStore(str(folder / "store"))
     sources: dict[Modality, str] = {"speech": "toy", "image": CLIP, "text": CLIP}
-    requests = [EncoderRequest(source=source, modality=modality) for modality, source in sources.items()]
+    requests = [EncoderRequest(encoder_name=source, modality=modality) for modality, source in sources.items()]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    run(run_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), Committer(work))
     return KeywordCorpus(manifest, store, count_tokens(row["text"] for row in manifest.rows()))

@@ -152,19 +152,19 @@ def _fork(job: Job) -> int:
 
 def featurize(manifest: str, store: str) -> None:
     """`speechclip featurize --inline` with toy encoders, commits of a few tasks, and small tasks."""
-    from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+    from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
     from speechclip.featurization.plan import TaskSizes
     from speechclip.featurization.tasks import EncoderRequest
     from speechclip.manifest import Manifest
     from speechclip.records import MODALITIES
     from speechclip.store import FeatureStore
 
-    requests = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+    requests = [EncoderRequest(encoder_name="toy", modality=modality, codec="fp32") for modality in MODALITIES]
     encoders = [(request, request.build().spec) for request in requests]
     sizes = TaskSizes(shard_items=2, chunk_rows=2)
     work = prepare_work(FeatureStore(store), Manifest.read(manifest), encoders, sizes)
     committer = Committer(work, group_size=GROUP_SIZE)
-    run(run_inline(work), committer)
+    commit_receipts(encode_inline(work), committer)
     assert committer.summary().missing == 0
 
 

@@ -21,8 +21,8 @@ from speechclip.store import FeatureStore, Snapshot, changes
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.journal import LogEntry, parse_entry
 from speechclip.store.layout import sums_path
-from speechclip.store.segments import ARRAYS, chunk_path, create_segment, shape_of
-from speechclip.store.tags import Collection as Kept
+from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix, shape_of
+from speechclip.store.tags import GcRecord
 from speechclip.upkeep import erase as repack
 from speechclip.upkeep import gc
 from support import store_model
@@ -72,8 +72,8 @@ class ModelledStore:
         self.handles[0].create()
         for spec in SPECS.values():
             self.handles[0].add_spec(spec, "toy")
-        for segment in {task.segment for task in TASKS.values() if task.segment}:
-            create_segment(self.handles[0].storage, VECTORS, segment)
+        for matrix in {task.matrix for task in TASKS.values() if task.matrix}:
+            create_matrix(self.handles[0].storage, VECTORS, matrix)
 
     def close(self) -> None:
         self.patch.undo()
@@ -83,7 +83,7 @@ class ModelledStore:
     def head(self) -> int:
         return len(self.versions) - 1
 
-    def new_run(self) -> str:
+    def new_job(self) -> str:
         self.num_runs += 1
         return f"run {self.num_runs}"
 
@@ -104,7 +104,7 @@ class ModelledStore:
             rows = self.versions[-1].rows
             return None if is_known else store_model.with_receipts(rows, told, self.head + 1, manifest)
 
-        is_told = self.perform(writer, fate, lambda store: store.commit(receipts, manifest, run=run), effect)
+        is_told = self.perform(writer, fate, lambda store: store.commit(receipts, manifest, job=run), effect)
         if told and not is_known and fate != "killed before the log":
             self.landed.append((run, told))
         return is_told
@@ -113,11 +113,11 @@ class ModelledStore:
         self, writer: int, fate: str, works: Sequence[Written], manifest: str, damaged: Collection[str]
     ) -> None:
         """Commit what a repair encoded anew; it may have got only some of the damaged keys."""
-        receipts, run, marked = [work.receipt for work in works], self.new_run(), dict.fromkeys(SPECS, damaged)
+        receipts, run, marked = [work.receipt for work in works], self.new_job(), dict.fromkeys(SPECS, damaged)
         self.perform(
             writer,
             fate,
-            lambda store: store.commit(receipts, manifest, run=run, damaged=marked),
+            lambda store: store.commit(receipts, manifest, job=run, damaged=marked),
             lambda: store_model.with_receipts(self.versions[-1].rows, works, self.head + 1, manifest, damaged),
         )
 
@@ -146,7 +146,7 @@ class ModelledStore:
 
             patch.setattr(repack, "_places", note_places)
             patch.setattr(changes, "move", note_moved)
-            repack.repack(store, doomed, run=self.new_run())
+            repack.repack(store, doomed, job=self.new_job())
         after = dict(rows)
         for name, keys in doomed.items():
             self._check_places(name, keys, found[name])
@@ -245,7 +245,7 @@ class ModelledStore:
 
     def _interfere(self, rival: int, fate: str) -> None:
         if fate == "beaten by a commit":
-            self.commit(rival, "nothing", self.new_run(), self._one_of_each_task(), MANIFESTS[1])
+            self.commit(rival, "nothing", self.new_job(), self._one_of_each_task(), MANIFESTS[1])
         elif fate == "beaten by a drop":
             self.drop(rival, "nothing", {FRAMES.fingerprint: {KEYS[0], KEYS[2]}})
         else:
@@ -325,7 +325,7 @@ class ModelledStore:
 
         def list_then_commit(*args: Any) -> list[Any]:
             files = list(list_files(*args))
-            self.commit(1 - writer, "nothing", self.new_run(), self._one_of_each_task(), MANIFESTS[0])
+            self.commit(1 - writer, "nothing", self.new_job(), self._one_of_each_task(), MANIFESTS[0])
             return files
 
         def create_tag() -> None:
@@ -337,14 +337,14 @@ class ModelledStore:
             create_tag()
             return path
 
-        def tag_then_begin(path: str, kept: Kept) -> bool:
+        def tag_then_begin(path: str, kept: GcRecord) -> bool:
             is_stopped = name not in self.tags
             create_tag()
             is_begun = begin(path, kept)
             assert is_begun is not is_stopped
             return is_begun
 
-        def begin_then_tag(path: str, kept: Kept) -> bool:
+        def begin_then_tag(path: str, kept: GcRecord) -> bool:
             is_begun = begin(path, kept)
             with pytest.raises(NotStored, match="was freed"):
                 other.tags.create(name, version)

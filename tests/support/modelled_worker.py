@@ -12,8 +12,8 @@ from speechclip.records import Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.storage import Storage
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.grace import GRACE_SECONDS
-from speechclip.store.layout import segment_path, shard_path, sums_path
-from speechclip.store.segments import ARRAYS, chunk_path
+from speechclip.store.layout import matrix_path, shard_path, sums_path
+from speechclip.store.matrices import ARRAYS, chunk_path
 from speechclip.store.vectors import write_chunk
 from support import store_model
 from support.store_model import SPECS, TASKS, Written
@@ -41,7 +41,7 @@ def listing(root: Path, prefix: str = "") -> Listing:
 
 
 class Worker:
-    """Writes into the store at `root`, whose segments the driver has made.
+    """Writes into the store at `root`, whose matrices the driver has made.
 
     `lying` are the features in each file, whatever became of their writer.
     """
@@ -131,8 +131,8 @@ class Worker:
         """Nothing old was adopted, and what was young and whole was."""
         young = {path for path, (_, modified) in before.items() if time.time() - modified < GRACE_SECONDS / 2}
         assert young >= before.keys() & set(files)
-        if task.segment:
-            first = _chunks(segment_path(task.feature_set, task.segment), task)
+        if task.matrix:
+            first = _chunks(matrix_path(task.feature_set, task.matrix), task)
         else:
             shard = shard_path(task.feature_set, task.id, keys, 0)
             first = (shard, sums_path(shard))
@@ -140,5 +140,5 @@ class Worker:
             assert files == first or not self.lying[first[0]].keys() >= set(keys)
 
 
-def _chunks(segment: str, task: Task) -> tuple[str, ...]:
-    return tuple(chunk_path(segment, name, task.first_row) for name in ARRAYS)
+def _chunks(matrix: str, task: Task) -> tuple[str, ...]:
+    return tuple(chunk_path(matrix, name, task.first_row) for name in ARRAYS)

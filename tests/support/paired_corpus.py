@@ -13,11 +13,11 @@ from speechclip.records import Asset, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.segments import Shape, create_segment, segment_name
+from speechclip.store.matrices import Shape, create_matrix, matrix_name
 from speechclip.store.vectors import write_chunk
 from speechclip.training.batches import Order, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSource, RunFolder, RunIdentity
+from speechclip.training.checkpoint import FeatureSetRef, RunFolder, RunIdentity
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer
@@ -60,11 +60,11 @@ class Corpus:
         return RunIdentity(
             manifest=self.manifest.digest,
             catalog_version=FeatureStore(self.store_uri).snapshot().version,
-            speech=FeatureSource.of(SPEECH, "toy"),
-            image=FeatureSource.of(self.image, source),
+            speech=FeatureSetRef.of(SPEECH, "toy"),
+            image=FeatureSetRef.of(self.image, source),
             recipe=recipe,
             head=configure_head(recipe, SPEECH, self.image, self.text, vocabulary),
-            text=FeatureSource.of(self.text, source) if self.text and is_used else None,
+            text=FeatureSetRef.of(self.text, source) if self.text and is_used else None,
             vocabulary=vocabulary.digest if vocabulary else "",
         )
 
@@ -163,10 +163,10 @@ def store_vectors(
     store: FeatureStore, spec: EncoderSpec, source: str, vectors: dict[str, np.ndarray], missing: set[str]
 ) -> None:
     store.add_spec(spec, source)
-    segment = segment_name("p", Shape(len(vectors), len(vectors)))
-    create_segment(store.storage, spec, segment)
+    segment = matrix_name("p", Shape(len(vectors), len(vectors)))
+    create_matrix(store.storage, spec, segment)
     assets = tuple(Asset(key=name, modality=spec.modality) for name in vectors)
-    task = Task(id=spec.modality, feature_set=spec.fingerprint, assets=assets, segment=segment)
+    task = Task(id=spec.modality, feature_set=spec.fingerprint, assets=assets, matrix=segment)
     kept = {name: vector for name, vector in vectors.items() if name not in missing}
     path, stored, _ = write_chunk(store.storage, spec, task, kept)
     store.commit([_receipt(spec.modality, spec, path, stored)], "m")

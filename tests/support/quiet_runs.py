@@ -82,7 +82,7 @@ def num_rows(store: FeatureStore) -> int:
 def num_encoded(store: FeatureStore, *, since: int) -> int:
     """What the commits after that version say they encoded; the rest was adopted."""
     entries = store.catalog.history(store.snapshot().version, since + 1)
-    return sum(part.encoded for entry in entries if entry.note for part in entry.note.parts)
+    return sum(part.encoded for entry in entries if entry.note for part in entry.note.changes)
 
 
 def num_whole_assets(found: dict[str, bytes], rows_per_chunk: int) -> int:

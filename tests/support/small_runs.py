@@ -13,7 +13,7 @@ from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSource, Run, RunFolder, RunIdentity, load_run
+from speechclip.training.checkpoint import FeatureSetRef, Run, RunFolder, RunIdentity, load_run
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer
@@ -47,8 +47,8 @@ def train_small(manifest: Manifest, store: FeatureStore, out: str, *, recipe: Re
     identity = RunIdentity(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=FeatureSource.of(speech.spec, speech.source),
-        image=FeatureSource.of(image.spec, image.source),
+        speech=FeatureSetRef.of(speech.spec, speech.encoder_name),
+        image=FeatureSetRef.of(image.spec, image.encoder_name),
         recipe=recipe,
         head=configure_head(recipe, speech.spec, image.spec),
     )

@@ -17,9 +17,9 @@ KEYS = [f"k{n}" for n in range(6)]
 MANIFESTS = ("m1", "m2")
 
 
-def _task(spec: EncoderSpec, name: str, keys: Sequence[int], segment: str = "", first_row: int = 0) -> Task:
+def _task(spec: EncoderSpec, name: str, keys: Sequence[int], matrix: str = "", first_row: int = 0) -> Task:
     assets = tuple(Asset(key=KEYS[key], modality=spec.modality) for key in keys)
-    return Task(id=name, feature_set=spec.fingerprint, assets=assets, segment=segment, first_row=first_row)
+    return Task(id=name, feature_set=spec.fingerprint, assets=assets, matrix=matrix, first_row=first_row)
 
 
 # Tasks of several plans: a key is in more than one, as when two drivers or two corpora overlap.
@@ -93,7 +93,7 @@ class Version:
     rows: Rows
     parts: frozenset[str]
 
-    def parts_of(self, name: str) -> set[str]:
+    def data_files_of(self, name: str) -> set[str]:
         return {path for path in self.parts if path.startswith(f"feature_set={name}/")}
 
     def files(self) -> set[str]:
@@ -173,12 +173,12 @@ def compacted(now: Version, begun: Version, number: int) -> Rows | None:
     """
     after = dict(now.rows)
     for name, rows in now.rows.items():
-        there, first = now.parts_of(name), begun.parts_of(name)
+        there, first = now.data_files_of(name), begun.data_files_of(name)
         is_late = len(first) > 1 and first <= there
         if is_late or len(there) > 1:
             newer = [row for row in rows if is_late and row.version > number]
             after[name] = (*worth_keeping(row for row in rows if row not in newer), *newer)
-    return after if any(len(now.parts_of(name)) > 1 for name in after) else None
+    return after if any(len(now.data_files_of(name)) > 1 for name in after) else None
 
 
 def _added(works: Sequence[Written], version: int, manifest: str) -> dict[str, list[Row]]:

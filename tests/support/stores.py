@@ -6,14 +6,14 @@ from tempfile import mkdtemp
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, Summary, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, Summary, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES
 from speechclip.store import FeatureStore
 
-TOY = [EncoderRequest(source="toy", modality=modality, codec="fp32") for modality in MODALITIES]
+TOY = [EncoderRequest(encoder_name="toy", modality=modality, codec="fp32") for modality in MODALITIES]
 SPEECH, IMAGE, TEXT = (request.build().spec.fingerprint for request in TOY)
 SIZES = TaskSizes(shard_items=5, chunk_rows=4)
 
@@ -35,5 +35,5 @@ def featurize(uri: str, manifest: Manifest | None = None, group_size: int = 2) -
     encoders = [(request, request.build().spec) for request in TOY]
     work = prepare_work(FeatureStore(uri), manifest or synthetic(), encoders, SIZES)
     committer = Committer(work, group_size=group_size)
-    run(run_inline(work), committer)
+    commit_receipts(encode_inline(work), committer)
     return committer.summary()

@@ -16,7 +16,7 @@ from speechclip.storage import Storage
 from speechclip.training.checkpoint import HEAD, RunFolder, load_run
 from speechclip.training.metrics import EVENTS, read_metrics
 from speechclip.training.recipe import Recipe
-from speechclip.training.trainer import Progress
+from speechclip.training.trainer import TrainingProgress
 from speechclip.training.world import World
 
 RECIPE = Recipe(
@@ -55,7 +55,7 @@ def interrupt_at(step: int) -> Any:
 
 def test_it_learns_and_keeps_the_head_that_was_best_on_dev(corpus: Corpus, tmp_path: Path):
     recipe = msgspec.structs.replace(RECIPE, max_steps=120, validate_every=30, checkpoint_every=50)
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     run = str(tmp_path / "run")
     info = corpus.trainer(recipe, run, validate=dev(corpus), on_progress=seen.append).fit()
     lines = read_metrics(Storage(run))

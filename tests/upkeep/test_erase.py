@@ -14,7 +14,7 @@ from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.features import Features
 from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.segments import create_segment, segment_in
+from speechclip.store.matrices import create_matrix, matrix_in
 from speechclip.store.vectors import write_chunk
 from speechclip.upkeep import erase as repacking
 from speechclip.upkeep.erase import repack
@@ -42,9 +42,9 @@ def store_again(store: FeatureStore, name: str, keys: Sequence[str], *, is_repai
     if spec.is_frames:
         path, stored = write_shard(store.storage, spec, "again", pack_shard(spec, arrays.items(), {}), keys)
     else:
-        create_segment(store.storage, spec, "again-4x4")
+        create_matrix(store.storage, spec, "again-4x4")
         assets = tuple(Asset(key=key, modality=spec.modality) for key in keys)
-        task = Task(id="again", feature_set=name, assets=assets, segment="again-4x4", first_row=0)
+        task = Task(id="again", feature_set=name, assets=assets, matrix="again-4x4", first_row=0)
         path, stored, _ = write_chunk(store.storage, spec, task, arrays)
     receipt = Receipt(
         task="again", feature_set=name, shard=path, stored=stored, rejected=(), num_bytes=0, seconds=0.0, num_encoded=0
@@ -181,8 +181,8 @@ def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path,
     else:
         others |= {doomed["asset"]: features[doomed["asset"]]}
         assets = tuple(Asset(key=key, modality="image") for key in others)
-        segment, first_row = segment_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
-        again = Task(id=doomed["task"], feature_set=name, assets=assets, segment=segment, first_row=first_row)
+        matrix, first_row = matrix_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
+        again = Task(id=doomed["task"], feature_set=name, assets=assets, matrix=matrix, first_row=first_row)
         left, _, _ = write_chunk(store.storage, spec, again, others, first_generation=1)
     assert repack(store, {name: {doomed["asset"]}}) > 0
     assert content(store.snapshot()) == before

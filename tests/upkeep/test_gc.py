@@ -15,13 +15,13 @@ from support.feature_sets import content
 from support.stores import IMAGE, SIZES, SPEECH, TOY, featurize, fill, synthetic
 
 from speechclip.errors import Damaged, InvalidInput, NotStored
-from speechclip.featurization.driver import prepare_work, run_inline
+from speechclip.featurization.driver import encode_inline, prepare_work
 from speechclip.manifest import Manifest
 from speechclip.records import StoredFile
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore, grace
 from speechclip.store.grace import GRACE_SECONDS
-from speechclip.store.tags import Collection, Tags
+from speechclip.store.tags import GcRecord, Tags
 from speechclip.upkeep import gc
 from speechclip.upkeep.gc import collect
 from speechclip.upkeep.verify import verify
@@ -125,7 +125,7 @@ def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypa
     begin = Tags.begin
     answers = []
 
-    def tag_first(tags: Tags, announcement: str, kept: Collection) -> bool:
+    def tag_first(tags: Tags, announcement: str, kept: GcRecord) -> bool:
         if not answers:
             answers.append(True)
             FeatureStore(store.storage.root).tags.create("just-in-time", version)
@@ -162,7 +162,7 @@ def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypat
     """gc lists first and reads the catalog after: shards that lay there before and are committed meanwhile stay."""
     store = fill(str(tmp_path / "s"), some_rows(0, 9))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
-    receipts = list(run_inline(work))
+    receipts = list(encode_inline(work))
     assert receipts
     listed = gc._listed
 
@@ -182,7 +182,7 @@ def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
     """By the same plan a resumed run gives the same name, and the first gc had it on its list."""
     store = fill(store_uri, some_rows(0, 9))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
-    assert list(run_inline(work)), "orphans"
+    assert list(encode_inline(work)), "orphans"
     time.sleep(1.1)  # S3 counts seconds
     delete = store.storage.delete
 

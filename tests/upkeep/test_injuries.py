@@ -15,7 +15,7 @@ from support.injuries import HOWS, KINDS, TAG, Injury, Patient, make_patient
 from support.stores import TEXT, TOY
 
 from speechclip.errors import StoreError, UnsupportedStore
-from speechclip.featurization.driver import Work, run_inline
+from speechclip.featurization.driver import Work, encode_inline
 from speechclip.records import Receipt
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.layout import digest_in, journal_path, log_path
@@ -193,7 +193,7 @@ def cure(injury: Injury, patient: Patient, store: FeatureStore, num_encoded: lis
     """A repair with what only its user has, where it needs that; how much each of its tasks encoded."""
 
     def encode(work: Work) -> Iterator[Receipt]:
-        for receipt in run_inline(work):
+        for receipt in encode_inline(work):
             num_encoded.append(receipt.num_encoded)
             yield receipt
 

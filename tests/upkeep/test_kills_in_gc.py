@@ -176,5 +176,5 @@ def files(uri: str) -> dict[str, bytes]:
 
 
 def frames_and_vectors(found: dict[str, bytes]) -> list[str]:
-    """A segment's metadata, which no gc frees, left out."""
+    """A matrix's metadata, which no gc frees, left out."""
     return [path for path in found if path.startswith("features/") and not path.endswith("zarr.json")]

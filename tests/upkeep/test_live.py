@@ -16,7 +16,7 @@ from support.stores import IMAGE, SPEECH, fill
 from speechclip.errors import Damaged, NotStored
 from speechclip.records import to_json
 from speechclip.store import FeatureStore
-from speechclip.store.layout import part_copy_path, part_path, tag_path
+from speechclip.store.layout import data_file_copy_path, data_file_path, tag_path
 from speechclip.store.tags import Tag
 from speechclip.upkeep import gc
 from speechclip.upkeep.gc import collect
@@ -45,11 +45,11 @@ def dropped_part(store: FeatureStore) -> str:
 
 def lose(store: FeatureStore, part: str) -> None:
     """The file and its copy."""
-    for path in (part_path(part), part_copy_path(part)):
+    for path in (data_file_path(part), data_file_copy_path(part)):
         Injury("part", path, "flip", 99).inflict(store.storage.root)
 
 
-@pytest.mark.parametrize("place", [part_path, part_copy_path])
+@pytest.mark.parametrize("place", [data_file_path, data_file_copy_path])
 @pytest.mark.parametrize("how", ["flip", "delete"])
 def test_rows_that_only_an_older_version_of_this_week_names_are_healed(
     store: FeatureStore, place: Callable[[str], str], how: str
@@ -114,7 +114,7 @@ def test_rows_given_up_are_told_until_no_kept_version_names_them(store: FeatureS
     lose(store, part)
     assert all("--forget" in problem for problem in repair(store).problems)
     problems = repair(store, forget=True).problems
-    assert [problem.partition(":")[0] for problem in problems] == [part_path(part), part_copy_path(part)]
+    assert [problem.partition(":")[0] for problem in problems] == [data_file_path(part), data_file_copy_path(part)]
     assert all("until " in problem for problem in problems)
     collect(store)
     collect(store, grace_seconds=0)
@@ -162,7 +162,7 @@ def test_a_record_made_anew_keeps_what_only_the_copies_of_rows_show(store: Featu
     store.tags.create("paper", 1)
     collect(store)
     for version in (1, newest - 1):
-        store.storage.delete(map(part_path, store.catalog.paths(version)))
+        store.storage.delete(map(data_file_path, store.catalog.paths(version)))
     damage_the_record(store)
     assert repair(store).problems == ()
     assert store.tags.since() == 0

@@ -14,7 +14,7 @@ from support.stores import IMAGE, SPEECH, TEXT, TOY, featurize, fill, synthetic
 
 from speechclip.encoders.toy import ToyEncoder
 from speechclip.errors import Damaged
-from speechclip.featurization.driver import Work, run_inline
+from speechclip.featurization.driver import Work, encode_inline
 from speechclip.featurization.tasks import BatchSizes, decode_task, encode_task
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, Task
@@ -23,8 +23,15 @@ from speechclip.storage import Storage
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.catalog import Catalog
 from speechclip.store.frames import pack_shard, write_shard
-from speechclip.store.layout import checkpoint_path, journal_path, log_path, part_copy_path, part_path, sums_path
-from speechclip.store.segments import Shape, chunk_path, create_segment, segment_name
+from speechclip.store.layout import (
+    checkpoint_path,
+    data_file_copy_path,
+    data_file_path,
+    journal_path,
+    log_path,
+    sums_path,
+)
+from speechclip.store.matrices import Shape, chunk_path, create_matrix, matrix_name
 from speechclip.store.vectors import write_chunk
 from speechclip.upkeep.findings import keys_of
 from speechclip.upkeep.gc import collect
@@ -59,7 +66,7 @@ class Counting:
         self.assets: list[str] = []
 
     def __call__(self, work: Work) -> Iterator[Receipt]:
-        for receipt in run_inline(work):
+        for receipt in encode_inline(work):
             self.assets += [entry.key for entry in receipt.stored]
             yield receipt
 
@@ -237,7 +244,7 @@ def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureSto
     encoded: list[int] = []
 
     def count(work: Work) -> Iterator[Receipt]:
-        for receipt in run_inline(work):
+        for receipt in encode_inline(work):
             encoded.append(receipt.num_encoded)
             yield receipt
 
@@ -284,7 +291,7 @@ def lose_the_rows(store: FeatureStore, version: int, doomed: list[str], name: st
     parts = set(store.catalog.paths(version))
     store.drop({name: doomed})
     [lost] = parts - set(store.catalog.paths(version + 1))
-    files = {path: store.storage.read(path) for path in (part_path(lost), part_copy_path(lost))}
+    files = {path: store.storage.read(path) for path in (data_file_path(lost), data_file_copy_path(lost))}
     store.storage.delete(files)
     return files
 
@@ -470,10 +477,10 @@ def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: P
 def embedded(
     store: FeatureStore, spec: EncoderSpec, task: str, assets: tuple[Asset, ...], vectors: np.ndarray
 ) -> Receipt:
-    """A segment of these vectors on storage."""
-    segment = segment_name(task, Shape(4, 4))
-    create_segment(store.storage, spec, segment)
-    cut = Task(id=task, feature_set=spec.fingerprint, assets=assets, segment=segment)
+    """A matrix of these vectors on storage."""
+    matrix = matrix_name(task, Shape(4, 4))
+    create_matrix(store.storage, spec, matrix)
+    cut = Task(id=task, feature_set=spec.fingerprint, assets=assets, matrix=matrix)
     features = dict(zip((asset.key for asset in assets), vectors, strict=True))
     path, stored, _ = write_chunk(store.storage, spec, cut, features)
     return Receipt(
@@ -588,20 +595,20 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
     version = store.snapshot().version
     path = store.catalog.paths(version)[0]
     before = content(store.snapshot())
-    for place in (part_path(path), part_copy_path(path)):
+    for place in (data_file_path(path), data_file_copy_path(path)):
         Injury("part", place, "truncate", 10).inflict(store.storage.root)
     assert "speechclip repair --forget" in repair(store).problems[0]
     with pytest.raises(Damaged):
         content(store.snapshot())
     done = repair(store, forget=True)
-    assert done.given_up == (part_path(path),)
+    assert done.given_up == (data_file_path(path),)
     # The versions of this week name them still.
     assert all("--forget" not in problem for problem in done.problems)
     left = content(store.snapshot())
     assert left.items() < before.items()
     note = store.catalog.entry(version + 1).note
     assert note is not None
-    assert [part.removed for part in note.parts] == [len(before) - len(left)]
+    assert [part.removed for part in note.changes] == [len(before) - len(left)]
     # The shards are there still: what is encoded again is found there.
     assert featurize(store.storage.root).encoded > 0
     assert content(store.snapshot()) == before

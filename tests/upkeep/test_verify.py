@@ -23,7 +23,7 @@ from speechclip.store.layout import (
     spec_path,
     tag_path,
 )
-from speechclip.store.segments import METADATA, segment_metadata, shape_of
+from speechclip.store.matrices import METADATA, matrix_metadata, shape_of
 from speechclip.upkeep.gc import collect
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
@@ -101,15 +101,15 @@ def test_a_tagged_version_is_verified_too(store: FeatureStore) -> None:
 
 def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore) -> None:
     """As another version of Zarr, or a tool that prints JSON its own way."""
-    segment = next(store.storage.list(f"features/{TEXT}/vectors")).partition(".zarr/")[0] + ".zarr"
-    whole = segment_metadata(store.read_spec(TEXT).spec, shape_of(segment))
+    matrix = next(store.storage.list(f"features/{TEXT}/vectors")).partition(".zarr/")[0] + ".zarr"
+    whole = matrix_metadata(store.read_spec(TEXT).spec, shape_of(matrix))
     for name in METADATA:
         compact = b" ".join(whole[name].split())
-        store.storage.replace(f"{segment}/{name}", compact)
+        store.storage.replace(f"{matrix}/{name}", compact)
         assert verify(store).findings == ()
-        store.storage.replace(f"{segment}/{name}", compact.replace(b'"zarr_format"', b'"zarr_formbt"'))
+        store.storage.replace(f"{matrix}/{name}", compact.replace(b'"zarr_format"', b'"zarr_formbt"'))
         assert [finding.kind for finding in verify(store).findings] == ["metadata"]
-        store.storage.replace(f"{segment}/{name}", whole[name])
+        store.storage.replace(f"{matrix}/{name}", whole[name])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, prepare_work, run, run_inline
+from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.records import MODALITIES
@@ -39,7 +39,9 @@ victim.write_bytes(victim.read_bytes() + b"changed")
 
 store = FeatureStore("/store")
 requests = [
-    EncoderRequest(source="toy", modality=modality, layers=(0, 1, 2) if modality == "speech" else None, codec=codec)
+    EncoderRequest(
+        encoder_name="toy", modality=modality, layers=(0, 1, 2) if modality == "speech" else None, codec=codec
+    )
     for modality in MODALITIES
     for codec in (("fp16", "fp32") if modality == "speech" else ("fp16",))
 ]
@@ -47,7 +49,7 @@ requests = [
 
 def featurize(part):
     work = prepare_work(store, part, [(r, r.build().spec) for r in requests], TaskSizes(shard_items=3, chunk_rows=2))
-    run(run_inline(work), Committer(work, group_size=2))
+    commit_receipts(encode_inline(work), Committer(work, group_size=2))
 
 
 featurize(type(manifest)(manifest.table.slice(0, 4)))
@@ -55,7 +57,7 @@ featurize(manifest)
 store.tags.create("before-the-drop", store.snapshot().version)
 tagged = content(store.snapshot())
 fp32 = requests[1].build().spec.fingerprint
-store.drop({fp32: None}, run="drop")
+store.drop({fp32: None}, job="drop")
 store.compact(min_files=2)
 names = {"newest": content(store.snapshot()), "before-the-drop": tagged}
 expected = {

@@ -1,4 +1,4 @@
-"""Segments: the Zarr v3 groups that hold one plan's vectors, of a shape that their name states.
+"""Matrices: the Zarr v3 groups that hold one plan's vectors, of a shape that their name states.
 
 `<plan>-<rows>x<rows a chunk>.zarr` holds `vectors` (rows, width) and `keys` (rows, 88 bytes of ASCII). Its metadata
 follows from the encoder spec and this name alone, so it can be proven and made again.
@@ -19,7 +19,7 @@ from speechclip.errors import Damaged
 from speechclip.records import from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.layout import segment_path
+from speechclip.store.layout import matrix_path
 
 # 64 hex digits of sha256 and a segment's "-start-end".
 KEY_BYTES = 88
@@ -29,27 +29,27 @@ _NAME = re.compile(r"-(\d+)x(\d+)(?:-g(\d+))?(?:\.zarr)?$")
 
 
 class Shape(NamedTuple):
-    """How many rows a segment has, and how many of them make a chunk."""
+    """How many rows a matrix has, and how many of them make a chunk."""
 
     rows: int
     chunk_rows: int
 
 
-def segment_name(plan: str, shape: Shape) -> str:
-    """The name of a plan's segment."""
+def matrix_name(plan: str, shape: Shape) -> str:
+    """The name of a plan's matrix."""
     return f"{plan}-{shape.rows}x{shape.chunk_rows}"
 
 
-def shape_of(segment: str) -> Shape:
-    """The shape that the name, or path, of a segment states."""
-    found = _NAME.search(segment)
+def shape_of(matrix: str) -> Shape:
+    """The shape that the name, or path, of a matrix states."""
+    found = _NAME.search(matrix)
     if found is None or int(found[2]) == 0:
-        raise Damaged(f"{segment}: no name of a segment, which ends in <rows>x<rows a chunk>; run `speechclip repair`")
+        raise Damaged(f"{matrix}: no name of a matrix, which ends in <rows>x<rows a chunk>; run `speechclip repair`")
     return Shape(int(found[1]), int(found[2]))
 
 
-def segment_in(path: str) -> tuple[str, int]:
-    """The plan's segment that lies at that path, and which generation of it this is."""
+def matrix_in(path: str) -> tuple[str, int]:
+    """The plan's matrix that lies at that path, and which generation of it this is."""
     name = path.rpartition("/")[2].removesuffix(".zarr")
     found = _NAME.search(name)
     generation = found[3] if found else None
@@ -57,25 +57,25 @@ def segment_in(path: str) -> tuple[str, int]:
 
 
 def chunk_path(path: str, array: str, first_row: int) -> str:
-    """The file of the chunk that begins at that row of the segment at `path`."""
+    """The file of the chunk that begins at that row of the matrix at `path`."""
     return f"{path}/{array}/c/{first_row // shape_of(path).chunk_rows}/0"
 
 
 def chunk_at(path: str) -> tuple[str, int, int]:
-    """The segment whose chunk file lies at `path`, the chunk's first row, and the one after its last."""
-    segment, _array, _c, chunk, _ = path.rsplit("/", 4)
-    rows = shape_of(segment).chunk_rows
-    return segment, int(chunk) * rows, (int(chunk) + 1) * rows
+    """The matrix whose chunk file lies at `path`, the chunk's first row, and the one after its last."""
+    matrix, _array, _c, chunk, _ = path.rsplit("/", 4)
+    rows = shape_of(matrix).chunk_rows
+    return matrix, int(chunk) * rows, (int(chunk) + 1) * rows
 
 
-def create_segment(storage: Storage, spec: EncoderSpec, segment: str) -> None:
-    """Put the metadata of a segment on storage, unless it is there."""
-    for name, data in segment_metadata(spec, shape_of(segment)).items():
-        storage.create(f"{segment_path(spec.fingerprint, segment)}/{name}", data)
+def create_matrix(storage: Storage, spec: EncoderSpec, matrix: str) -> None:
+    """Put the metadata of a matrix on storage, unless it is there."""
+    for name, data in matrix_metadata(spec, shape_of(matrix)).items():
+        storage.create(f"{matrix_path(spec.fingerprint, matrix)}/{name}", data)
 
 
-def segment_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
-    """The metadata files of a segment by their names in it, as this version of Zarr writes them."""
+def matrix_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
+    """The metadata files of a matrix by their names in it, as this version of Zarr writes them."""
     return dict(_metadata(to_json(spec), shape))
 
 
@@ -104,8 +104,8 @@ def _new_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
 
 
 def is_same_metadata(spec: EncoderSpec, path: str, files: Mapping[str, bytes]) -> bool:
-    """Whether these metadata files say what the name of the segment at `path` states; they may say more."""
-    expected = segment_metadata(spec, shape_of(path))
+    """Whether these metadata files say what the name of the matrix at `path` states; they may say more."""
+    expected = matrix_metadata(spec, shape_of(path))
     if files == expected:
         return True
     try:
