@@ -14,7 +14,7 @@ Codec = Literal["fp16", "fp32"]
 CODEC_DTYPES: dict[Codec, str] = {"fp16": "<f2", "fp32": "<f4"}
 # A window in the words of the command line: `full`, or `crops=K`.
 Window = str
-# 6.4 s at 16 kHz: the official random crop of training (SPEECHCLIP_SPEC 1.3).
+# 6.4 s at 16 kHz: the official random crop of training (docs/model.md, "Preprocessing").
 CROP_SAMPLES = 102_400
 CROP_SECONDS = CROP_SAMPLES / 16_000
 _CROPS_RULE = re.compile(r"crops-(\d+)-6\.4s/1")

@@ -1,7 +1,7 @@
 """HuBERT, wav2vec 2.0 and WavLM: every hidden state, the same alone and in any batch.
 
 The convolutional front end runs on each utterance by itself, because Base's group norm averages over time and would
-see the padding (up to 50 % off, SPEECHCLIP_SPEC 5.4, trap 3). Only the transformer runs on padded batches, masked.
+see the padding (up to 50 % off; docs/model.md, "Traps", 3). Only the transformer runs on padded batches, masked.
 """
 
 import functools
@@ -60,8 +60,9 @@ UNTRAINED: dict[str, dict[str, Any]] = {
     "untrained-tiny": _TINY,
     "untrained-tiny-large": _TINY | _STABLE,
 }
-# Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest (STACK.md, 5); on
-# a GPU more than these are no faster and take more memory (benchmarks/gpu.py). A run's batches of 40 s stay below.
+# Frames in one padded transformer call, padding included. On a CPU one utterance at a time is fastest: HuBERT Base does
+# 5.4 s of audio per CPU-second so, and 3.4 to 3.6 in padded batches. On a GPU more than these are no faster and take
+# more memory (benchmarks/gpu.py). A run's batches of 40 s stay below.
 CPU_FRAMES, GPU_FRAMES = 1, 4_000
 
 
@@ -224,7 +225,7 @@ def hubert_spec(
 ) -> EncoderSpec:
     """The spec of such a model. Waveforms are normalised for layer-norm front ends unless the checkpoint says not to.
 
-    transformers says so for Base too, against fairseq (SPEECHCLIP_SPEC 5.4, trap 7), so there its word is ignored.
+    transformers says so for Base too, against fairseq (docs/model.md, "Traps", 7), so there its word is ignored.
     """
     config = model.config
     names = ARCHITECTURE + (wavlm.ARCHITECTURE if config.model_type == "wavlm" else [])

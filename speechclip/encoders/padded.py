@@ -1,7 +1,7 @@
 """Padded batches with fairseq's semantics: what the official evaluation computes, which depends on the batch.
 
 Waveforms are padded by zeros to the longest and the whole HuBERT runs on them: Base's group norm averages over the
-padding, and fairseq's frame mask leaves in one or two frames made partly of it (SPEECHCLIP_SPEC 5.4, traps 3 to 5).
+padding, and fairseq's frame mask leaves in one or two frames made partly of it (docs/model.md, "Traps", 3 to 5).
 """
 
 from collections.abc import Callable, Iterator, Sequence

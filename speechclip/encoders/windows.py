@@ -31,8 +31,8 @@ def resolve_window(window: Window, encoder_name: str) -> str:
 def crop_offsets(key: str, num_crops: int, num_samples: int) -> list[int]:
     """Where each crop of that asset begins: of its key, K and the crop's number alone, below L - 102400.
 
-    The upper end is exclusive as in the official `randint`, so the last possible offset never occurs (SPEECHCLIP_SPEC
-    1.3).
+    The upper end is exclusive as in the official `randint`, so the last possible offset never occurs (docs/model.md,
+    "Preprocessing").
     """
     digests = [hashlib.sha256(f"{key} {num_crops} {number}".encode()).digest() for number in range(num_crops)]
     return [int.from_bytes(digest[:8], "little") % (num_samples - CROP_SAMPLES) for digest in digests]

@@ -1,4 +1,4 @@
-"""What a run reaches on a split: all metrics from one pass over its frames (SPEECHCLIP_SPEC 3)."""
+"""What a run reaches on a split: all metrics from one pass over its frames (docs/model.md, "Evaluation protocol")."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

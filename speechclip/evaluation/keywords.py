@@ -1,4 +1,7 @@
-"""Which words a head with keywords chose: hit rates and perplexities over a split (SPEECHCLIP_SPEC 2.4, 3.3)."""
+"""Which words a head with keywords chose: hit rates and perplexities over a split.
+
+Source: docs/model.md, "Evaluation protocol".
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""What others published on the same data, in percent, for a table beside a run's own figures (SPEECHCLIP_SPEC 3.4)."""
+"""What others published on the same data, in percent, for a table beside a run's own figures.
+
+Source: docs/model.md, "Published results".
+"""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Recall both ways, with its chance level and its interval beside it (SPEECHCLIP_SPEC 3.1)."""
+"""Recall both ways, with its chance level and its interval beside it (docs/model.md, "Evaluation protocol")."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,7 @@
-"""What an evaluation found: one record, as JSON and as tables beside the published figures (SPEECHCLIP_SPEC 3.4)."""
+"""What an evaluation found: one record, as JSON and as tables beside the published figures.
+
+Source: docs/model.md, "Published results".
+"""
 
 import io
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,7 @@
-"""The reduced vocabulary as a space: which of its tokens lie nearest to a vector (SPEECHCLIP_SPEC 3.3)."""
+"""The reduced vocabulary as a space: which of its tokens lie nearest to a vector.
+
+Source: docs/model.md, "Evaluation protocol".
+"""
 
 import functools
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Attention over CLS rows and frames, as the branches use it (SPEECHCLIP_SPEC 2.3, 2.4, 2.11).
+"""Attention over CLS rows and frames, as the branches use it (docs/model.md, "Parallel head").
 
 Where only the CLS rows are read, only they are computed. They are the same for every utterance and attention is linear
 in the values, so keys and values of frames are never formed: ``q.(Wk x) = (Wk' q).x``, ``sum a (Wv x) = Wv sum a x``.

@@ -1,4 +1,4 @@
-"""BatchNorm that brings keywords to the scale of the token embeddings (SPEECHCLIP_SPEC 2.4, step 4, and 2.11).
+"""BatchNorm that brings keywords to the scale of the token embeddings (docs/model.md, "Cascaded head").
 
 Statistics are those of the whole batch, wherever its rows are.
 """

@@ -1,4 +1,7 @@
-"""Continuous integrate-and-fire: frames summed to keywords, as many as their weights say (SPEECHCLIP_SPEC 2.11)."""
+"""Continuous integrate-and-fire: frames summed to keywords, as many as their weights say.
+
+Source: docs/model.md, "CIF and hybrid heads".
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""Heads with a cascaded branch: keywords of CLIP's vocabulary, read by its text encoder (SPEECHCLIP_SPEC 2.4, 2.11)."""
+"""Heads with a cascaded branch: keywords of CLIP's vocabulary, read by its text encoder.
+
+Source: docs/model.md, "Cascaded head".
+"""
 
 from typing import Literal
 

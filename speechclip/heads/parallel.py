@@ -1,4 +1,7 @@
-"""The parallel head: one CLS token attends over the mixed frames and becomes the embedding (SPEECHCLIP_SPEC 2.3)."""
+"""The parallel head: one CLS token attends over the mixed frames and becomes the embedding.
+
+Source: docs/model.md, "Parallel head".
+"""
 
 import torch
 from jaxtyping import Float, Int

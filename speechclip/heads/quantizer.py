@@ -1,4 +1,4 @@
-"""The choice of a token for each keyword (SPEECHCLIP_SPEC 2.4, steps 5 to 7), and how varied choices are."""
+"""The choice of a token for each keyword (docs/model.md, "Cascaded head"), and how varied choices are."""
 
 from dataclasses import dataclass
 from typing import Any

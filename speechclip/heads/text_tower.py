@@ -19,7 +19,7 @@ _IN_A_BLOCK = {
 
 
 class TextTower(nn.Module):
-    """The text half of a CLIP, none of whose numbers is trained or stored with a head (SPEECHCLIP_SPEC 2.4, step 8).
+    """The text half of a CLIP, none of whose numbers is trained or stored with a head (docs/model.md, "Cascaded head").
 
     `weights` go by open_clip's names; names that are not of the text half are left alone. `embeddings` are the reduced
     vocabulary's rows of the token embedding, in the vocabulary's order; `barred` are the places that no keyword may

@@ -1,4 +1,4 @@
-"""The learned mixture of an encoder's hidden states (SPEECHCLIP_SPEC 2.2)."""
+"""The learned mixture of an encoder's hidden states (docs/model.md, "Weighted sum")."""
 
 from collections.abc import Iterator
 from typing import Any, Literal

@@ -1,4 +1,7 @@
-"""What a checkpoint's state dict holds: which model, of what sizes, by which names (SPEECHCLIP_SPEC 2.8 to 2.11, 4)."""
+"""What a checkpoint's state dict holds: which model, of what sizes, by which names.
+
+Source: docs/model.md, "Official checkpoints".
+"""
 
 import re
 from collections import Counter

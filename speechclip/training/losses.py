@@ -1,4 +1,4 @@
-"""The contrastive loss with same-image captions masked (SPEECHCLIP_SPEC 2.6)."""
+"""The contrastive loss with same-image captions masked (docs/model.md, "Loss")."""
 
 import math
 

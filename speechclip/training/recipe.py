@@ -1,4 +1,7 @@
-"""A recipe: every choice of a training run that can change its result, and nothing else (SPEECHCLIP_SPEC 2.7)."""
+"""A recipe: every choice of a training run that can change its result, and nothing else.
+
+Source: docs/model.md, "Training settings".
+"""
 
 import math
 from collections.abc import Mapping

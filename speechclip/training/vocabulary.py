@@ -1,4 +1,7 @@
-"""The reduced vocabulary: the CLIP tokens of a corpus, from which a cascaded head chooses (SPEECHCLIP_SPEC 2.5)."""
+"""The reduced vocabulary: the CLIP tokens of a corpus, from which a cascaded head chooses.
+
+Source: docs/model.md, "Vocabulary".
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence

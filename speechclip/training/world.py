@@ -32,7 +32,7 @@ class World:
         """All workers' rows in the order of ranks; `rows` is this one's `part(count)`.
 
         Where every worker computes the same loss from them, the mean over workers of the gradients that arrive here is
-        the gradient of that loss, also for parameters that every worker uses alike (SPEECHCLIP_SPEC 2.10).
+        the gradient of that loss, also for parameters that every worker uses alike (docs/model.md, "Loss").
         """
         if self.size == 1:
             return rows

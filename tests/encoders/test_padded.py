@@ -87,7 +87,7 @@ def test_large_differs_at_the_end_and_the_front_end_not_at_all():
 
 
 def test_the_frame_mask_lets_in_one_or_two_frames_of_padding():
-    """SPEECHCLIP_SPEC 5.4, trap 4: T + 1 frames for about three quarters, T + 2 for a fifth."""
+    """docs/model.md, "Traps", 4: T + 1 frames for about three quarters, T + 2 for a fifth."""
     generator, surplus = np.random.default_rng(0), []
     for _ in range(400):
         longest = int(generator.integers(60_000, 100_000))

@@ -173,7 +173,7 @@ def test_an_imported_head_embeds_a_recording_whatever_the_stored_type(
 
 
 def test_the_true_base_sizes_have_the_published_number_of_parameters(tmp_path: Path) -> None:
-    """Poster: 7.5 M; SPEECHCLIP_SPEC 2.9: 7 483 917."""
+    """The poster says 7.5 M; docs/model.md, "Model sizes", has the exact number."""
     sizes = official_files.BASE
     rest = official_files.around(sizes, tokens=torch.zeros(49_408, 512), ids=IDS)
     config = {"data": {"dataset": {"name": "flickr"}}, "audio_encoder": {"normalize_hiddenstates": False}}
@@ -204,7 +204,7 @@ def test_the_true_base_sizes_have_the_published_number_of_parameters(tmp_path: P
 def test_the_published_models_are_known_by_their_true_shapes(
     branch: Any, sizes: dict[str, int], is_learnable: bool, setting: str, expected: int, tmp_path: Path
 ) -> None:
-    """The numbers of trained parameters of SPEECHCLIP_SPEC 2.9, from the file alone."""
+    """The numbers of trained parameters of docs/model.md, "Model sizes", from the file alone."""
     rest = official_files.around(sizes, tokens=torch.zeros(2, sizes["joint"]), ids=torch.tensor([0, 1]))
     if is_learnable:
         rest["criterion.temperature"] = torch.tensor(2.659)

@@ -1,5 +1,6 @@
-"""Checkpoints in the layout of the official ones (SPEECHCLIP_SPEC, section 4), their numbers drawn at random.
+"""Checkpoints in the layout of the official ones, their numbers drawn at random.
 
+Source: docs/model.md, "Official checkpoints".
 The classes that their pickles name are made for the moment of writing and gone afterwards.
 """
 

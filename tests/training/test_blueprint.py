@@ -11,7 +11,7 @@ SIZES, HEADS = ("base", "large"), ("parallel", "cascaded", "hybrid", "cascaded-p
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        # The poster's 2.8, 7.5, 13.4 and 6.1 million (SPEECHCLIP_SPEC 2.9).
+        # The poster's 2.8, 7.5, 13.4 and 6.1 million (docs/model.md, "Model sizes").
         ("base-cascaded-flickr8k", 2_771_981),
         ("base-parallel-flickr8k", 7_483_917),
         ("large-parallel-flickr8k", 13_386_522),
