@@ -1,0 +1,1 @@
+"""The jobs on Ray: features by Ray Data, training by Ray Train. No other package imports Ray."""
