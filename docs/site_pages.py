@@ -28,6 +28,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "report-a-vulnerability.md",
     "cluster/README.md": "make-a-cluster.md",
     "benchmarks/README.md": "benchmarks.md",
 }
