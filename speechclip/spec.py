@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from jaxtyping import Float
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality, Record, to_json
@@ -89,6 +90,18 @@ class EncoderSpec(Record, frozen=True):
         if self.num_crops and num_samples > CROP_SAMPLES:
             return self.num_crops * self.frames_per_crop
         return max(0, (num_samples - self.window_samples) // self.hop_samples + 1)
+
+    def frame_times(self, num_frames: int) -> Float[np.ndarray, "frames 2"]:
+        """The start and the end, in seconds, of the sound that each frame is computed from by the convolutions.
+
+        HuBERT: frame i is from 0.02 i to 0.02 i + 0.025. Where an utterance was cut into crops, the times count from
+        the start of the crop that holds the frame.
+        """
+        numbers = np.arange(num_frames)
+        if self.num_crops and num_frames > self.frames_per_crop:
+            numbers %= self.frames_per_crop
+        starts = numbers * self.hop_samples / 16_000
+        return np.stack([starts, starts + self.window_samples / 16_000], axis=1)
 
     def encoded_seconds(self, seconds: float) -> float:
         """Seconds of speech that pass through the encoder for an utterance of that length."""
