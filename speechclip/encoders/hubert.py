@@ -14,6 +14,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from speechclip.batching import batch_by_length
 from speechclip.encoders import wavlm
 from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, EncoderName, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
@@ -91,7 +92,8 @@ class HubertEncoder:
 
     def _encode(self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike) -> list[np.ndarray[Any, Any]]:
         features: dict[int, np.ndarray[Any, Any]] = {}
-        for members in self._groups([self.spec.num_frames(len(waveform)) for waveform in inputs]):
+        num_frames = [self.spec.num_frames(len(waveform)) for waveform in inputs]
+        for members in batch_by_length(num_frames, self._max_frames):
             fronts = [self._front_end(inputs[member]) for member in members]
             for member, feature in zip(members, self._transform(fronts, dtype), strict=True):
                 features[member] = feature
@@ -108,17 +110,6 @@ class HubertEncoder:
         assert_frozen(self._model)
         assert_exact(self._device)
         return encode_padded(self._model, [self._samples(waveform) for waveform in inputs], self._states)
-
-    def _groups(self, num_frames: Sequence[int]) -> Iterator[list[int]]:
-        """Positions by ascending length, cut where padding to the longest would pass the bound."""
-        group: list[int] = []
-        for position in sorted(range(len(num_frames)), key=lambda position: num_frames[position]):
-            if group and (len(group) + 1) * num_frames[position] > self._max_frames:
-                yield group
-                group = []
-            group.append(position)
-        if group:
-            yield group
 
     def _front_end(self, waveform: np.ndarray[Any, Any]) -> Tensor:
         """(frames, width) of one utterance, whose statistics are its own."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from speechclip.batching import batch_by_length
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.compat import PaddedFrames
@@ -277,7 +278,8 @@ def _outputs(head: Head, frames: Frames, keys: Sequence[str]) -> Iterator[tuple[
     """What the head gives for batches of utterances, with the places of theirs among `keys`."""
     device = next(head.parameters()).device
     spans = [judged_span(frames, key) for key in keys]
-    batches = frames.places(keys) if isinstance(frames, PaddedFrames) else _cut([stop for _, stop in spans])
+    ends = [stop for _, stop in spans]
+    batches = frames.places(keys) if isinstance(frames, PaddedFrames) else batch_by_length(ends, FRAMES_PER_BATCH)
     for places in batches:
         block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
         yield places, head(block.to(device), lengths.to(device))
@@ -289,13 +291,3 @@ def _embed_together(head: Head, frames: Frames, keys: Sequence[str], world: Worl
         gathered = world.gather_rows(torch.from_numpy(own).to(next(head.parameters()).device), len(keys))
     everyones: np.ndarray = gathered.cpu().numpy()
     return everyones
-
-
-def _cut(lengths: Sequence[int]) -> list[list[int]]:
-    """Places in order of length, cut so that no batch, padded to its longest, exceeds `FRAMES_PER_BATCH`."""
-    batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[place] > FRAMES_PER_BATCH:
-            batches.append([])
-        batches[-1].append(place)
-    return batches

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from speechclip.batching import batch_by_length
 from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
@@ -148,17 +149,6 @@ class TaskEncoder:
         return msgspec.structs.replace(receipt, idle_seconds=idle)
 
 
-def batches(lengths: Sequence[int], limit: int, items: int) -> list[list[int]]:
-    """Positions in batches of like length, each at most `limit` when padded; a function of the task alone."""
-    order = sorted(range(len(lengths)), key=lambda position: (lengths[position], position))
-    groups: list[list[int]] = []
-    for position in order:
-        if not groups or len(groups[-1]) >= items or (len(groups[-1]) + 1) * lengths[position] > limit:
-            groups.append([])
-        groups[-1].append(position)
-    return groups
-
-
 def _decode(asset: Asset, spec: EncoderSpec) -> Any:
     data, name = fetch(asset), asset.uri or asset.key
     match asset.modality:
@@ -194,7 +184,7 @@ def encode_inputs(
     is_speech = encoder.spec.modality == "speech"
     lengths = [len(array) if is_speech else 1 for array in inputs]
     found: dict[int, np.ndarray] = {}
-    for group in batches(lengths, round(sizes.speech_seconds * 16_000), sizes.items):
+    for group in batch_by_length(lengths, round(sizes.speech_seconds * 16_000), sizes.items):
         found |= dict(
             zip(group, encoder.encode([inputs[position] for position in group], encoder.spec.dtype), strict=True)
         )

@@ -24,7 +24,7 @@ from speechclip.featurization.driver import (
     prepare_work,
 )
 from speechclip.featurization.plan import TaskSizes, cover
-from speechclip.featurization.tasks import BatchSizes, EncoderRequest, batches, decode_task, encode_task
+from speechclip.featurization.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES, Receipt, RejectedAsset
 from speechclip.store import FeatureStore
@@ -275,15 +275,6 @@ def test_a_rejection_lists_all_its_utterances_even_before_there_is_a_store(tmp_p
     featurize(store.storage.root, manifest)
     listed = [(entry.reason, entry.utterances) for entry in list_rejected(store, manifest)]
     assert listed == [("source-missing", ("1", "2")), ("empty-audio", ("3", "4")), ("empty-text", ("4",))]
-
-
-def test_batches_hold_every_position_once_within_the_limit() -> None:
-    lengths = [5, 50, 7, 100, 6, 49]
-    groups = batches(lengths, 100, 3)
-    assert sorted(position for group in groups for position in group) == list(range(6))
-    for group in groups:
-        assert len(group) <= 3
-        assert len(group) * max(lengths[position] for position in group) <= 100
 
 
 def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> None:
