@@ -28,11 +28,6 @@ def segment_key(file_key: str, start_sample: int | None, end_sample: int | None)
     return f"{file_key}-{start_sample}-{end_sample}"
 
 
-def audio_key(data: bytes, start_sample: int | None = None, end_sample: int | None = None) -> str:
-    """The key of a recording, or of its samples [start, end) at its own rate."""
-    return segment_key(content_key(data), start_sample, end_sample)
-
-
 def text_key(text: str) -> str:
     """The sha256 of the UTF-8 text as it stands, white space and all."""
     return content_key(text.encode())

@@ -3,7 +3,9 @@
 The rules here enter an encoder's fingerprint by their names; a rule whose values change gets a higher number.
 """
 
+import contextlib
 import io
+import re
 import struct
 import threading
 import warnings
@@ -13,7 +15,7 @@ import PIL
 import soundfile
 import soxr
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 
 from speechclip.errors import (
     BrokenImage,
@@ -36,9 +38,7 @@ from speechclip.media.containers import (
 from speechclip.records import Modality, Record
 
 SAMPLE_RATE = 16_000
-DOWNMIX_RULE = "mean/1"
 RESAMPLE_RULE = "soxr-hq/1"
-IMAGE_RULE = "rgb-over-white/1"
 
 # Tux Paint has a recording at 5 kHz; a header that says 1 Hz would make one sample into 16,000.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
@@ -54,15 +54,8 @@ _IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError,
     struct.error, Image.DecompressionBombError,
 )  # fmt: skip
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# As in "Error opening <_io.BytesIO object at 0x7f...>: Format not recognised".
+_BUFFER = re.compile(r".*<_io\.BytesIO object at 0x[0-9a-f]+>: | ?<_io\.BytesIO object at 0x[0-9a-f]+>")
 # warnings.catch_warnings swaps the filters of the whole process: two threads would restore each other's.
 _FILTERS_LOCK = threading.Lock()
 
@@ -154,7 +147,8 @@ def decode_image(data: bytes, *, name: str) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-                return _upright(_over_white(image), image)
+                _turn_upright(image)
+                return _over_white(image)
     except _IMAGE_ERRORS as error:
         _check_memory(error, name)
         raise BrokenImage(f"{name}: {len(data)} bytes give no picture ({_sentence(error)}); mend or drop it") from None
@@ -255,17 +249,15 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    try:
-        orientation = source.getexif().get(0x0112, 1)
-    except _IMAGE_ERRORS:
-        # Broken EXIF beside whole pixels is common on the web; the picture is then taken as it lies.
-        orientation = 1
-    transposition = _ORIENTATIONS.get(orientation)
-    return rgb if transposition is None else rgb.transpose(transposition)
+def _turn_upright(image: Image.Image) -> None:
+    """Turn the picture in place as its EXIF orientation says."""
+    image.load()
+    # Broken EXIF beside whole pixels is common on the web. Such a picture stays as it is stored.
+    with contextlib.suppress(*_IMAGE_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _sentence(error: BaseException) -> str:
-    """An error's words without the address of the buffer in memory, which differs in every run."""
-    words = str(error).rpartition(">: ")[2] if "_io.BytesIO" in str(error) else str(error)
+    """The error's words without the address of the buffer in memory, which differs in every run."""
+    words = _BUFFER.sub("", str(error))
     return words.strip().rstrip(".") or type(error).__name__

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from speechclip.errors import InvalidInput, SourceChanged, SourceMissing, SourceUnreadable
-from speechclip.media.content import audio_key, content_key, fetch, read_source, text_key
+from speechclip.media.content import content_key, fetch, read_source, segment_key, text_key
 from speechclip.records import Asset
 
 
@@ -16,8 +16,8 @@ def image_asset(path: Path, key: str) -> Asset:
 def test_keys_are_sha256_and_know_no_names(tmp_path: Path) -> None:
     data = b"bytes of any kind"
     key = hashlib.sha256(data).hexdigest()
-    assert content_key(data) == audio_key(data) == key
-    assert audio_key(data, 5, 70) == f"{key}-5-70"
+    assert content_key(data) == segment_key(key, None, None) == key
+    assert segment_key(key, 5, 70) == f"{key}-5-70"
     assert text_key(" Un pingüí.") == hashlib.sha256(" Un pingüí.".encode()).hexdigest()
     for name in ("a.wav", "b ü.flac"):
         (tmp_path / name).write_bytes(data)
@@ -28,7 +28,7 @@ def test_keys_are_sha256_and_know_no_names(tmp_path: Path) -> None:
 def test_keys_of_no_segment_are_refused() -> None:
     for bounds in [(0, None), (5, 5), (-1, 4)]:
         with pytest.raises(InvalidInput):
-            audio_key(b"x", *bounds)
+            segment_key("0" * 64, *bounds)
 
 
 def test_a_text_asset_is_its_utf8_bytes() -> None:

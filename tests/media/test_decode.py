@@ -1,6 +1,7 @@
 import io
 import random
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -334,18 +335,19 @@ def test_a_palette_with_transparency_lies_over_white(transparency: int | bytes) 
     assert pixels_of(data)[0].tolist() == [[200, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "P", "LA"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int, mode: str) -> None:
     # EXIF 2.3, tag 0x0112: which side of the scene row 0 and column 0 of the stored pixels are.
     turns = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True)}
     quarter_turns, is_mirrored = turns.get(orientation, (1, False))
-    stored = np.asarray(picture())
+    stored = pixels_of(saved(picture(mode), "PNG"))
     expected = np.rot90(stored, quarter_turns)
     if is_mirrored:
         expected = expected[:, ::-1]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(pixels_of(saved(picture(), "PNG", exif=exif)), expected)
+    assert np.array_equal(pixels_of(saved(picture(mode), "PNG", exif=exif)), expected)
 
 
 def test_an_animation_gives_its_first_frame() -> None:
@@ -385,3 +387,11 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 def test_broken_exif_does_not_cost_the_picture() -> None:
     data = saved(picture(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff broken")
     assert pixels_of(data).shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_audio])
+def test_a_rejection_says_the_same_in_every_run(decode: Callable[..., object]) -> None:
+    data = b"RIFF\x10\x00\x00\x00WAVEdata\x04\x00\x00\x00abcd"
+    with pytest.raises(Rejected) as found:
+        decode(data, name="x")
+    assert "0x" not in str(found.value)
