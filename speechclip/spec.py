@@ -15,9 +15,12 @@ Codec = Literal["fp16", "fp32"]
 CODEC_DTYPES: dict[Codec, str] = {"fp16": "<f2", "fp32": "<f4"}
 # A window in the words of the command line: `full`, or `crops=K`.
 Window = str
+# Every waveform has this rate when an encoder gets it. `media/decode.py` resamples with soxr at quality HQ.
+SAMPLE_RATE = 16_000
+RESAMPLE_RULE = "soxr-hq/1"
 # 6.4 s at 16 kHz: the official random crop of training (docs/model.md, "Preprocessing").
 CROP_SAMPLES = 102_400
-CROP_SECONDS = CROP_SAMPLES / 16_000
+CROP_SECONDS = CROP_SAMPLES / SAMPLE_RATE
 _CROPS_RULE = re.compile(r"crops-(\d+)-6\.4s/1")
 
 
@@ -109,7 +112,7 @@ class EncoderSpec(Record, frozen=True):
 
     def num_bytes(self, seconds: float) -> int:
         """Stored bytes of one asset of that length, without the shard's headers."""
-        frames = self.num_frames(round(seconds * 16_000)) * len(self.layers) if self.is_frames else 1
+        frames = self.num_frames(round(seconds * SAMPLE_RATE)) * len(self.layers) if self.is_frames else 1
         return frames * self.width * self.dtype.itemsize
 
     def _without_window(self) -> "EncoderSpec":

@@ -22,8 +22,6 @@ GRAMMAR = """\
     clip:untrained-ViT-B-32                 or clip:untrained-tiny
     timm:<model>@<folder or safetensors>    image"""
 
-# The waveform arrives at 16 kHz by this rule, whatever the encoder (speechclip/media.py).
-RESAMPLE_RULE = "soxr-hq/1"
 COMPUTE_RULE = "fp32/1"
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from speechclip.batching import batch_by_length
 from speechclip.encoders import wavlm
-from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, EncoderName, choose_layers, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, EncoderName, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.padded import encode_padded
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.errors import InvalidInput
-from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.spec import RESAMPLE_RULE, Codec, EncoderSpec, Window
 
 # What of a config changes a state. Named one by one: a key that a new transformers adds changes no fingerprint.
 ARCHITECTURE = [

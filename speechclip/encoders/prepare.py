@@ -9,9 +9,8 @@ from PIL import Image
 
 from speechclip.encoders.windows import cut_crops
 from speechclip.errors import BrokenImage, EmptyText, InvalidInput, NotFinite, TooLong, TooShort
-from speechclip.spec import EncoderSpec
+from speechclip.spec import SAMPLE_RATE, EncoderSpec
 
-SAMPLE_RATE = 16_000
 # What a strip of 80 million by 1 would become with a short side of 224 takes 12 TB.
 MAX_RESIZED_PIXELS = 80_000_000
 Prepared = np.ndarray[Any, Any]

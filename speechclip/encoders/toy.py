@@ -8,10 +8,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
-from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, choose_layers
+from speechclip.encoders.base import COMPUTE_RULE, choose_layers
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.records import Modality
-from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.spec import RESAMPLE_RULE, Codec, EncoderSpec, Window
 
 WIDTH = 16
 NUM_STATES = 3

@@ -8,13 +8,12 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from speechclip.encoders.base import COMPUTE_RULE, RESAMPLE_RULE, EncoderName, choose_layers, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, EncoderName, choose_layers, clean_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
-from speechclip.encoders.prepare import SAMPLE_RATE
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.errors import InvalidInput
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import RESAMPLE_RULE, SAMPLE_RATE, Codec, EncoderSpec
 
 ARCHITECTURE = [
     "d_model",

@@ -7,6 +7,7 @@ import numpy as np
 from speechclip.encoders import Encoder
 from speechclip.featurization.plan import Coverage, TaskSizes
 from speechclip.records import Record
+from speechclip.spec import SAMPLE_RATE
 from speechclip.store import FeatureStore
 
 CALIBRATION_SECONDS = 4.0
@@ -54,7 +55,7 @@ def estimate(part: Coverage, encoder: Encoder, store: FeatureStore, sizes: TaskS
 def calibrate(encoder: Encoder) -> float:
     """Seconds per second of speech, or per image or text: the second of two small batches on this machine."""
     if encoder.spec.modality == "speech":
-        noise = np.random.default_rng(0).standard_normal(round(CALIBRATION_SECONDS * 16_000)).astype(np.float32)
+        noise = np.random.default_rng(0).standard_normal(round(CALIBRATION_SECONDS * SAMPLE_RATE)).astype(np.float32)
         inputs, amount = [noise], CALIBRATION_SECONDS
     else:
         inputs, amount = _blank_inputs(encoder), 4.0

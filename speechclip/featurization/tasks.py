@@ -14,9 +14,9 @@ from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
 from speechclip.media.content import fetch
-from speechclip.media.decode import SAMPLE_RATE, decode_audio, decode_image, decoder
+from speechclip.media.decode import decode_audio, decode_image, decoder
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
-from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.spec import SAMPLE_RATE, Codec, EncoderSpec, Window
 from speechclip.storage import Storage
 from speechclip.store.frames import find_shard, pack_shard, write_shard
 from speechclip.store.layout import matrix_path, shard_path
@@ -184,7 +184,7 @@ def encode_inputs(
     is_speech = encoder.spec.modality == "speech"
     lengths = [len(array) if is_speech else 1 for array in inputs]
     found: dict[int, np.ndarray] = {}
-    for group in batch_by_length(lengths, round(sizes.speech_seconds * 16_000), sizes.items):
+    for group in batch_by_length(lengths, round(sizes.speech_seconds * SAMPLE_RATE), sizes.items):
         found |= dict(
             zip(group, encoder.encode([inputs[position] for position in group], encoder.spec.dtype), strict=True)
         )

@@ -36,9 +36,7 @@ from speechclip.media.containers import (
     transcode,
 )
 from speechclip.records import Modality, Record
-
-SAMPLE_RATE = 16_000
-RESAMPLE_RULE = "soxr-hq/1"
+from speechclip.spec import SAMPLE_RATE
 
 # Tux Paint has a recording at 5 kHz; a header that says 1 Hz would make one sample into 16,000.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000

@@ -18,8 +18,9 @@ from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import InvalidInput
 from speechclip.media.content import content_key, read_source
-from speechclip.media.decode import SAMPLE_RATE, decode_audio, decode_image
+from speechclip.media.decode import decode_audio, decode_image
 from speechclip.records import Modality
+from speechclip.spec import SAMPLE_RATE
 from speechclip.training.checkpoint import FeatureSetRef, Run, load_run
 
 # A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.

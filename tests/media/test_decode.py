@@ -25,6 +25,7 @@ from speechclip.errors import (
 )
 from speechclip.media import decode as media
 from speechclip.media.decode import decode_audio, decode_image, probe_audio
+from speechclip.spec import RESAMPLE_RULE
 
 LOSSLESS = [("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")]
 LOSSY = [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
@@ -89,7 +90,7 @@ def test_channels_are_averaged() -> None:
 def test_the_resampling_rule_is_soxr_hq() -> None:
     samples = tone(rate=44_100, num_samples=4_411)
     expected = soxr.resample(samples, 44_100, 16_000, quality="HQ")
-    assert media.RESAMPLE_RULE == "soxr-hq/1"
+    assert RESAMPLE_RULE == "soxr-hq/1"
     assert np.array_equal(decode_audio(encoded(samples, 44_100, "WAV", "FLOAT"), name="x"), expected)
 
 
