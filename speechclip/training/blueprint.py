@@ -9,7 +9,8 @@ from speechclip.training.losses import ContrastiveLoss
 from speechclip.training.recipe import Recipe
 from speechclip.training.vocabulary import Vocabulary
 
-# Layers and width of HuBERT, and width of CLIP's joint space and tokens, of the two published pairs (SPEC 2.8).
+# Layers and width of HuBERT, and width of CLIP's joint space and tokens, of the two published pairs.
+# Source: docs/model.md, "Base and Large".
 PUBLISHED_SIZES = {"base": (13, 768, 512), "large": (25, 1024, 768)}
 
 
