@@ -21,7 +21,7 @@ from speechclip.store import Frames
 class PaddedFrames(Frames):
     """The whole utterances of a split, encoded in padded batches in the manifest's order; read as stored frames are.
 
-    A batch is encoded when one of it is asked for, and only the last is held; `places` is the order that encodes each
+    A batch is encoded when one of it is asked for, and only the last is held; `batches` is the order that encodes each
     once. An utterance whose source can't be decoded is not `in` it. A recording of several rows counts once.
     """
 
@@ -52,8 +52,8 @@ class PaddedFrames(Frames):
         """What of each utterance is judged, for a report."""
         return f"padded in batches of {self.batch_size}"
 
-    def places(self, keys: Sequence[str]) -> list[list[int]]:
-        """The positions in `keys`, batch by batch."""
+    def batches(self, keys: Sequence[str]) -> list[list[int]]:
+        """The positions in `keys`, batch by batch: in this order each batch is encoded once."""
         found: dict[int, list[int]] = {}
         for place, key in enumerate(keys):
             found.setdefault(self._batch_of[key], []).append(place)

@@ -1,43 +1,43 @@
-"""What a run reaches on a split: all metrics from one pass over its frames (docs/model.md, "Evaluation protocol")."""
+"""How well a run's head finds images, texts and words on one split, measured in one pass over the stored frames.
 
-from collections.abc import Callable, Iterator, Sequence
+Source: docs/model.md, "Evaluation protocol".
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from speechclip.batching import batch_by_length
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.keywords import KeywordReader, KeywordReport, read_keywords
 from speechclip.evaluation.published import published_rows
-from speechclip.evaluation.recall import TwoWays, retrieve_both
-from speechclip.evaluation.report import BRANCHES, Branch, Candidates, EvaluationReport, TextReport
+from speechclip.evaluation.recall import retrieve_both
+from speechclip.evaluation.report import Candidates, EvaluationReport, TextReport
 from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.manifest import Manifest
+from speechclip.retrieval.embeddings import Branch, embed_branches, embed_images, embed_together, find_texts
 from speechclip.store import Frames, Snapshot, Vectors
 from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, open_vectors, stored_rows
 from speechclip.training.checkpoint import Run
-from speechclip.training.loader import judged_span, read_frames
 from speechclip.training.world import World
 
-# Bounds what is held at once: 13 states of width 768 in fp16 make 20 kB a frame.
-FRAMES_PER_BATCH = 16_000
 OnProgress = Callable[[int, int], None]
 
 
-def nobody(done: int, total: int) -> None:
-    """Nobody asked how far it is."""
+def ignore_progress(done: int, total: int) -> None:
+    """Do nothing: the caller does not show progress."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What is asked and what may answer: the utterances of a split, and one image for each group."""
+    """The utterances of a split that ask, and the images that may answer: one image for each group."""
 
     rows: Rows
     image_keys: Sequence[str]
@@ -45,16 +45,12 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What one pass over the frames of some utterances gave; both in the order of their keys."""
+class _Speech:
+    """The frames to judge by, their name in the report, and for padded ones the batches that belong together."""
 
-    embeddings: dict[Branch, np.ndarray]
-    reader: KeywordReader | None
-
-    @property
-    def main(self) -> Branch:
-        """The branch whose embedding stands for an utterance."""
-        return next(iter(self.embeddings))
+    frames: Frames
+    window: str
+    batches: Callable[[Sequence[str]], list[list[int]] | None] = lambda keys: None
 
 
 def evaluate(
@@ -68,31 +64,29 @@ def evaluate(
     device: torch.device | str = "cpu",
     speech: str | None = None,
     padded: PaddedFrames | None = None,
-    on_progress: OnProgress = nobody,
+    on_progress: OnProgress = ignore_progress,
 ) -> EvaluationReport:
-    """All that `run` reaches on the utterances of `split`, among the images and captions of it or of the manifest.
+    """The report of `run` on the utterances of `split`. `InvalidInput` if none of them has stored features.
 
-    `speech` names another feature set of the run's encoder to judge by, as of whole utterances where the run was
-    trained on crops: crops are judged by the first alone. `padded` are judged in place of stored ones. `on_progress`
-    hears how many utterances are done, and of how many.
+    `candidates`: the images and captions that compete are those of the split, or those of the whole manifest (`all`).
+    `speech`: the fingerprint of another feature set of the same encoder. With it, a head that was trained on crops is
+    judged by whole utterances; without it, by the first crop of each utterance. `padded` takes the place of stored
+    frames. `on_progress` gets the number of utterances done, and of all.
     """
     identity = run.info.identity
-    frames, vectors = _open(run, snapshot, speech, padded)
-    pool = gather_pool(manifest, split, frames, vectors, candidates=candidates)
-    if not len(pool.rows):
-        raise InvalidInput(
-            f"split {split!r}: none of its {pool.rows.num_missing} utterances has speech and image stored in catalog "
-            f"version {snapshot.version}; run `speechclip featurize`"
-        )
+    judged = _padded_speech(padded, speech) if padded is not None else _stored_speech(run, snapshot, speech)
+    vectors = open_vectors(snapshot, identity.image.fingerprint)
+    pool = gather_pool(manifest, split, judged.frames, vectors, candidates=candidates)
+    _check_pool(pool, split, snapshot)
     head = run.head.to(device)
-    heard = hear(head, frames, pool.rows.speech_keys, scoring=scoring, on_progress=on_progress)
+    embeddings, reader = _read_speech(head, judged, pool.rows.speech_keys, scoring, on_progress)
     images = embed_images(head, vectors, pool.image_keys)
     rows = (manifest.select([split]) if candidates == "split" else manifest).rows()
-    text, notes = _score_texts(run, heard, pool, group_codes(manifest), rows, snapshot)
+    text, notes = _score_texts(run, embeddings, pool, group_codes(manifest), rows, snapshot)
     report = EvaluationReport(
         manifest=manifest.digest,
         catalog_version=snapshot.version,
-        speech=frames.fingerprint,
+        speech=judged.frames.fingerprint,
         image=identity.image.fingerprint,
         recipe=identity.recipe.name,
         head_step=run.info.head_step,
@@ -101,51 +95,26 @@ def evaluate(
         num_utterances=len(pool.rows),
         num_missing=pool.rows.num_missing,
         retrieval={
-            branch: retrieve_both(speech, images, pool.rows.groups, pool.image_groups)
-            for branch, speech in heard.embeddings.items()
+            branch: retrieve_both(found, images, pool.rows.groups, pool.image_groups)
+            for branch, found in embeddings.items()
         },
         untrained=tuple(identity.untrained),
         text=text,
-        keywords=_score_keywords(run, heard, pool, rows, scoring),
+        keywords=None if reader is None else _score_keywords(run, reader, pool, rows, scoring),
         published=published_rows(identity.recipe.name),
         notes=notes,
-        window=_judged(frames),
+        window=judged.window,
     )
     return msgspec.structs.replace(report, caveats=caveats_of(report, identity))
-
-
-def _open(run: Run, snapshot: Snapshot, speech: str | None, padded: PaddedFrames | None) -> tuple[Frames, Vectors]:
-    identity = run.info.identity
-    if padded is None:
-        fingerprint = identity.speech.fingerprint if speech is None else _other_window(run, snapshot, speech)
-        return open_pair(snapshot, fingerprint, identity.image.fingerprint)
-    if speech is not None:
-        raise InvalidInput(f"speech set {speech} and --compat-batch were both given; padded batches read no store")
-    return padded, open_vectors(snapshot, identity.image.fingerprint)
-
-
-def _judged(frames: Frames) -> str:
-    if isinstance(frames, PaddedFrames):
-        return frames.note
-    return f"first of {frames.spec.window}" if frames.spec.num_crops else frames.spec.window
-
-
-def _other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
-    """The fingerprint of a speech feature set that the run's head can read; `InvalidInput` where it can't."""
-    own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
-    found = choose_feature_set(snapshot, "speech", wanted)
-    if not found.spec.is_same_but_window(own):
-        raise InvalidInput(
-            f"the head was trained on {own.fingerprint}, and {found.fingerprint} is not of the same weights, layers "
-            "and rules; name a feature set that differs from it by window or codec alone"
-        )
-    return found.fingerprint
 
 
 def validator(
     manifest: Manifest, split: str, frames: Frames, vectors: Vectors
 ) -> Callable[[Head, World], float] | None:
-    """A function that gives the mean recall at 10 on `split`, by all workers together; None without such rows."""
+    """A function that computes the mean recall at 10 on `split`; None if the manifest has no stored rows of it.
+
+    All workers of a run call the function together, and each gets the same figure.
+    """
     if split not in manifest.table["split"].unique().to_pylist():
         return None
     pool = gather_pool(manifest, split, frames, vectors)
@@ -153,7 +122,9 @@ def validator(
         return None
 
     def mean_recall(head: Head, world: World) -> float:
-        return score(head, pool, frames, vectors, world).mean_recall[10]
+        speech = embed_together(head, frames, pool.rows.speech_keys, world)
+        images = embed_images(head, vectors, pool.image_keys)
+        return retrieve_both(speech, images, pool.rows.groups, pool.image_groups).mean_recall[10]
 
     return mean_recall
 
@@ -161,7 +132,7 @@ def validator(
 def gather_pool(
     manifest: Manifest, split: str, frames: Frames, vectors: Vectors, *, candidates: Candidates = "split"
 ) -> Pool:
-    """The stored utterances of a split and, of each group in the split or the manifest, its first stored image."""
+    """The stored utterances of a split, and the first stored image of each group in the split or the manifest."""
     codes = group_codes(manifest)
     images: dict[int, str] = {}
     for row in (manifest.select([split]) if candidates == "split" else manifest).rows():
@@ -171,123 +142,102 @@ def gather_pool(
     return Pool(rows, list(images.values()), np.array(list(images), np.int64))
 
 
-def score(head: Head, pool: Pool, frames: Frames, vectors: Vectors, world: World | None = None) -> TwoWays:
-    """Retrieval by the embeddings that stand for the utterances, made by all workers together."""
-    speech = _embed_together(head, frames, pool.rows.speech_keys, world or World())
-    return retrieve_both(speech, embed_images(head, vectors, pool.image_keys), pool.rows.groups, pool.image_groups)
+def _check_pool(pool: Pool, split: str, snapshot: Snapshot) -> None:
+    if not len(pool.rows):
+        raise InvalidInput(
+            f"split {split!r}: none of its {pool.rows.num_missing} utterances has speech and image stored in catalog "
+            f"version {snapshot.version}",
+            "run `speechclip featurize`",
+        )
 
 
-def hear(
-    head: Head,
-    frames: Frames,
-    keys: Sequence[str],
-    *,
-    scoring: Scoring = "cosine",
-    on_progress: OnProgress = nobody,
-) -> Heard:
-    """The embeddings of each branch, and the keywords where the head chooses some, from one reading of the frames."""
+def _padded_speech(padded: PaddedFrames, speech: str | None) -> _Speech:
+    if speech is not None:
+        raise InvalidInput(
+            f"speech set {speech} and --compat-batch were both given, but padded batches are not read from a store",
+            "leave one of them out",
+        )
+    return _Speech(padded, padded.note, padded.batches)
+
+
+def _stored_speech(run: Run, snapshot: Snapshot, speech: str | None) -> _Speech:
+    identity = run.info.identity
+    fingerprint = identity.speech.fingerprint if speech is None else _other_window(run, snapshot, speech)
+    frames, _ = open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    window = frames.spec.window
+    return _Speech(frames, f"first of {window}" if frames.spec.num_crops else window)
+
+
+def _other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
+    """The fingerprint of another speech feature set; `InvalidInput` if the run's head can't read it."""
+    own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
+    found = choose_feature_set(snapshot, "speech", wanted)
+    if not found.spec.is_same_but_window(own):
+        raise InvalidInput(
+            f"the head was trained on {own.fingerprint}, and {found.fingerprint} has other weights, layers or rules",
+            "name a feature set that differs from it only by window or codec",
+        )
+    return found.fingerprint
+
+
+def _read_speech(
+    head: Head, speech: _Speech, keys: Sequence[str], scoring: Scoring, on_progress: OnProgress
+) -> tuple[dict[Branch, np.ndarray], KeywordReader | None]:
+    """The embeddings by each branch, and a reader with all keywords if the head chooses some."""
     reader = (
         KeywordReader(head.vector_quantizer, head.tower.embeddings, scoring) if isinstance(head, KeywordHead) else None
     )
-    found: dict[Branch, np.ndarray] = {}
     num_done = 0
-    with torch.inference_mode():
-        for places, output in _outputs(head, frames, keys):
-            for branch in BRANCHES:
-                embedding = getattr(output, branch)
-                if embedding is not None:
-                    made = found.setdefault(branch, np.empty((len(keys), embedding.shape[1]), np.float32))
-                    made[places] = embedding.cpu().numpy()
-            if reader is not None and output.keywords is not None:
-                reader.add(places, output.keywords)
-            num_done += len(places)
-            on_progress(num_done, len(keys))
-    return Heard(found, reader)
 
+    def observe(rows: Sequence[int], output: HeadOutput) -> None:
+        nonlocal num_done
+        if reader is not None and output.keywords is not None:
+            reader.add(rows, output.keywords)
+        num_done += len(rows)
+        on_progress(num_done, len(keys))
 
-def embed_speech(head: Head, frames: Frames, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
-    """The embeddings of utterances in the order of `keys`, of length one, made on the head's device."""
-    embeddings = np.empty((len(keys), head.config.embedding_width), np.float32)
-    with torch.inference_mode():
-        for places, output in _outputs(head, frames, keys):
-            embeddings[places] = output.embedding.cpu().numpy()
-    return embeddings
-
-
-def embed_images(head: Head, vectors: Vectors, keys: Sequence[str]) -> Float[np.ndarray, "keys embedding"]:
-    """The embeddings of images in the order of `keys`, of length one."""
-    device = next(head.parameters()).device
-    with torch.inference_mode():
-        stored = torch.from_numpy(vectors.read(keys).astype(np.float32)).to(device)
-        embedded: Float[np.ndarray, "keys embedding"] = head.embed_images(stored).cpu().numpy()
-        return embedded
-
-
-def find_texts(run: Run, snapshot: Snapshot) -> str | None:
-    """The fingerprint of the stored texts of the run's CLIP, None without any."""
-    identity = run.info.identity
-    source = identity.text or identity.image
-    fitting = [
-        info.fingerprint
-        for info in snapshot.feature_sets()
-        if info.spec.modality == "text" and info.encoder_name == source.encoder_name
-    ]
-    return source.fingerprint if source.fingerprint in fitting else next(iter(fitting), None)
+    return embed_branches(head, speech.frames, keys, observe, batches=speech.batches(keys)), reader
 
 
 def _score_texts(
-    run: Run, heard: Heard, pool: Pool, codes: dict[str, int], rows: list[dict[str, Any]], snapshot: Snapshot
+    run: Run,
+    embeddings: dict[Branch, np.ndarray],
+    pool: Pool,
+    codes: dict[str, int],
+    rows: list[dict[str, Any]],
+    snapshot: Snapshot,
 ) -> tuple[TextReport | None, tuple[str, ...]]:
-    """Speech against the captions of `rows`, or a note that says how to get there."""
-    source = (run.info.identity.text or run.info.identity.image).encoder_name
+    """Retrieval between the utterances and the captions of `rows`; without stored captions, a note with the advice."""
+    encoder_name = (run.info.identity.text or run.info.identity.image).encoder_name
     fingerprint = find_texts(run, snapshot)
     vectors = None if fingerprint is None else open_vectors(snapshot, fingerprint)
     captions = [row for row in rows if vectors is not None and row["text_key"] in vectors]
     groups = np.array([codes[row["group"]] for row in captions], np.int64)
-    asks = np.isin(pool.rows.groups, groups)
-    if not asks.any():
-        how = (
-            f"run `speechclip featurize --text {source}`"
+    has_caption = np.isin(pool.rows.groups, groups)
+    if not has_caption.any():
+        advice = (
+            f"run `speechclip featurize --text {encoder_name}`"
             if any(row["text_key"] for row in rows)
             else "the manifest has none"
         )
-        return None, (f"no speech-text figures: no captions of these utterances are stored as {source}; {how}",)
+        return None, (
+            f"no speech-text figures: no captions of these utterances are stored as {encoder_name}; {advice}",
+        )
     assert vectors is not None
     assert fingerprint is not None
     keys = list(dict.fromkeys(row["text_key"] for row in captions))
-    places = {key: place for place, key in enumerate(keys)}
-    # Projected as images are: where a head moves CLIP's space, its texts move along.
-    texts = embed_images(run.head, vectors, keys)[[places[row["text_key"]] for row in captions]]
-    both = retrieve_both(heard.embeddings[heard.main][asks], texts, pool.rows.groups[asks], groups)
-    report = TextReport(feature_set=fingerprint, branch=heard.main, num_missing=int((~asks).sum()), retrieval=both)
+    positions = {key: position for position, key in enumerate(keys)}
+    texts = embed_images(run.head, vectors, keys)[[positions[row["text_key"]] for row in captions]]
+    branch, speech = next(iter(embeddings.items()))
+    both = retrieve_both(speech[has_caption], texts, pool.rows.groups[has_caption], groups)
+    report = TextReport(feature_set=fingerprint, branch=branch, num_missing=int((~has_caption).sum()), retrieval=both)
     return report, ()
 
 
 def _score_keywords(
-    run: Run, heard: Heard, pool: Pool, rows: list[dict[str, Any]], scoring: Scoring
-) -> KeywordReport | None:
-    if heard.reader is None:
-        return None
+    run: Run, reader: KeywordReader, pool: Pool, rows: list[dict[str, Any]], scoring: Scoring
+) -> KeywordReport:
     assert run.vocabulary is not None
     captions = {row["utterance"]: row["text"] for row in rows}
     own = [captions[utterance] for utterance in pool.rows.utterances]
-    return read_keywords(heard.reader.readings(), run.vocabulary, own, pool.rows.groups, scoring=scoring)
-
-
-def _outputs(head: Head, frames: Frames, keys: Sequence[str]) -> Iterator[tuple[list[int], HeadOutput]]:
-    """What the head gives for batches of utterances, with the places of theirs among `keys`."""
-    device = next(head.parameters()).device
-    spans = [judged_span(frames, key) for key in keys]
-    ends = [stop for _, stop in spans]
-    batches = frames.places(keys) if isinstance(frames, PaddedFrames) else batch_by_length(ends, FRAMES_PER_BATCH)
-    for places in batches:
-        block, lengths = read_frames(frames, [keys[place] for place in places], [spans[place] for place in places])
-        yield places, head(block.to(device), lengths.to(device))
-
-
-def _embed_together(head: Head, frames: Frames, keys: Sequence[str], world: World) -> np.ndarray:
-    own = embed_speech(head, frames, keys[world.part(len(keys))])
-    with torch.no_grad():
-        gathered = world.gather_rows(torch.from_numpy(own).to(next(head.parameters()).device), len(keys))
-    everyones: np.ndarray = gathered.cpu().numpy()
-    return everyones
+    return read_keywords(reader.readings(), run.vocabulary, own, pool.rows.groups, scoring=scoring)

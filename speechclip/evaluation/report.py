@@ -15,11 +15,10 @@ from speechclip.evaluation.keywords import HitRate, KeywordReport
 from speechclip.evaluation.published import Measure, PublishedScores
 from speechclip.evaluation.recall import CUTOFFS, RetrievalReport, TwoWays
 from speechclip.records import Record
+from speechclip.retrieval.embeddings import BRANCHES, Branch
 from speechclip.storage import Storage
 
 Candidates = Literal["split", "all"]
-Branch = Literal["parallel", "cascaded"]
-BRANCHES: tuple[Branch, ...] = ("parallel", "cascaded")
 # As many slots as the published heads have; a head with more shows the rest in the JSON alone.
 SHOWN_SLOTS = 8
 TEXT_WIDTH = 200

@@ -4,11 +4,11 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-from speechclip.evaluation.evaluator import embed_speech
 from speechclip.featurization.driver import Work
 from speechclip.featurization.plan import TaskSizes, cover, open_plan
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt
+from speechclip.retrieval.embeddings import embed_speech
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Snapshot
 from speechclip.store.vectors import write_chunk

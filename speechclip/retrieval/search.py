@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from speechclip.errors import InvalidInput
-from speechclip.evaluation.evaluator import embed_images, find_texts
 from speechclip.records import Modality
 from speechclip.retrieval.embed import embedding_spec
+from speechclip.retrieval.embeddings import embed_images, find_texts
 from speechclip.retrieval.index import ExactIndex
 from speechclip.retrieval.model import Model
 from speechclip.store import FeatureStore, Frames, Snapshot

@@ -13,11 +13,12 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.compat import PaddedFrames
-from speechclip.evaluation.evaluator import embed_speech, evaluate
+from speechclip.evaluation.evaluator import evaluate
 from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
+from speechclip.retrieval.embeddings import embed_speech
 from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import Run
 
@@ -98,7 +99,8 @@ def test_each_batch_is_encoded_once_whatever_the_order_of_the_question(
     monkeypatch.setattr(
         HubertEncoder, "encode_padded", lambda self, inputs: sizes.append(len(inputs)) or real(self, inputs)
     )
-    together = embed_speech(trained.head, padded, keys(manifest)[::-1])
+    asked = keys(manifest)[::-1]
+    together = embed_speech(trained.head, padded, asked, batches=padded.batches(asked))
     assert sizes == [2, 2, 1]
     np.testing.assert_allclose(embed_speech(trained.head, padded, keys(manifest))[::-1], together, atol=1e-6)
 

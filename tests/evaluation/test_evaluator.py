@@ -9,13 +9,12 @@ from support.paired_corpus import IMAGE, SPEECH, Corpus, key, write_corpus
 from speechclip.errors import InvalidInput, NotStored
 from speechclip.evaluation.evaluator import (
     EvaluationReport,
-    embed_images,
-    embed_speech,
     evaluate,
     gather_pool,
     validator,
 )
 from speechclip.manifest import Manifest
+from speechclip.retrieval.embeddings import embed_images, embed_speech
 from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import Run, load_run
 from speechclip.training.recipe import Recipe
@@ -99,7 +98,7 @@ def test_embeddings_come_in_the_order_of_their_keys_whatever_the_batch(
     assert together.shape == (4, 8)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(together[1], together[3], atol=1e-6)
-    monkeypatch.setattr("speechclip.evaluation.evaluator.FRAMES_PER_BATCH", 1)
+    monkeypatch.setattr("speechclip.retrieval.embeddings.FRAMES_PER_BATCH", 1)
     np.testing.assert_allclose(embed_speech(run.head, frames, keys), together, atol=1e-6)
     assert embed_speech(run.head, frames, []).shape == (0, 8)
     images = embed_images(run.head, vectors, [key("i4")])

@@ -9,12 +9,13 @@ import torch
 from support.keyword_corpus import CLIP, KeywordCorpus, write_keyword_corpus
 
 from speechclip.errors import InvalidInput
-from speechclip.evaluation import evaluator
 from speechclip.evaluation.discovery import discover
-from speechclip.evaluation.evaluator import embed_speech, evaluate, hear, validator
+from speechclip.evaluation.evaluator import evaluate, validator
 from speechclip.evaluation.keywords import gold_tokens
 from speechclip.evaluation.report import EvaluationReport
 from speechclip.manifest import Manifest
+from speechclip.retrieval import embeddings
+from speechclip.retrieval.embeddings import embed_branches, embed_speech
 from speechclip.retrieval.model import Model
 from speechclip.retrieval.search import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
@@ -182,12 +183,15 @@ def test_batches_change_nothing(
 ) -> None:
     frames, _ = features(corpus, hybrid)
     keys = [row["speech_key"] for row in train_rows(corpus)]
-    together = hear(hybrid.head, frames, keys)
-    np.testing.assert_array_equal(embed_speech(hybrid.head, frames, keys), together.embeddings["parallel"])
-    monkeypatch.setattr(evaluator, "FRAMES_PER_BATCH", 1)
-    apart = hear(hybrid.head, frames, keys)
-    for branch, embeddings in together.embeddings.items():
-        np.testing.assert_allclose(apart.embeddings[branch], embeddings, atol=1e-5)
+    sizes: list[int] = []
+    together = embed_branches(hybrid.head, frames, keys, lambda rows, output: sizes.append(len(rows)))
+    assert sizes == [len(keys)]
+    np.testing.assert_array_equal(embed_speech(hybrid.head, frames, keys), together["parallel"])
+    monkeypatch.setattr(embeddings, "FRAMES_PER_BATCH", 1)
+    apart = embed_branches(hybrid.head, frames, keys, lambda rows, output: sizes.append(len(rows)))
+    assert sizes[1:] == [1] * len(keys)
+    for branch, found in together.items():
+        np.testing.assert_allclose(apart[branch], found, atol=1e-5)
     again = evaluate(hybrid, corpus.manifest, corpus.store.snapshot(), "train").keywords
     assert again is not None
     assert report.keywords is not None
@@ -260,5 +264,5 @@ def test_a_head_without_keywords_discovers_none(corpus: KeywordCorpus, hybrid: R
 def test_a_store_without_texts_has_no_text_set(tmp_path: Path, corpus: KeywordCorpus, hybrid: Run) -> None:
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    assert evaluator.find_texts(hybrid, store.snapshot()) is None
-    assert evaluator.find_texts(hybrid, corpus.store.snapshot()) == corpus.info("text").fingerprint
+    assert embeddings.find_texts(hybrid, store.snapshot()) is None
+    assert embeddings.find_texts(hybrid, corpus.store.snapshot()) == corpus.info("text").fingerprint

@@ -11,13 +11,13 @@ from support.small_runs import RECIPE, train_small
 import speechclip
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, Rejected, SourceMissing
-from speechclip.evaluation.evaluator import embed_images, embed_speech
 from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.media.content import content_key
 from speechclip.media.decode import decode_audio
+from speechclip.retrieval.embeddings import embed_images, embed_speech
 from speechclip.retrieval.model import Model
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore

@@ -11,13 +11,13 @@ from support.small_runs import train_small
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput
-from speechclip.evaluation.evaluator import embed_speech
 from speechclip.featurization.driver import Committer, Summary, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES, Modality
 from speechclip.retrieval.embed import embed_tasks, embedding_spec, prepare_embedding
+from speechclip.retrieval.embeddings import embed_speech
 from speechclip.retrieval.index import ExactIndex, unit
 from speechclip.retrieval.search import Searcher
 from speechclip.store import FeatureStore

@@ -12,11 +12,12 @@ from support.small_runs import RECIPE, train_small, write_noise
 from speechclip.cli import main
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
-from speechclip.evaluation.evaluator import embed_speech, evaluate
+from speechclip.evaluation.evaluator import evaluate
 from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work, survey
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
+from speechclip.retrieval.embeddings import embed_speech
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
 from speechclip.training.checkpoint import Run
@@ -177,7 +178,7 @@ def test_it_can_be_judged_by_whole_utterances_of_the_same_encoder_and_by_no_othe
     snapshot = road.store.snapshot()
     report = evaluate(trained, road.manifest, snapshot, "train", speech=FULL_SET)
     assert (report.speech, report.window, report.num_utterances) == (FULL_SET, "full", 4)
-    with pytest.raises(InvalidInput, match=f"trained on {CROPS_SET}, and {FEWER_SET} is not"):
+    with pytest.raises(InvalidInput, match=f"trained on {CROPS_SET}, and {FEWER_SET} has other"):
         evaluate(trained, road.manifest, snapshot, "train", speech=FEWER_SET)
 
 

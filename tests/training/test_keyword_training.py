@@ -11,7 +11,8 @@ import torch
 from support.paired_corpus import Corpus, write_corpus
 
 from speechclip.errors import Damaged, InvalidInput
-from speechclip.evaluation.evaluator import embed_speech, validator
+from speechclip.evaluation.evaluator import validator
+from speechclip.retrieval.embeddings import embed_speech
 from speechclip.storage import Storage
 from speechclip.training.checkpoint import RunFolder, build_head, load_run
 from speechclip.training.metrics import read_metrics
