@@ -40,7 +40,7 @@ def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: st
     """
     from speechclip.corpora.table import read_table
 
-    _write(read_table(rows, columns=_mapping(columns), split=split, progress=progress_line("files")), out)
+    _write(read_table(rows, columns=_mapping(columns), split=split, on_progress=progress_line("files")), out)
 
 
 @ingest.command(name="flickr8k")
@@ -51,7 +51,7 @@ def ingest_flickr8k(folder: str, karpathy: str | None, out: str) -> None:
     """Ingest Flickr8k with its spoken captions, in any layout; DIR holds pictures, captions and flickr_audio."""
     from speechclip.corpora.flickr8k import read_flickr8k
 
-    _write(read_flickr8k(folder, karpathy=karpathy, progress=progress_line("files")), out)
+    _write(read_flickr8k(folder, karpathy=karpathy, on_progress=progress_line("files")), out)
 
 
 @ingest.command(name="spokencoco")
@@ -63,7 +63,7 @@ def ingest_spokencoco(folder: str, images: str | None, karpathy: str | None, out
     """Ingest SpokenCOCO; DIR is where its archive was unpacked. The published val is split "dev" here."""
     from speechclip.corpora.spokencoco import read_spokencoco
 
-    _write(read_spokencoco(folder, images=images, karpathy=karpathy, progress=progress_line("files")), out)
+    _write(read_spokencoco(folder, images=images, karpathy=karpathy, on_progress=progress_line("files")), out)
 
 
 @ingest.command(name="lhotse")
@@ -76,7 +76,7 @@ def ingest_lhotse(recordings: str, supervisions: str, split: str, root: str | No
     """Ingest lhotse's recordings and supervisions (.jsonl or .jsonl.gz); `custom.image` names a picture."""
     from speechclip.corpora.lhotse import read_lhotse
 
-    _write(read_lhotse(recordings, supervisions, split=split, root=root, progress=progress_line("files")), out)
+    _write(read_lhotse(recordings, supervisions, split=split, root=root, on_progress=progress_line("files")), out)
 
 
 @ingest.command(name="tuxpaint")
@@ -99,7 +99,7 @@ def ingest_tuxpaint(
         raise click.UsageError("give either DIR or --fetch")
     chosen = languages.split(",") if languages else None
     source = folder if folder is not None else str(fetch_stamps())
-    _write(read_stamps(source, languages=chosen, limit=limit, split=split, progress=progress_line("files")), out)
+    _write(read_stamps(source, languages=chosen, limit=limit, split=split, on_progress=progress_line("files")), out)
 
 
 @ingest.command(name="synthetic")
@@ -113,7 +113,7 @@ def ingest_synthetic(folder: str, concepts: int, voices: int, out: str) -> None:
     from speechclip.corpora.table import read_table
 
     corpus = make_synthetic(folder, num_concepts=concepts, num_voices=voices)
-    _write(read_table(str(corpus), progress=progress_line("files")), out)
+    _write(read_table(str(corpus), on_progress=progress_line("files")), out)
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:

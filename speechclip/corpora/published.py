@@ -1,19 +1,19 @@
-"""How large a published corpus is, and by what a copy of it differs."""
+"""The size of each published corpus, and how a copy of it differs."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from speechclip.corpora.listing import show_names
+from speechclip.corpora.folder import show_names
 from speechclip.manifest import Manifest
 
 _COLUMNS = {"utterances": ("audio_uri", "audio_error"), "pictures": ("image_uri", "image_error")}
 
 
 @dataclass(frozen=True)
-class PublishedCorpus:
-    """What the published corpus holds, by split: pictures, and recordings from so many to so many."""
+class PublishedCounts:
+    """How much a published corpus holds: utterances in all, and by split pictures and the range of utterances."""
 
     name: str
     num_utterances: int
@@ -21,10 +21,10 @@ class PublishedCorpus:
     utterances: dict[str, tuple[int, int]]
 
     def differences(self, manifest: Manifest, *, is_split: bool = True) -> list[str]:
-        """A sentence for every count that is not as published, naming the files that are missing.
+        """A sentence for every count that differs from the published one, with the names of the missing files.
 
-        Nothing where the rows are at most half as many as published: a part is no copy. Only the total counts unless
-        the rows are split as published.
+        No sentence if the manifest has at most half of the published utterances: then it is a part, not a copy. Say
+        `is_split=False` if its splits are not the published ones; then only the total is compared.
         """
         if len(manifest) <= self.num_utterances / 2:
             return []
@@ -51,7 +51,7 @@ class PublishedCorpus:
 
 
 def _count_by_split(manifest: Manifest, uri: str, key: str, *, is_once: bool = False) -> Counter[str]:
-    """The rows of each split whose source could be read; with `is_once`, each source in a split counts once."""
+    """The number of rows in each split whose source could be read; with `is_once`, of different sources."""
     there = manifest.table.select(["split", uri]).filter(manifest.table[key].is_valid())
     if is_once:
         there = there.group_by(["split", uri], use_threads=False).aggregate([])
@@ -66,14 +66,14 @@ def _missing(manifest: Manifest, split: str | None, uri: str, error: str) -> lis
     return [address.rpartition("/")[2] for address in dict.fromkeys(table[uri].to_pylist())]
 
 
-FLICKR8K = PublishedCorpus(
+FLICKR8K = PublishedCounts(
     name="Flickr8k",
     num_utterances=40_000,
     images={"train": 6_000, "dev": 1_000, "test": 1_000},
     utterances={"train": (30_000, 30_000), "dev": (5_000, 5_000), "test": (5_000, 5_000)},
 )
-# Of train and dev only a range is known, from the 2,215 steps of an epoch at 256; with test they make the total.
-SPOKENCOCO = PublishedCorpus(
+# For train and dev only a range is known: an epoch of the official training has 2,215 steps of 256 utterances.
+SPOKENCOCO = PublishedCounts(
     name="SpokenCOCO",
     num_utterances=617_222,
     images={"train": 113_287, "dev": 5_000, "test": 5_000},

@@ -1,7 +1,7 @@
-"""A synthetic corpus, made on the spot: drawn pictures, their captions, and vowel-like sounds that spell them.
+"""A small synthetic corpus: drawn pictures, captions, and vowel-like sounds that spell the captions.
 
-It is no speech and no evidence of quality: each letter is a sound of its own formants, each voice a pitch, a pace and
-a length of throat. What it shows is that the road from files to recall runs, with every decoder on the way.
+It is not speech and shows nothing about quality. Each letter is a sound with formants of its own; each voice has a
+pitch, a pace and a length of throat. The corpus tests the whole way from files to recall, with most audio formats.
 """
 
 import csv
@@ -26,7 +26,8 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "bar")
 SIZES = {"": 52, "small ": 26}
 MAX_CONCEPTS = len(COLOURS) * len(SHAPES) * len(SIZES)
-# Extension, rate, channels and libsndfile subtype, by voice in turn. No float wav: libsndfile stamps it with the time.
+# Extension, rate, channels and libsndfile subtype; voice 0 has the first, and so on in turn. No float wav, because
+# libsndfile writes the time into it.
 FORMATS = (
     ("wav", 16_000, 1, "PCM_16"), ("flac", 22_050, 1, "PCM_16"), ("ogg", 44_100, 2, "VORBIS"),
     ("wav", 48_000, 2, "PCM_24"), ("wav", 8_000, 1, "PCM_U8"), ("mp3", 24_000, 1, "MPEG_LAYER_III"),
@@ -36,14 +37,15 @@ _PICTURE_PIXELS = 128
 
 
 def make_synthetic(folder: str | Path, *, num_concepts: int = 60, num_voices: int = 4, seed: int = 0) -> Path:
-    """The path of `rows.csv` for `speechclip ingest table`, its sounds and pictures beside it.
+    """Write recordings, pictures and `rows.csv` into `folder`; the path of `rows.csv`, for `speechclip ingest table`.
 
-    The last of several voices is the split "test"; of the others' rows one in ten is "dev". The same arguments give
-    the same bytes, as long as the codecs' libraries stay the same.
+    If there are several voices, the last one is the split "test". Of the other rows one in ten is "dev". Equal
+    arguments give equal bytes as long as the codecs' libraries stay the same.
     """
     if not (1 <= num_concepts <= MAX_CONCEPTS and num_voices >= 1):
         raise InvalidInput(
-            f"{num_concepts} concepts and {num_voices} voices: give 1 to {MAX_CONCEPTS} concepts, one voice or more"
+            f"{num_concepts} concepts and {num_voices} voices",
+            f"give 1 to {MAX_CONCEPTS} concepts and at least one voice",
         )
     root = Path(folder).absolute()
     (root / "audio").mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def make_synthetic(folder: str | Path, *, num_concepts: int = 60, num_voices: in
 
 
 def pronounce(caption: str, *, voice: int, seed: int = 0) -> Float[np.ndarray, " samples"]:
-    """The caption's letters one after the other as harmonics under three formants, at 16 kHz, within -1 and 1."""
+    """The caption's letters one after the other, each as harmonics under three formants; 16 kHz, between -1 and 1."""
     chance = np.random.default_rng([seed, voice, *caption.encode()])
     traits = np.random.default_rng([seed, voice])
     pitch, pace, throat = traits.uniform(90, 260), traits.uniform(0.05, 0.09), traits.uniform(0.85, 1.2)
@@ -76,7 +78,7 @@ def pronounce(caption: str, *, voice: int, seed: int = 0) -> Float[np.ndarray, "
 
 
 def draw_picture(shape: str, colour: tuple[int, int, int], radius: int) -> Image.Image:
-    """The shape of that colour in the middle of a transparent square."""
+    """The shape in that colour, `radius` pixels large, in the middle of a transparent square."""
     picture = Image.new("RGBA", (_PICTURE_PIXELS, _PICTURE_PIXELS), (255, 255, 255, 0))
     draw = ImageDraw.Draw(picture)
     middle = _PICTURE_PIXELS / 2
@@ -120,7 +122,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def _concepts(num_concepts: int, seed: int) -> list[tuple[str, str, str]]:
-    """Plain ones first, then small ones, each in an order of the seed."""
+    """(size, colour, shape) of the first concepts: large ones first, then small ones, each shuffled by the seed."""
     chance = np.random.default_rng([seed, 1])
     ordered: list[tuple[str, str, str]] = []
     for size in SIZES:
@@ -151,7 +153,7 @@ def _encode(samples: Float[np.ndarray, " samples"], voice: int) -> bytes:
 
 
 def _with_serial_zero(data: bytes) -> bytes:
-    """The Ogg file with stream number 0 instead of libsndfile's random one, so that its key stays."""
+    """The Ogg file with stream number 0 instead of libsndfile's random one, so that its content key is always equal."""
     pages = []
     for page in ogg_pages(data, "synthetic ogg"):
         blank = data[page.start : page.start + 14] + bytes(4) + data[page.start + 18 : page.start + 22]

@@ -1,11 +1,11 @@
 """Tux Paint's stamps: pictures, texts and human voices in 14 languages (Debian's tuxpaint-stamps-default, GPL-2).
 
-    <category>/.../<stamp>.png            the picture (stamps that have only an svg are left out)
-    <category>/.../<stamp>.txt            line 1 English, then `xx.utf8=...`
-    <category>/.../<stamp>_desc_xx.ogg    the spoken description; without `_xx`, English
-    <category>/.../<stamp>.ogg            a sound effect: no caption
+    <category>/.../<stamp>.png            the picture; a stamp with only an svg is left out
+    <category>/.../<stamp>.txt            the captions: line 1 in English, then lines `xx.utf8=...`
+    <category>/.../<stamp>_desc_xx.ogg    the spoken caption in language xx; without `_xx`, English
+    <category>/.../<stamp>.ogg            a sound effect, not used
 
-One reader speaks nearly all of a language, so language and voice are confounded and `speaker` stays empty.
+One person speaks nearly all of a language, so language and voice can't be told apart. `speaker` stays empty.
 """
 
 import hashlib
@@ -15,22 +15,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from speechclip.corpora.sources import OnProgress, Source, image_columns, read_sources, speech_columns, text_columns
+from speechclip.corpora.sources import OnProgress, Source, read_sources
+from speechclip.corpora.utterances import Utterance, row_of
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 
 DEFAULT_SPLIT = "concept"
 SPLIT_SEED = "tuxpaint/1"
-# One file of the package ends in `_da.ogg.ogg`; 15 Brazilian ones are wav.
+# One file of the package ends in `_da.ogg.ogg`, and 15 Brazilian ones are wav.
 _DESCRIPTION = re.compile(r"(?P<stamp>.+)_desc(?:_(?P<language>[a-z]{2,3}(?:_[A-Z]{2})?))?(?:\.ogg)?\.(?:ogg|wav)")
 _TRANSLATION = re.compile(r"(?P<language>[A-Za-z_@]+)\.utf8=(?P<text>.*)")
 
 
 @dataclass
 class Stamp:
-    """A picture, its captions and its recordings, both by language."""
+    """A picture with its captions and recordings by language."""
 
     name: str
     picture: str
@@ -39,31 +40,31 @@ class Stamp:
 
     @property
     def category(self) -> str:
-        """The top folder: animals, clothes, food, ... symbols."""
+        """The top folder of its name: animals, clothes, food, ... symbols."""
         return self.name.partition("/")[0]
 
 
 class Spoken(NamedTuple):
-    """One stamp described in one language."""
+    """One stamp as spoken in one language: an utterance."""
 
-    utterance: str
+    id: str
     stamp: Stamp
     language: str
     group: str
 
     @property
     def uri(self) -> str:
-        """The recording."""
+        """The path of the recording."""
         return self.stamp.recordings[self.language]
 
     def split(self, rule: str) -> str:
-        """The side on which the rule "concept" or "voice:xx" puts it."""
+        """The split into which the rule "concept" or "voice:xx" puts it."""
         if rule == "concept":
             share = _share("concept", self.group)
             return "train" if share < 0.8 else "dev" if share < 0.9 else "test"
         if self.language == rule.partition(":")[2]:
             return "test"
-        return "dev" if _share("voice", self.utterance) < 0.05 else "train"
+        return "dev" if _share("voice", self.id) < 0.05 else "train"
 
 
 def read_stamps(
@@ -73,18 +74,20 @@ def read_stamps(
     limit: int | None = None,
     split: str = DEFAULT_SPLIT,
     include_symbols: bool = False,
-    progress: OnProgress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Manifest:
-    """One row a spoken description, sorted by id, such as `animals/birds/crow-fr`; `folder` may be any parent.
+    """One row for each spoken caption, sorted by id, such as `animals/birds/crow-fr`. `folder` may be any parent.
 
-    `languages`: only these (all that speak, by default). `limit`: about so many utterances, whole groups. A `group` is
-    one right answer: stamps of equal English caption, equal picture, or equal sound in one language. `split` is
-    "concept" (groups 80 : 10 : 10 into train, dev, test) or "voice:ca" (Catalan is "test"; of the rest 5 % "dev").
-    Neither depends on languages or limit, so a group never changes sides.
+    `languages`: only these; by default all that have recordings. `limit`: about this many utterances, in whole groups.
+    A group holds the stamps that can't be told apart: those of equal English caption, of equal picture, or of equal
+    recording in one language.
+
+    `split` is "concept" (80 % of the groups are train, 10 % dev, 10 % test) or "voice:ca" (Catalan is test, 5 % of the
+    rest dev). The split of a group depends on neither `languages` nor `limit`.
     """
     stamps = find_stamps(stamps_folder(folder))
     chosen = _chosen_languages(Counter(language for stamp in stamps for language in stamp.recordings), languages, split)
-    # Groups need the hash of every file, but only recordings that are kept need decoding, the slow part.
+    # Groups need the hash of every file. Decoding is slow, so only the recordings that are kept are decoded.
     every_uri = [uri for stamp in stamps for uri in (stamp.picture, *stamp.recordings.values())]
     _, files = read_sources(audio=(), images=every_uri)
     groups = group_stamps(stamps, files)
@@ -94,11 +97,13 @@ def read_stamps(
         for language in chosen
         if language in stamp.recordings and (include_symbols or stamp.category != "symbols")
     ]
-    spoken.sort(key=lambda one: one.utterance)
+    spoken.sort(key=lambda one: one.id)
     if limit is not None:
         spoken = _limited(spoken, limit, split)
-    audio, _ = read_sources(audio=(one.uri for one in spoken), images=(), progress=progress)
-    return Manifest.from_rows([_row(one, split, audio[one.uri], files[one.stamp.picture]) for one in spoken])
+    audio, _ = read_sources(audio=(one.uri for one in spoken), images=(), on_progress=on_progress)
+    return Manifest.from_rows(
+        [row_of(_utterance(one, split), audio[one.uri], files[one.stamp.picture]) for one in spoken]
+    )
 
 
 def stamps_folder(folder: str | Path) -> Path:
@@ -110,11 +115,11 @@ def stamps_folder(folder: str | Path) -> Path:
     for candidate in sorted(top.glob("**/tuxpaint/stamps")):
         if candidate.is_dir():
             return candidate
-    raise InvalidInput(f"{folder}: no Tux Paint stamps at or below it; give the folder of an extracted package")
+    raise InvalidInput(f"{folder}: no Tux Paint stamps in it or below it", "give the folder of an extracted package")
 
 
 def find_stamps(folder: Path) -> list[Stamp]:
-    """All stamps with a png and a recording of their own, by name; so `_mirror` and `_flip` variants fall out."""
+    """All stamps with a png and a recording of their own, sorted by name. `_mirror` and `_flip` variants have none."""
     files = sorted(_walk(folder))
     stamps = {}
     for name in files:
@@ -124,7 +129,7 @@ def find_stamps(folder: Path) -> list[Stamp]:
     for name in files:
         found = _DESCRIPTION.fullmatch(name)
         if found and (stamp := stamps.get(found["stamp"])):
-            # In sorted order `_da.ogg` comes before `_da.ogg.ogg` and wins.
+            # The names are sorted, so `_da.ogg` comes before `_da.ogg.ogg` and is kept.
             stamp.recordings.setdefault(found["language"] or "en", str(folder / name))
     spoken = [stamp for stamp in stamps.values() if stamp.recordings]
     known = set(files)
@@ -135,7 +140,7 @@ def find_stamps(folder: Path) -> list[Stamp]:
 
 
 def read_texts(data: bytes) -> dict[str, str]:
-    """The captions by language; line 1 is "en". Broken UTF-8 becomes U+FFFD, empty captions are left out."""
+    """The captions by language. Line 1 is English ("en"); invalid UTF-8 becomes U+FFFD; empty ones are left out."""
     english, *others = data.decode("utf-8-sig", errors="replace").splitlines() or [""]
     texts = {"en": english.strip()}
     for line in others:
@@ -145,7 +150,7 @@ def read_texts(data: bytes) -> dict[str, str]:
 
 
 def group_stamps(stamps: Sequence[Stamp], files: dict[str, Source]) -> dict[str, str]:
-    """Each stamp's group: the first English caption (or else name) among all stamps that it can't be told from."""
+    """Each stamp's group, named by the alphabetically first English caption (or name) among its stamps."""
     sharing: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for stamp in stamps:
         if "en" in stamp.texts:
@@ -163,7 +168,7 @@ def group_stamps(stamps: Sequence[Stamp], files: dict[str, Source]) -> dict[str,
 
 
 def _join(names: Sequence[str], sharing: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Each name's representative, after all names of one list are joined (union-find)."""
+    """One name for each set of names that share a list, directly or through others (union-find)."""
     parent = {name: name for name in names}
 
     def find(name: str) -> str:
@@ -187,24 +192,23 @@ def _chosen_languages(spoken: Counter[str], languages: Sequence[str] | None, spl
     chosen = sorted(spoken) if languages is None else list(dict.fromkeys(languages))
     kind, _, voice = split.partition(":")
     if split != "concept" and (kind != "voice" or not voice):
-        raise InvalidInput(f"split {split!r}: expected 'concept' or 'voice:' and a language, such as 'voice:ca'")
+        raise InvalidInput(f"split {split!r}: unknown", "give 'concept' or 'voice:' and a language, such as 'voice:ca'")
     for language in [*chosen, *([voice] if voice and voice not in chosen else [])]:
         if language not in spoken or language not in chosen:
             had = ", ".join(f"{name} ({spoken[name]})" for name in sorted(spoken))
-            raise InvalidInput(f"language {language!r} is not among those read; the stamps speak {had}")
+            raise InvalidInput(f"language {language!r} is not among those that are read", f"the stamps have {had}")
     return chosen
 
 
-def _row(one: Spoken, split: str, sound: Source, picture: Source) -> dict[str, Any]:
-    columns = speech_columns(sound) | image_columns(picture) | text_columns(one.stamp.texts.get(one.language))
-    names = {"utterance": one.utterance, "group": one.group, "language": one.language, "speaker": None}
-    return columns | names | {"split": one.split(split)}
+def _utterance(one: Spoken, split: str) -> Utterance:
+    text = one.stamp.texts.get(one.language)
+    return Utterance(id=one.id, split=one.split(split), text=text, group=one.group, language=one.language)
 
 
 def _limited(spoken: list[Spoken], limit: int, split: str) -> list[Spoken]:
-    """About `limit` of them: whole groups in an order of their hash, so much of each split as it has of all."""
+    """About `limit` of them, in whole groups ordered by hash. Each split keeps its share of the whole."""
     if limit < 1:
-        raise InvalidInput(f"limit is {limit}, expected 1 or more utterances")
+        raise InvalidInput(f"limit is {limit}", "give 1 utterance or more")
     strata: dict[str, Counter[str]] = defaultdict(Counter)
     for one in spoken:
         strata[one.split(split) if split == "concept" else ""][one.group] += 1
@@ -213,7 +217,7 @@ def _limited(spoken: list[Spoken], limit: int, split: str) -> list[Spoken]:
         wanted = limit * sizes.total() / len(spoken)
         num_kept = 0
         for group in sorted(sizes, key=lambda group: _share("limit", group)):
-            # The first group always: no split may come out empty.
+            # The first group is always kept, so that no split is empty.
             if num_kept and num_kept + sizes[group] / 2 > wanted:
                 break
             kept.add(group)
@@ -222,7 +226,7 @@ def _limited(spoken: list[Spoken], limit: int, split: str) -> list[Spoken]:
 
 
 def _share(purpose: str, name: str) -> float:
-    """A number from 0 to 1 that depends on the name alone."""
+    """A number from 0 to 1 that depends only on the purpose and the name."""
     digest = hashlib.sha256(f"{SPLIT_SEED}\n{purpose}\n{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -127,13 +127,17 @@ def test_lhotses_manifests_are_ingested(tmp_path: Path) -> None:
         (
             ("flickr8k", "nowhere"),
             1,
-            "nowhere: no such folder, or nothing in it; give the folder of the unpacked corpus",
+            "nowhere: no such folder, or no file in it; give the folder of the unpacked corpus",
         ),
         (("spokencoco", "nowhere"), 1, "nowhere: no SpokenCOCO_train.json"),
         (("lhotse", "r.jsonl", "s.jsonl"), 1, "r.jsonl: no such file"),
         (("table", "r.csv", "--column", "audio"), 2, "'audio' is not OURS=THEIRS"),
         (("table", "r.csv", "--column", "audio=a", "--column", "audio=b"), 2, "audio is given twice"),
-        (("table", "r.csv", "--column", "sound=a"), 1, "there is no column 'sound' of ours; known are audio"),
+        (
+            ("table", "r.csv", "--column", "sound=a"),
+            1,
+            "--column sound=…: there is no such column; to the left, give one of audio",
+        ),
     ],
 )
 def test_every_wrong_turn_ends_with_one_sentence(

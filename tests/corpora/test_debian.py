@@ -42,9 +42,9 @@ def test_the_package_is_fetched_once_and_nothing_else_is_left(programs: Path, tm
     ("name", "script", "message"),
     [
         ("apt-get", "echo 'E: no network' >&2; exit 100", "apt-get failed .E: no network.*ingest tuxpaint"),
-        ("apt-get", "true", "left no tuxpaint-stamps-default"),
+        ("apt-get", "true", "downloaded no tuxpaint-stamps-default"),
         ("dpkg-deb", "exit 2", "dpkg-deb failed .exit status 2"),
-        ("dpkg-deb", "true", "holds 0 pictures and 0 descriptions, expected 1 and 1 or more"),
+        ("dpkg-deb", "true", "has 0 pictures and 0 spoken captions, expected at least 1 and 1"),
     ],
 )
 def test_a_failure_says_how_to_go_on_and_the_next_try_is_clean(

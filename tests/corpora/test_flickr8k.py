@@ -9,8 +9,8 @@ from support.miniatures import FLICKR_SPLITS, UNSPLIT, Flickr8k, picture, put, r
 
 from speechclip.corpora import flickr8k
 from speechclip.corpora.flickr8k import read_flickr8k
-from speechclip.corpora.listing import walk
-from speechclip.corpora.published import PublishedCorpus
+from speechclip.corpora.folder import walk
+from speechclip.corpora.published import PublishedCounts
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.media.content import content_key, fetch
@@ -31,7 +31,7 @@ def corpus(tmp_path: Path) -> Flickr8k:
 
 def test_every_spoken_caption_becomes_a_row(corpus: Flickr8k, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[tuple[int, int]] = []
-    manifest = read_flickr8k(str(corpus.root), progress=lambda done, total: calls.append((done, total)))
+    manifest = read_flickr8k(str(corpus.root), on_progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (24, 24)
     assert "published" not in caplog.text
     names = [f"{name[:-4]}_{k}" for split in FLICKR_SPLITS for name in FLICKR_SPLITS[split] for k in range(5)]
@@ -140,7 +140,7 @@ def test_one_list_alone_gives_its_split_and_says_which_are_not_there(
     for split in ("train", "dev"):
         (corpus.root / f"Flickr_8k.{split}Images.txt").unlink()
     assert set(read_flickr8k(str(corpus.root)).table["split"].to_pylist()) == {"test"}
-    assert "there is no Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt" in caplog.text
+    assert "Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt" in caplog.text
     assert "15 recordings are of no picture in a split and left out: 1000268201_693b08cb0e_0.wav" in caplog.text
 
 
@@ -170,7 +170,7 @@ def test_missing_files_stand_in_their_rows(corpus: Flickr8k, caplog: pytest.LogC
     assert rows[f"{FIRST[:-4]}_1"]["text"] is not None
     assert rows[f"{FIRST[:-4]}_7"]["text"] is rows[f"{FIRST[:-4]}_7"]["speaker"] is None
     assert f"1 recordings have no caption: {FIRST[:-4]}_7" in caplog.text
-    assert "there is no wav2spk.txt" in caplog.text
+    assert "wav2spk.txt" in caplog.text
 
 
 def test_two_names_of_the_same_picture_are_one_answer(corpus: Flickr8k) -> None:
@@ -211,9 +211,9 @@ def test_a_corpus_on_s3_is_read_there(corpus: Flickr8k, s3_uri: str) -> None:
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        ("Flickr8k.token.txt", "a.jpg#0 A dog\n", "line 1 is no `<image>.jpg#<number><tab><caption>`"),
+        ("Flickr8k.token.txt", "a.jpg#0 A dog\n", "line 1 is not `<image>.jpg#<number><tab><caption>`"),
         ("Flickr8k.token.txt", "a.jpg#0\tA dog\na.jpg\tA cat\n", "line 2 is no"),
-        ("Flickr8k.token.txt", "a.jpg#0\tA dog\na.jpg#0\tA cat\n", "line 2 gives a.jpg#0 a second caption"),
+        ("Flickr8k.token.txt", "a.jpg#0\tA dog\na.jpg#0\tA cat\n", "line 2 is a second caption a.jpg#0"),
         ("Flickr8k.token.txt", "../../a.jpg#0\tA dog\n", "is not the name of a file"),
         ("Flickr8k.token.txt", b"\xff\xfe\n", "not UTF-8"),
         ("Flickr_8k.trainImages.txt", "sub/a.jpg\n", "'sub/a.jpg' is not the name of a file"),
@@ -222,7 +222,7 @@ def test_a_corpus_on_s3_is_read_there(corpus: Flickr8k, s3_uri: str) -> None:
             f"{FLICKR_SPLITS['test'][0]}\n",
             "is in train and in test; leave it in one split",
         ),
-        ("flickr_audio/wav2spk.txt", "nobody\n", "line 1 is no `<recording>.wav <speaker>`"),
+        ("flickr_audio/wav2spk.txt", "nobody\n", "line 1 is not `<recording>.wav <speaker>`"),
     ],
 )
 def test_lists_that_can_not_be_understood_are_refused(
@@ -240,7 +240,7 @@ def test_lists_that_can_not_be_understood_are_refused(
         ("image|caption\na.jpg|A dog\n", "not `image,caption`"),
         ("", "not `image,caption`"),
         ("image,caption\na.jpg,A dog, a cat\n", "line 2 has 3 cells"),
-        ('image,caption\na.jpg,"A dog\n', "is no CSV"),
+        ('image,caption\na.jpg,"A dog\n', "is not CSV"),
         ("image,caption\n/etc/passwd,A dog\n", "'/etc/passwd' is not the name of a file"),
     ],
 )
@@ -261,8 +261,8 @@ def test_a_captions_file_of_another_shape_is_refused(data: str, message: str, co
         ('{"images": [{"file_name": "a.jpg"}]}', "is not Karpathy's.*filename"),
         ('{"images": [{"filename": "a.jpg", "split": "dev"}]}', "a.jpg is in split 'dev', expected one of train, rest"),
         ('{"images": [{"filename": "a/b.jpg", "split": "val"}]}', "'a/b.jpg' is not the name of a file"),
-        ('{"images": [{"filename": "other.jpg", "split": "val"}]}', "no picture of its splits has caption"),
-        ('{"images": []}', "no picture of its splits has caption"),
+        ('{"images": [{"filename": "other.jpg", "split": "val"}]}', "no picture of its splits has a caption"),
+        ('{"images": []}', "no picture of its splits has a caption"),
     ],
 )
 def test_a_karpathy_file_of_another_shape_is_refused(
@@ -298,7 +298,7 @@ def test_names_with_spaces_quotes_and_other_scripts_are_names(tmp_path: Path) ->
     [
         (
             "Flickr8k.token.txt",
-            r"no Flickr8k.token.txt or captions.txt in it or below, there is Flickr8k.lemma.token.txt, .*give the",
+            r"no Flickr8k.token.txt or captions.txt in it or below it, only Flickr8k.lemma.token.txt, .*give the",
         ),
         ("flickr_audio/wavs", r"no flickr_audio/wavs/<name>_<number>.wav in it or below"),
         ("Images", r"no Images/<name>.jpg in it or below"),
@@ -313,18 +313,18 @@ def test_a_folder_that_lacks_a_part_says_what_was_looked_for(lacks: str, message
 def test_a_wrong_folder_ends_with_one_sentence(corpus: Flickr8k, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "none", tmp_path / "empty"):
-        with pytest.raises(InvalidInput, match="no such folder, or nothing in it; give the folder of the unpacked"):
+        with pytest.raises(InvalidInput, match="no such folder, or no file in it; give the folder of the unpacked"):
             read_flickr8k(str(folder))
-    with pytest.raises(InvalidInput, match="is a file; unpack it"):
+    with pytest.raises(InvalidInput, match="is a file, expected a folder; unpack it"):
         read_flickr8k(str(corpus.root / "Flickr8k.token.txt"))
-    with pytest.raises(InvalidInput, match="no valid Unicode"):
+    with pytest.raises(InvalidInput, match="not valid Unicode"):
         read_flickr8k(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
 
 
 def test_a_copy_that_is_nearly_whole_names_what_it_lacks(
     corpus: Flickr8k, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = PublishedCorpus(
+    small = PublishedCounts(
         name="Flickr8k",
         num_utterances=20,
         images={"train": 2, "dev": 1, "test": 1},

@@ -142,9 +142,9 @@ def test_channels_are_taken_only_as_a_whole_file(corpus: Corpus) -> None:
     errors = {name: row["audio_error"] for name, row in rows.items() if row["speech_key"] is None}
     assert set(errors) == {"left", "across", "none", "miscounted"}
     assert all(error.startswith("source-unreadable: ") for error in errors.values())
-    assert "channels [0] of [0, 1] are meant, but a file is decoded to the average" in errors["left"]
-    assert "channels [0, 1] are in no one file of it" in errors["across"]
-    assert "channels [5] are in no one file" in errors["none"]
+    assert "channels [0] of [0, 1] are wanted, but a file is decoded to the average" in errors["left"]
+    assert "no one file of it has the channels [0, 1]" in errors["across"]
+    assert "no one file of it has the channels [5]" in errors["none"]
     assert "has 2 channels, the manifest states 1" in errors["miscounted"]
 
 
@@ -166,8 +166,8 @@ def test_what_is_not_read_stands_in_its_row_and_nothing_is_run(corpus: Corpus) -
     assert errors.pop("a b") is None
     assert not ran.exists()
     assert all(error.startswith("source-unreadable: ") for error in errors.values())
-    assert "type 'command'; only files and s3:// are read, no command is run" in errors["command"]
-    assert "only local paths and s3:// addresses are read; fetch the file" in errors["url"]
+    assert "type 'command', but only files and s3:// are read and no command is run" in errors["command"]
+    assert "only local paths and s3:// addresses are read; download the file" in errors["url"]
     assert "type 'memory'" in errors["memory"]
     assert "type 'shar'" in errors["shar"]
     assert "lhotse transforms this recording (Speed)" in errors["fast"]
@@ -208,12 +208,16 @@ def test_what_does_not_fit_together_is_named(corpus: Corpus, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("recordings", "supervisions", "message"),
     [
-        ("", "", "holds no supervisions"),
-        ("{", None, "recordings.jsonl: line 1 is no JSON"),
-        (b"\xff\xfe", None, "line 1 is no JSON"),
-        ("[1]", None, "line 1 is no recording of lhotse's"),
-        ('{"id": "x"}', None, "line 1 is no recording of lhotse's.*sources"),
-        (None, '\n{"id": "s", "recording_id": "a b", "start": "0", "duration": 1}', "line 2 is no supervision.*start"),
+        ("", "", "has no supervisions"),
+        ("{", None, "recordings.jsonl: line 1 is not JSON"),
+        (b"\xff\xfe", None, "line 1 is not JSON"),
+        ("[1]", None, "line 1 is not a recording of lhotse"),
+        ('{"id": "x"}', None, "line 1 is not a recording of lhotse.*sources"),
+        (
+            None,
+            '\n{"id": "s", "recording_id": "a b", "start": "0", "duration": 1}',
+            "line 2 is not a supervision.*start",
+        ),
         (None, json.dumps(supervised("s", "other")), "has none of the recordings that"),
         (None, f"{json.dumps(supervised('s', 'a b'))}\n" * 2, "1 utterance ids occur twice, first 's'"),
         (f"{json.dumps(recorded('a b', 'x'))}\n" * 2, None, "recording 'a b' occurs twice"),

@@ -7,7 +7,7 @@ import pytest
 from support.miniatures import SpokenCOCO, picture, put, without
 
 from speechclip.corpora import spokencoco
-from speechclip.corpora.published import PublishedCorpus
+from speechclip.corpora.published import PublishedCounts
 from speechclip.corpora.spokencoco import read_spokencoco
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
@@ -28,7 +28,7 @@ def splits_of(manifest: Manifest) -> dict[str, str]:
 
 def test_every_spoken_caption_becomes_a_row(corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[tuple[int, int]] = []
-    manifest = read_spokencoco(str(corpus.root), progress=lambda done, total: calls.append((done, total)))
+    manifest = read_spokencoco(str(corpus.root), on_progress=lambda done, total: calls.append((done, total)))
     assert len(manifest) == 12
     assert calls[-1] == (17, 17)
     assert "there is no test split" in caplog.text
@@ -99,11 +99,11 @@ def test_pictures_are_found_beside_the_folder_or_where_they_are_said_to_be(corpu
     expected = read_spokencoco(str(corpus.root)).digest
     assert read_spokencoco(str(corpus.inner)).digest == expected
     corpus.images.rename(tmp_path / "coco2014")
-    with pytest.raises(InvalidInput, match=r"no train2014 or val2014 in it or in mscoco_img; name .* by --images"):
+    with pytest.raises(InvalidInput, match=r"no train2014 or val2014 in it or in mscoco_img; give .* by --images"):
         read_spokencoco(str(corpus.root))
     moved = read_spokencoco(str(corpus.root), images=str(tmp_path / "coco2014"))
     assert moved.source_problems("image") == []
-    with pytest.raises(InvalidInput, match=f"{tmp_path}: no train2014 or val2014 in it; name"):
+    with pytest.raises(InvalidInput, match=f"{tmp_path}: no train2014 or val2014 in it; give"):
         read_spokencoco(str(corpus.root), images=str(tmp_path))
 
 
@@ -138,20 +138,20 @@ def test_a_split_that_tests_on_train2014_is_said_to_be_another(
     path = corpus.write_karpathy(corpus.root / "dataset_coco.json")
     path.write_text(path.read_text().replace('"split": "train"', '"split": "test"', 1))
     read_spokencoco(str(corpus.root))
-    assert "puts 1 pictures of train2014 into dev or test, so it is another split" in caplog.text
+    assert "puts 1 pictures of train2014 into dev or test, so it is not the split of the published" in caplog.text
 
 
 def test_files_that_are_not_there_are_named(corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture) -> None:
     corpus.write_ksplits()
     (corpus.inner / "SpokenCOCO_ksplit_val.json").unlink()
     assert set(splits_of(read_spokencoco(str(corpus.root))).values()) == {"train", "test"}
-    assert "there is no SpokenCOCO_ksplit_val.json: its pictures are left out" in caplog.text
+    assert "SpokenCOCO_ksplit_val.json not found: its pictures are left out" in caplog.text
 
 
 def test_a_copy_that_is_nearly_whole_names_what_it_lacks(
     corpus: SpokenCOCO, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = PublishedCorpus(
+    small = PublishedCounts(
         name="SpokenCOCO",
         num_utterances=12,
         images={"train": 3, "dev": 1, "test": 1},
@@ -271,7 +271,7 @@ def test_a_picture_without_a_coco_id_can_not_be_split(corpus: SpokenCOCO) -> Non
 
 def test_a_wrong_folder_says_what_was_looked_for(corpus: SpokenCOCO, tmp_path: Path) -> None:
     for folder in (tmp_path / "none", corpus.images):
-        with pytest.raises(InvalidInput, match=r"no SpokenCOCO_train.json, .*in it.*; give the folder that"):
+        with pytest.raises(InvalidInput, match=r"no SpokenCOCO_train.json, .*in it.*; give the folder in"):
             read_spokencoco(str(folder))
     (corpus.inner / "wavs").rename(tmp_path / "wavs")
     with pytest.raises(InvalidInput, match="no wavs folder in it"):

@@ -42,7 +42,7 @@ def without(manifest: Manifest, *columns: str) -> list[dict[str, Any]]:
 
 def test_a_table_becomes_a_manifest_whose_assets_can_be_fetched(corpus: Path) -> None:
     calls: list[tuple[int, int]] = []
-    manifest = read_table(str(corpus / "rows.csv"), progress=lambda done, total: calls.append((done, total)))
+    manifest = read_table(str(corpus / "rows.csv"), on_progress=lambda done, total: calls.append((done, total)))
     assert len(manifest) == 36
     assert calls == [(done, 42) for done in range(1, 43)]
     for modality, num_assets in (("speech", 36), ("image", 6), ("text", 6)):
@@ -174,17 +174,17 @@ def test_a_group_is_what_the_table_says_or_the_image_or_the_text(tmp_path: Path,
     ("table", "message"),
     [
         ("text,caption,wav\na,b,c\n", "unknown columns caption, wav; known are audio, image, text"),
-        ("audio,image,text\n,,\n", "row 1: neither audio nor image nor text"),
+        ("audio,image,text\n,,\n", "row 1: has neither audio nor image nor text"),
         ("text,split\na,train\nb,\n", "row 2: the cell `split` is empty"),
-        ("text,start\na,1\n", "start and end without audio"),
+        ("text,start\na,1\n", "has start or end but no audio"),
         ("audio,start\na.wav,soon\n", "row 1: start is 'soon'"),
         ("audio,end\na.wav,-1\n", "row 1: end is '-1'"),
         ("audio,end\na.wav,nan\n", "row 1: end is 'nan'"),
         ("text,text\na,b\n", "'text' occurs twice"),
         ("text,split\na\n", "line 2 has 1 cells, the header 2"),
         ("id,text\n1,a\n1,b\n", "ids occur twice, first '1'"),
-        ("text\n", "holds no rows"),
-        ("", "holds no rows"),
+        ("text\n", "has no rows"),
+        ("", "has no rows"),
         (b"text\n\xff\xfe\n", "UTF-8"),
     ],
 )
@@ -248,14 +248,14 @@ def test_a_default_split_serves_only_rows_that_name_none(tmp_path: Path, caplog:
     assert read_table(str(put), split="test").table["split"].to_pylist() == ["dev", "test"]
     assert caplog.text == ""
     assert read_table(str(put)).table["split"].to_pylist() == ["dev", "train"]
-    assert "1 of 2 rows name no split and are train" in caplog.text
+    assert "1 of 2 rows name no split; they go into train" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sound": "path"}, "there is no column 'sound' of ours; known are audio"),
-        ({"text": "caption"}, "has no column 'caption', only text, path; mend the mapping"),
+        ({"sound": "path"}, "--column sound=…: there is no such column; to the left, give one of audio"),
+        ({"text": "caption"}, "has no column 'caption', only text, path; correct --column"),
     ],
 )
 def test_a_mapping_that_names_nothing_is_refused(columns: dict[str, str], message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files of a corpus, local or on S3, found by their names wherever in its folder they lie."""
+"""The files of a corpus in a local folder or on S3, found by name wherever they are below it."""
 
 import os
 from collections import Counter
@@ -8,64 +8,65 @@ from speechclip.errors import InvalidInput
 from speechclip.storage import Storage
 
 SHOWN_NAMES = 10
-# What macOS puts into archives beside every file.
+# The folder that macOS puts into an archive beside the files.
 _LITTER = ("__MACOSX",)
 
 
-class Listing:
-    """Every file under a folder or `s3://` address, by its name; of several the one that lies highest, then first.
+class CorpusFolder:
+    """Every file below a folder or `s3://` address, by its name.
 
-    Linked folders are followed, each once. `InvalidInput` if there is no such folder or nothing in it.
+    If two files have the same name, the one nearest to the top counts, then the first by path. Links to folders are
+    followed. `InvalidInput` if there is no such folder or no file in it.
     """
 
     def __init__(self, folder: str) -> None:
         self.storage = folder_storage(folder)
         paths = sorted(walk(self.storage), key=lambda path: (path.count("/"), path))
         if not paths:
-            raise InvalidInput(f"{folder}: no such folder, or nothing in it; give the folder of the unpacked corpus")
+            raise InvalidInput(f"{folder}: no such folder, or no file in it", "give the folder of the unpacked corpus")
         self._paths: dict[str, str] = {}
         for path in paths:
             self._paths.setdefault(path.rpartition("/")[2], path)
         self._tops = sorted({path.partition("/")[0] for path in paths})
 
     def names(self, ending: str) -> list[str]:
-        """The names that end so, sorted."""
+        """The names of the files that end like this, sorted."""
         return sorted(name for name in self._paths if name.endswith(ending))
 
     def find(self, name: str) -> str | None:
-        """The full address of the file of that name."""
+        """The full address of the file of this name, None if there is none."""
         return self.storage.address(self._paths[name]) if name in self._paths else None
 
     def main_folder(self, names: Iterable[str]) -> str:
-        """The address of the folder that holds most of these files: where one that is missing would be."""
+        """The address of the folder that holds most of these files, so that a missing one is expected there too."""
         parents = Counter(self._paths[name].rpartition("/")[0] for name in names)
         return self.storage.address(parents.most_common(1)[0][0])
 
     def describe(self) -> str:
-        """What lies at the top, in a few words."""
+        """The names of what is at the top, the first ten."""
         return show_names(self._tops)
 
 
 def folder_storage(folder: str) -> Storage:
-    """A corpus's folder, to read from."""
+    """The storage of a corpus's folder, to read from; `InvalidInput` if it is a file."""
     storage = Storage(folder)
     try:
         storage.root.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"{folder!r}: the folder's name is no valid Unicode; rename it") from None
+        raise InvalidInput(f"{folder!r}: the folder's name is not valid Unicode", "rename it") from None
     if storage.is_local and os.path.isfile(storage.root):
-        raise InvalidInput(f"{folder}: is a file; unpack it and give the folder")
+        raise InvalidInput(f"{folder}: is a file, expected a folder", "unpack it and give the folder")
     return storage
 
 
 def show_names(names: Sequence[str]) -> str:
-    """The first ten, separated by commas, and how many more there are."""
+    """The first ten names, separated by commas, and how many more there are."""
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN_NAMES])
     return f"{shown} and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else shown
 
 
 def walk(storage: Storage) -> Iterator[str]:
-    """The path of every file that is not hidden; a folder that several links lead to counts once."""
+    """The path of every file that is not hidden. A folder to which several links lead is walked once."""
     found = _walk_local(storage.root) if storage.is_local else storage.list("")
     for path in found:
         parts = path.split("/")
@@ -87,6 +88,6 @@ def _walk_local(root: str) -> Iterator[str]:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that can't be listed would count as empty."""
+    """Raise, because os.walk would take a folder that it can't list for an empty one."""
     if not isinstance(error, FileNotFoundError):
         raise error
