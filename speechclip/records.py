@@ -81,7 +81,7 @@ class Receipt(Record, frozen=True):
     """What a worker returns of a task: what *is* on storage. It counts only once committed.
 
     `seconds` is the time of encoding and writing, `write_seconds` the latter's part, and `idle_seconds` how long the
-    encoder had waited for this task before.
+    encoder had waited for this task before. `speech_seconds` is the length of the stored recordings together.
     """
 
     task: str
@@ -94,6 +94,7 @@ class Receipt(Record, frozen=True):
     num_encoded: int
     write_seconds: float = 0.0
     idle_seconds: float = 0.0
+    speech_seconds: float = 0.0
 
 
 class Sealed(Record, frozen=True, kw_only=True):

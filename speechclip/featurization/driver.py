@@ -45,11 +45,6 @@ class Work:
     job: str = field(default_factory=new_job)
 
     @functools.cached_property
-    def seconds(self) -> dict[str, float]:
-        """The length of every recording in the open plan, by its key."""
-        return {asset.key: asset.seconds for task in self.plan.tasks for asset in task.assets if asset.seconds}
-
-    @functools.cached_property
     def wanted(self) -> set[tuple[str, str]]:
         """The (feature set, asset) pairs that were missing."""
         return {(part.spec.fingerprint, asset.key) for part in self.before for asset in part.missing}

@@ -75,7 +75,7 @@ class Tally:
         branch.stored += len(receipt.stored)
         self._rejected += len(receipt.rejected)
         self._bytes += receipt.num_bytes
-        self._speech_seconds += sum(self._work.seconds.get(entry.key, 0.0) for entry in receipt.stored)
+        self._speech_seconds += receipt.speech_seconds
         self._spent["fetching and decoding"] += receipt.idle_seconds
         self._spent["encoding"] += receipt.seconds - receipt.write_seconds
         self._spent["writing"] += receipt.write_seconds

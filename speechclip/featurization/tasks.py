@@ -227,8 +227,15 @@ def _receipt(
         shard=shard,
         stored=tuple(stored),
         rejected=tuple(rejected),
+        speech_seconds=stored_seconds(task, stored),
         **figures,
     )
+
+
+def stored_seconds(task: Task, stored: Sequence[StoredAsset]) -> float:
+    """Seconds of speech in the assets of the task that are stored."""
+    keys = {entry.key for entry in stored}
+    return sum(asset.seconds for asset in task.assets if asset.key in keys)
 
 
 @functools.cache

@@ -25,7 +25,6 @@ class FeaturizeMeters:
     def __init__(self, work: Work) -> None:
         self._modalities = {name: spec.modality for name, spec in work.specs.items()}
         self._left = dict.fromkeys(self._modalities.values(), 0)
-        self._seconds = work.seconds
         for task in work.plan.tasks:
             self._left[self._modalities[task.feature_set]] += 1
         self._stored = Counter("speechclip_assets_stored", "Assets with a feature on storage", BY_MODALITY)
@@ -51,8 +50,7 @@ class FeaturizeMeters:
             _add(self._rejected, 1, tags | {"reason": rejected.reason})
         if receipt.num_encoded:
             self._task.observe(receipt.seconds, tags)
-            if modality == "speech":
-                _add(self._speech, sum(self._seconds.get(entry.key, 0.0) for entry in receipt.stored), {})
+            _add(self._speech, receipt.speech_seconds, {})
 
 
 class TrainMeters:

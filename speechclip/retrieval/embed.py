@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from speechclip.featurization.driver import Work
 from speechclip.featurization.plan import TaskSizes, cover, open_plan
+from speechclip.featurization.tasks import stored_seconds
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt
 from speechclip.retrieval.embeddings import embed_speech
@@ -68,6 +69,7 @@ def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
             seconds=ended - started,
             write_seconds=ended - embedded,
             num_encoded=len(stored),
+            speech_seconds=stored_seconds(task, stored),
         )
 
 

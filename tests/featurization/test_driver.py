@@ -284,6 +284,7 @@ def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> N
         assert len(decoded.inputs()) == len(task.assets)
         receipt = encode_task(decoded, work.requests[task.feature_set].build(), work.store.storage, BatchSizes())
         assert [entry.key for entry in receipt.stored] == [asset.key for asset in task.assets]
+        assert receipt.speech_seconds == sum(asset.seconds for asset in task.assets)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -66,6 +66,7 @@ class Run:
                 task=task, feature_set=name, shard="x", stored=(stored,), rejected=rejected, num_bytes=1000,
                 num_encoded=1, seconds=figures.get("seconds", 1.0), write_seconds=figures.get("write", 0.0),
                 idle_seconds=figures.get("idle", 0.0),
+                speech_seconds=30.0 if name == SPEECH.fingerprint else 0.0,
             )
         )  # fmt: skip
 

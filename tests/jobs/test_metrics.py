@@ -62,7 +62,7 @@ def work(folder: str) -> Work:
 def receipt(task: str, stored: list[StoredAsset], rejected: tuple[RejectedAsset, ...], *, num_bytes: int) -> Receipt:
     return Receipt(
         task=task, feature_set=SPEECH.fingerprint, shard="x", stored=tuple(stored), rejected=rejected,
-        num_bytes=num_bytes, seconds=2.0, num_encoded=len(stored),
+        num_bytes=num_bytes, seconds=2.0, num_encoded=len(stored), speech_seconds=1.5 * len(stored),
     )  # fmt: skip
 
 
