@@ -22,7 +22,7 @@ from rich.table import Table
 from scale_watch import Seen, TimedStore, Watch, cpu_seconds, folder_size, own_bytes
 
 from speechclip.config import Settings
-from speechclip.featurization.driver import Committer, Work, commit_receipts, prepare_work
+from speechclip.featurization.driver import GroupCommitter, Work, commit_receipts, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.cluster import connect
@@ -56,7 +56,7 @@ def measure(folder: Path, num_tasks: int, task_assets: int, num_cpus: int) -> di
     watch.step("ray", started)
     spent, seen = cpu_seconds(), Seen(num_tasks)
     started = time.perf_counter()
-    committer = Committer(work)
+    committer = GroupCommitter(work)
     commit_receipts(seen.watched(receipts_of(work), started), committer)
     watch.step("run", started)
     spent = {name: round(seconds - spent.get(name, 0.0), 2) for name, seconds in cpu_seconds().items()}
@@ -135,7 +135,7 @@ def read_again(store: FeatureStore, manifest: Manifest, task_assets: int, watch:
         started = time.perf_counter()
         work = open_work(store, manifest, task_assets)
         assert not work.plan.tasks
-        assert Committer(work).summary().missing == 0
+        assert GroupCommitter(work).summary().missing == 0
         watch.step(name.replace("snapshot", "resume"), started)
 
 

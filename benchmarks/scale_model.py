@@ -9,7 +9,7 @@ import math
 import sys
 from dataclasses import dataclass, fields
 
-from speechclip.featurization.driver import Committer
+from speechclip.featurization.driver import GroupCommitter
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.spec import EncoderSpec
 from speechclip.store.matrices import KEY_BYTES
@@ -116,7 +116,7 @@ class Size:
     @property
     def commits(self) -> int:
         """Full groups."""
-        return math.ceil(self.tasks / Committer.group_size)
+        return math.ceil(self.tasks / GroupCommitter.group_size)
 
     @property
     def driver_bytes(self) -> float:

@@ -90,7 +90,7 @@ def featurize(
     inline: bool,
 ) -> None:
     """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
-    from speechclip.cli.follow import carry_out, encode
+    from speechclip.cli.follow import encode, follow
     from speechclip.featurization.driver import prepare_work
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
@@ -103,7 +103,7 @@ def featurize(
     _announce(work, specs, options.tasks)
     if work.plan.tasks and not inline:
         say("starting Ray; a small corpus is quicker with --inline")
-    carry_out(
+    follow(
         work,
         encode(work, settings, inline=inline, num_cpus=num_cpus),
         "featurize",
@@ -118,7 +118,7 @@ def featurize(
 @settings_options("manifest", "store", "json")
 def rejected(settings: Settings, as_json: bool) -> None:
     """List what could not become a feature, with its reason and source."""
-    from speechclip.featurization.driver import list_rejected
+    from speechclip.featurization.rejections import list_rejected
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
 

@@ -1,8 +1,7 @@
-"""How a running job is shown: a line every few seconds, and its file for `speechclip status`."""
+"""How a running featurize or embed job is shown: a line every few seconds, and its summary at the end."""
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import click
 import msgspec
@@ -10,27 +9,11 @@ import msgspec
 from speechclip.cli.interrupts import heed
 from speechclip.cli.terminal import counted, human_bytes, human_seconds, rewrite, say
 from speechclip.config import Settings
-from speechclip.errors import WorkLeft
-from speechclip.featurization.driver import Committer, Summary, Work, commit_receipts, encode_inline
-from speechclip.featurization.progress import FeaturizeProgress, Tally
-from speechclip.records import Receipt, Record
-from speechclip.status import Reporter
-from speechclip.storage import Storage
-from speechclip.store.layout import job_path
+from speechclip.featurization.driver import Summary, Work, encode_inline, featurize_work
+from speechclip.featurization.progress import FeaturizeProgress
+from speechclip.records import Receipt
 
 LOG_SECONDS, TERMINAL_SECONDS = 5.0, 0.5
-
-
-def follow(
-    storage: Storage, path: str, *, job: str, command: str, look: Callable[[], Any], sentence: Callable[[Any], str]
-) -> Reporter:
-    """A reporter to open while the job runs: `sentence` puts what `look` gives in words."""
-
-    def tell(figures: Record, is_last: bool) -> None:
-        rewrite(sentence(figures), is_end=is_last, run=job, progress=msgspec.to_builtins(figures))
-
-    seconds = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-    return Reporter(storage, path, job=job, command=command, look=look, tell=tell, tell_seconds=seconds)
 
 
 def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None) -> Iterator[Receipt]:
@@ -51,7 +34,7 @@ def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None
     )
 
 
-def carry_out(
+def follow(
     work: Work,
     receipts: Iterator[Receipt],
     command: str,
@@ -59,30 +42,28 @@ def carry_out(
     *,
     must_be_whole: bool,
     max_rejected: float = 1.0,
-    group_seconds: float = 20.0,
+    group_seconds: float,
 ) -> None:
-    """Commit what comes, told while it runs and summed up as its last line.
+    """Run the job by `featurize_work`. Show its progress on stderr, and its summary by `show` and as JSON on stdout."""
 
-    `WorkLeft` where something is missing in the end although it must be whole.
-    """
-    committer, tally = Committer(work, group_seconds=group_seconds), Tally(work)
-    with follow(
-        work.store.storage,
-        job_path(work.job),
-        job=work.job,
+    def tell(progress: FeaturizeProgress, is_last: bool) -> None:
+        rewrite(featurize_sentence(progress), is_end=is_last, run=work.job, progress=msgspec.to_builtins(progress))
+
+    def conclude(summary: Summary) -> None:
+        show(summary)
+        click.echo(msgspec.json.encode(summary))
+
+    featurize_work(
+        work,
+        heed(receipts),
         command=command,
-        look=tally.look if work.plan.tasks else lambda: None,
-        sentence=featurize_sentence,
-    ) as reporter:
-        try:
-            commit_receipts(tally.watch(heed(receipts)), committer, max_rejected=max_rejected)
-        finally:
-            summary = committer.summary()
-            reporter.conclude(summary)
-            show(summary)
-            click.echo(msgspec.json.encode(summary))
-        if summary.missing and must_be_whole:
-            raise WorkLeft(f"{summary.missing} assets are still missing; run the same command again")
+        must_be_whole=must_be_whole,
+        max_rejected=max_rejected,
+        group_seconds=group_seconds,
+        progress_seconds=TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+        on_progress=tell,
+        on_summary=conclude,
+    )
 
 
 def featurize_sentence(progress: FeaturizeProgress) -> str:

@@ -16,7 +16,7 @@ from speechclip.records import Modality
 @settings_options("run", "manifest", "store", "json")
 def embed(settings: Settings, as_json: bool) -> None:
     """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
-    from speechclip.cli.follow import carry_out
+    from speechclip.cli.follow import follow
     from speechclip.manifest import Manifest
     from speechclip.retrieval.embed import embed_tasks, prepare_embedding
     from speechclip.store import FeatureStore
@@ -35,9 +35,7 @@ def embed(settings: Settings, as_json: bool) -> None:
         )
         note_untrained(trained.info.identity.untrained, "these vectors show the road, not SpeechCLIP's quality")
 
-    carry_out(
-        work, embed_tasks(work, trained), "embed", show, must_be_whole=False, group_seconds=options.commit_seconds
-    )
+    follow(work, embed_tasks(work, trained), "embed", show, must_be_whole=False, group_seconds=options.commit_seconds)
 
 
 @click.command()

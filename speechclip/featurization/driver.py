@@ -8,7 +8,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,11 +16,14 @@ import msgspec
 
 from speechclip.errors import LostRace, WorkLeft
 from speechclip.featurization.plan import Coverage, Plan, TaskSizes, cover, open_plan
+from speechclip.featurization.progress import FeaturizeProgress, Tally
 from speechclip.featurization.tasks import BatchSizes, EncoderRequest, TaskEncoder, decode_task
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt, Record
 from speechclip.spec import EncoderSpec
+from speechclip.status import Reporter
 from speechclip.store import FeatureStore
+from speechclip.store.layout import job_path
 
 logger = logging.getLogger(__name__)
 
@@ -103,41 +106,43 @@ class Summary(Record, frozen=True):
 
 
 @dataclass
-class Committer:
-    """Commits receipts in groups: every `group_seconds`, or every `group_size` of them."""
+class GroupCommitter:
+    """Commits receipts in groups and counts them: a group every `group_seconds`, or every `group_size` receipts.
+
+    A commit takes as long for one receipt as for hundreds. On S3 it reads every log entry since the checkpoint.
+    """
 
     work: Work
-    # A commit costs the same for one receipt and for hundreds, and on S3 asks for every entry since the checkpoint.
     group_size: int = 256
     group_seconds: float = 20.0
     _pending: list[Receipt] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
-    _since: float = field(default_factory=time.monotonic)
-    encoded: set[tuple[str, str]] = field(default_factory=set)  # (feature set, key) of all that was committed
+    _group_started: float = field(default_factory=time.monotonic)
+    _encoded: set[tuple[str, str]] = field(default_factory=set)  # (feature set, key) of every committed feature
     _num_bytes: int = 0
     _num_tasks: int = 0
 
     def add(self, receipt: Receipt) -> None:
-        """Take a receipt; it counts once its group is committed."""
+        """Take a receipt, and commit the group if it is full or old enough."""
         self._pending.append(receipt)
-        if len(self._pending) >= self.group_size or time.monotonic() - self._since > self.group_seconds:
+        if len(self._pending) >= self.group_size or time.monotonic() - self._group_started > self.group_seconds:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what is pending."""
+        """Commit the receipts that are not committed yet."""
         if self._pending:
             work = self.work
             work.store.commit(self._pending, work.manifest.digest, job=work.job)
-            self.encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
+            self._encoded |= {(receipt.feature_set, entry.key) for receipt in self._pending for entry in receipt.stored}
             self._num_bytes += sum(receipt.num_bytes for receipt in self._pending)
             self._num_tasks += len(self._pending)
-        self._pending, self._since = [], time.monotonic()
+        self._pending, self._group_started = [], time.monotonic()
 
     def summary(self) -> Summary:
-        """The ledger, read back from the newest snapshot."""
+        """The ledger of the job, counted in the newest snapshot."""
         snapshot = self.work.store.snapshot()
         after = [cover(self.work.manifest, part.spec, snapshot) for part in self.work.before]
-        encoded = len(self.encoded & self.work.wanted)
+        encoded = len(self._encoded & self.work.wanted)
         return Summary(
             job=self.work.job,
             tasks_done=self._num_tasks,
@@ -154,33 +159,91 @@ class Committer:
         )
 
 
-def commit_receipts(receipts: Iterable[Receipt], committer: Committer, *, max_rejected: float = 1.0) -> None:
-    """Commit the receipts as they come; whatever ends the run, what has come is committed.
+def featurize_work(
+    work: Work,
+    receipts: Iterable[Receipt],
+    *,
+    command: str = "featurize",
+    must_be_whole: bool = True,
+    max_rejected: float = 1.0,
+    group_seconds: float = 20.0,
+    progress_seconds: float = 10.0,
+    on_progress: Callable[[FeaturizeProgress, bool], None] = lambda progress, is_last: None,
+    on_summary: Callable[[Summary], None] = lambda summary: None,
+) -> Summary:
+    """Commit the receipts as they come, keep the job's status file up to date, and return the ledger.
 
-    Raises `WorkLeft` once more than `max_rejected` (a share of what is planned) is rejected.
+    `receipts` is what `encode_inline` or `encode_on_ray` yields. If an error or a signal ends it early, the receipts
+    that came before are committed. `on_progress` is called every `progress_seconds` by a thread, and a last time
+    with `is_last`. `on_summary` is called once, also before an error is raised.
+
+    Raises `WorkLeft` if too much is rejected (see `commit_receipts`), or if something is missing in the end and
+    `must_be_whole`.
     """
-    before = committer.work.before
-    num_planned = sum(part.num_planned for part in before)
-    num_before = sum(part.num_rejected for part in before)
-    rejected: set[tuple[str, str]] = set()
+    committer, tally = GroupCommitter(work, group_seconds=group_seconds), Tally(work.plan, work.specs)
+    with Reporter(
+        work.store.storage,
+        job_path(work.job),
+        job=work.job,
+        command=command,
+        look=tally.look if work.plan.tasks else lambda: None,
+        tell=on_progress,
+        tell_seconds=progress_seconds,
+    ) as reporter:
+        try:
+            commit_receipts(tally.watch(receipts), committer, max_rejected=max_rejected)
+        finally:
+            summary = committer.summary()
+            reporter.conclude(summary)
+            on_summary(summary)
+        if summary.missing and must_be_whole:
+            raise WorkLeft(f"{summary.missing} assets are still missing", "run the same command again")
+        return summary
+
+
+def commit_receipts(receipts: Iterable[Receipt], committer: GroupCommitter, *, max_rejected: float = 1.0) -> None:
+    """Commit the receipts in groups as they come. An error or a signal does not stop the last group's commit.
+
+    Raises `WorkLeft` once more than `max_rejected` (a share of the planned assets, from 0 to 1) is rejected.
+    """
+    limit = _RejectionLimit.of(committer.work, max_rejected)
     try:
         for receipt in receipts:
-            # As the ledger counts: a task may also hold what is stored elsewhere.
-            rejected |= {(receipt.feature_set, entry.key) for entry in receipt.rejected} & committer.work.wanted
+            limit.count(receipt)
             committer.add(receipt)
-            stopped = "the run stopped and keeps what it encoded"
-            _check_budget(num_before + len(rejected), num_planned, max_rejected, stopped)
+            limit.check("the job stopped and keeps what it encoded")
     finally:
         committer.flush()
-    _check_budget(num_before + len(rejected), num_planned, max_rejected, "nothing else was left to do")
+    limit.check("nothing else was left to do")
 
 
-def _check_budget(num_rejected: int, num_planned: int, max_rejected: float, what_else: str) -> None:
-    if num_rejected > max_rejected * num_planned:
-        raise WorkLeft(
-            f"{num_rejected} of {num_planned} assets are rejected, more than --max-rejected {max_rejected:g} allows; "
-            f"{what_else}; `speechclip rejected` lists the reasons, a higher share goes on"
-        )
+@dataclass
+class _RejectionLimit:
+    """Counts rejected assets in the way of the ledger, and raises `WorkLeft` when their share is too large."""
+
+    max_rejected: float
+    num_planned: int
+    num_before: int
+    wanted: Set[tuple[str, str]]
+    rejected: set[tuple[str, str]] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, work: Work, max_rejected: float) -> "_RejectionLimit":
+        num_planned = sum(part.num_planned for part in work.before)
+        return cls(max_rejected, num_planned, sum(part.num_rejected for part in work.before), work.wanted)
+
+    def count(self, receipt: Receipt) -> None:
+        # A task may also hold assets that another job stored. The ledger does not count them as rejected.
+        self.rejected |= {(receipt.feature_set, entry.key) for entry in receipt.rejected} & self.wanted
+
+    def check(self, what_else: str) -> None:
+        num_rejected = self.num_before + len(self.rejected)
+        if num_rejected > self.max_rejected * self.num_planned:
+            raise WorkLeft(
+                f"{num_rejected} of {self.num_planned} assets are rejected, more than --max-rejected "
+                f"{self.max_rejected:g} allows; {what_else}",
+                "see the reasons by `speechclip rejected`; run again with a larger --max-rejected to accept them",
+            )
 
 
 def encode_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
@@ -191,42 +254,3 @@ def encode_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterato
         if name not in loaded:
             loaded[name] = TaskEncoder(work.requests[name].build("auto"), work.store.storage, batch_sizes)
         yield loaded[name](decode_task(task, work.specs[name]))
-
-
-class Rejection(Record, frozen=True):
-    """A source that has no feature, why, and who names it; no `feature_set` where ingest already could not read it."""
-
-    feature_set: str
-    utterances: tuple[str, ...]
-    source: str
-    reason: str
-    detail: str
-
-
-def list_rejected(store: FeatureStore, manifest: Manifest) -> list[Rejection]:
-    """Every source of the manifest that has no feature and why: found at ingest, or by any feature set's run."""
-    found = [
-        Rejection(feature_set="", source=one.uri, utterances=one.utterances, reason=one.reason, detail=one.detail)
-        for modality in ("speech", "image")
-        for one in manifest.source_problems(modality)
-    ]
-    snapshot = store.newest()
-    if snapshot is None:
-        return found
-    for info in snapshot.feature_sets():
-        utterances = manifest.utterances(info.spec.modality)
-        rows = snapshot.rejections(info.fingerprint, manifest.digest).to_pylist()
-        # Of an asset's reasons one stands: by its bytes, or else the newest.
-        standing = {row["asset"]: row for row in sorted(rows, key=lambda row: (row["source"] is None, row["version"]))}
-        found += [
-            Rejection(
-                feature_set=info.fingerprint,
-                utterances=utterances[asset.key],
-                source=asset.uri or asset.text or "",
-                reason=standing[asset.key]["reason"],
-                detail=standing[asset.key]["detail"],
-            )
-            for asset in manifest.assets(info.spec.modality)
-            if asset.key in standing
-        ]
-    return found

@@ -1,11 +1,12 @@
 """How far a featurize run has come, counted from its receipts alone."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from speechclip.featurization.driver import Work
+from speechclip.featurization.plan import Plan
 from speechclip.records import MODALITIES, Modality, Receipt, Record
+from speechclip.spec import EncoderSpec
 
 
 class FeaturizeProgress(Record, frozen=True):
@@ -48,12 +49,14 @@ class _Branch:
 class Tally:
     """Counts receipts as they come; `look` may be called from another thread."""
 
-    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
-        self._work, self._clock = work, clock
+    def __init__(
+        self, plan: Plan, specs: Mapping[str, EncoderSpec], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._num_settled = clock, plan.num_settled
         self._started = clock()
-        self._modalities = {name: spec.modality for name, spec in work.specs.items()}
+        self._modalities = {name: spec.modality for name, spec in specs.items()}
         self._branches: dict[Modality, _Branch] = {modality: _Branch() for modality in MODALITIES}
-        for task in work.plan.tasks:
+        for task in plan.tasks:
             self._branches[self._modalities[task.feature_set]].left += 1
         self._rejected = self._bytes = 0
         self._speech_seconds = 0.0
@@ -91,7 +94,7 @@ class Tally:
         return FeaturizeProgress(
             tasks=sum(branch.left + branch.done for branch in branches),
             tasks_done=sum(branch.done for branch in branches),
-            tasks_skipped=self._work.plan.num_settled,
+            tasks_skipped=self._num_settled,
             utterances=self._branches["speech"].stored,
             images=self._branches["image"].stored,
             texts=self._branches["text"].stored,

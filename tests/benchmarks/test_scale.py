@@ -11,7 +11,7 @@ from scale_watch import TimedStore
 from support.fault_proxy import FaultProxy, Schedule
 from support.stores import synthetic
 
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import Coverage, TaskSizes, cut
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.featurize import SPEECH_ENCODERS_A_GPU
@@ -63,7 +63,7 @@ def test_tasks_and_bytes_are_those_of_a_real_plan(encoders: Encoders) -> None:
 def test_the_benchmark_cuts_one_task_for_each_group_of_assets(tmp_path: Path) -> None:
     store = TimedStore(str(tmp_path / "store"))
     work = open_work(store, make_manifest(tmp_path, 12), 4)
-    committer = Committer(work)
+    committer = GroupCommitter(work)
     commit_receipts(encode_inline(work), committer)
     assert [len(task.assets) for task in work.plan.tasks] == [4, 4, 4]
     assert (committer.summary().encoded, len(store.commit_seconds)) == (12, 1)
@@ -72,7 +72,7 @@ def test_the_benchmark_cuts_one_task_for_each_group_of_assets(tmp_path: Path) ->
 def test_receipts_that_come_fast_share_a_commit_of_256(tmp_path: Path) -> None:
     store = TimedStore(str(tmp_path / "store"))
     work = open_work(store, make_manifest(tmp_path, 300), 1)
-    commit_receipts(encode_inline(work), Committer(work, group_seconds=3600))
+    commit_receipts(encode_inline(work), GroupCommitter(work, group_seconds=3600))
     assert len(store.commit_seconds) == 2
 
 
@@ -90,7 +90,7 @@ def test_requests_of_a_task_and_a_commit_are_as_counted(
     proxy.schedule(counted)
     receipts = list(encode_inline(work))
     of_tasks = by_method(proxy.schedule(counted))
-    commit_receipts(receipts, Committer(work))
+    commit_receipts(receipts, GroupCommitter(work))
     of_commit = by_method(proxy.schedule(Schedule()))
     given, num_tasks = Assumptions(), len(work.plan.tasks)
     assert of_tasks["PUT"] == given.puts_a_task * num_tasks

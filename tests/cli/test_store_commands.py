@@ -11,7 +11,8 @@ from support.stores import IMAGE, SPEECH, TEXT, featurize, fill, synthetic
 
 from speechclip.cli import main
 from speechclip.errors import Damaged
-from speechclip.featurization.driver import list_rejected, survey
+from speechclip.featurization.driver import survey
+from speechclip.featurization.rejections import list_rejected
 from speechclip.store import FeatureStore
 from speechclip.store.layout import STORE_FILE, journal_path, log_path, tag_path
 

@@ -14,7 +14,7 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.evaluator import evaluate
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -44,7 +44,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("compat") / "store"))
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in REQUESTS], TaskSizes())
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return store
 
 

@@ -15,20 +15,23 @@ from speechclip.corpora.table import read_table
 from speechclip.errors import WorkLeft
 from speechclip.featurization.driver import (
     COMPACT_ATTEMPTS,
-    Committer,
+    GroupCommitter,
     Summary,
     Work,
     commit_receipts,
     encode_inline,
-    list_rejected,
+    featurize_work,
     prepare_work,
 )
 from speechclip.featurization.plan import TaskSizes, cover
+from speechclip.featurization.rejections import list_rejected
 from speechclip.featurization.tasks import BatchSizes, EncoderRequest, decode_task, encode_task
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES, Receipt, RejectedAsset
+from speechclip.status import read_status
 from speechclip.store import FeatureStore
 from speechclip.store.catalog import Catalog
+from speechclip.store.layout import job_path
 
 TOY = [EncoderRequest(encoder_name="toy", modality=modality, codec="fp32") for modality in MODALITIES]
 SMALL = TaskSizes(shard_items=5, chunk_rows=4)
@@ -67,9 +70,7 @@ def featurize(
     retry: Collection[str] = (),
 ) -> Summary:
     work = open_work(uri, manifest, requests, sizes, retry)
-    committer = Committer(work)
-    commit_receipts(encode_inline(work, batch_sizes or BatchSizes()), committer, max_rejected=max_rejected)
-    return committer.summary()
+    return featurize_work(work, encode_inline(work, batch_sizes or BatchSizes()), max_rejected=max_rejected)
 
 
 def ledger(summary: Summary) -> tuple[int, int, int, int, int]:
@@ -157,12 +158,12 @@ def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
 
     work = open_work(uri, manifest)
     with pytest.raises(KeyboardInterrupt):
-        commit_receipts(first_only(work), Committer(work))
+        commit_receipts(first_only(work), GroupCommitter(work))
     again = open_work(uri, manifest)
     receipts = list(encode_inline(again))
     assert len(receipts) == len(work.plan.tasks) - num_done
     assert receipts[0].num_encoded == 0
-    committer = Committer(again)
+    committer = GroupCommitter(again)
     commit_receipts(receipts, committer)
     assert committer.summary().missing == 0
     featurize(str(tmp_path / "whole"), manifest)
@@ -206,7 +207,7 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     victim.write_bytes(original)
     specs = [(request, request.build().spec) for request in TOY[:1]]
     work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])
-    commit_receipts(encode_inline(work), committer := Committer(work))
+    commit_receipts(encode_inline(work), committer := GroupCommitter(work))
     assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
     fresh = read_table(str(corpus))
     assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)
@@ -285,6 +286,35 @@ def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> N
         receipt = encode_task(decoded, work.requests[task.feature_set].build(), work.store.storage, BatchSizes())
         assert [entry.key for entry in receipt.stored] == [asset.key for asset in task.assets]
         assert receipt.speech_seconds == sum(asset.seconds for asset in task.assets)
+
+
+def test_an_interrupted_job_reports_its_ledger_and_its_state_before_the_error(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    work, summaries, progress = open_work(str(tmp_path / "store"), manifest), [], []
+
+    def interrupted() -> Iterator[Receipt]:
+        yield next(encode_inline(work))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        featurize_work(
+            work,
+            interrupted(),
+            on_summary=summaries.append,
+            on_progress=lambda figures, is_last: progress.append((figures.tasks_done, is_last)),
+        )
+    (summary,) = summaries
+    assert (summary.tasks_done, summary.encoded, summary.missing) == (1, 5, 25)
+    assert progress == [(1, True)]
+    status = read_status(work.store.storage, job_path(work.job))
+    assert (status.state, status.command, status.figures["encoded"]) == ("interrupted", "featurize", 5)
+
+
+def test_what_is_missing_in_the_end_is_an_error_unless_it_may_be(tmp_path: Path, manifest: Manifest) -> None:
+    with pytest.raises(WorkLeft, match="30 assets are still missing; run the same command again"):
+        featurize_work(open_work(str(tmp_path / "store"), manifest), [])
+    assert featurize_work(open_work(str(tmp_path / "store"), manifest), [], must_be_whole=False).missing == 30
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

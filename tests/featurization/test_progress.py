@@ -6,13 +6,10 @@ import pytest
 from support.feature_sets import FRAMES_SPEC as SPEECH
 
 from speechclip.cli.follow import featurize_sentence
-from speechclip.featurization.driver import Work
-from speechclip.featurization.plan import Coverage, Plan
+from speechclip.featurization.plan import Plan
 from speechclip.featurization.progress import Tally
-from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.spec import EncoderSpec
-from speechclip.store import FeatureStore
 
 TEXT = EncoderSpec(name="toy-untrained-text", family="toy", modality="text", weights="", is_trained=False, width=16)
 
@@ -38,16 +35,8 @@ class Run:
             Task(id=f"speech-{n}", feature_set=SPEECH.fingerprint, assets=recordings[2 * n : 2 * n + 2])
             for n in range(4)
         ] + [Task(id=f"text-{n}", feature_set=TEXT.fingerprint, assets=texts[n : n + 1]) for n in range(2)]
-        before = (Coverage(SPEECH, 8, 0, 0, recordings), Coverage(TEXT, 2, 0, 0, texts))
-        work = Work(
-            FeatureStore("/nowhere"),
-            Manifest.from_rows([]),
-            {},
-            {spec.fingerprint: spec for spec in (SPEECH, TEXT)},
-            before,
-            Plan("p", tuple(tasks), num_settled=1),
-        )
-        self.tally = Tally(work, self.clock)
+        specs = {spec.fingerprint: spec for spec in (SPEECH, TEXT)}
+        self.tally = Tally(Plan("p", tuple(tasks), num_settled=1), specs, self.clock)
 
     def speech(self, number: int, **figures: float) -> None:
         stored = StoredAsset(key=f"s{2 * number}", offset=0, num_frames=1, sums_offset=0, checksum=0)

@@ -10,7 +10,7 @@ from support.paired_corpus import write_corpus
 from support.stores import SIZES, synthetic
 
 from speechclip.cli import main
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.train import TrainRequest, train
 from speechclip.records import MODALITIES
@@ -40,7 +40,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Filled on the GPU without Ray."""
     store = FeatureStore(str(tmp_path_factory.mktemp("inline") / "store"))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in REQUESTS], SIZES)
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return store
 
 

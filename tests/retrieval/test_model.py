@@ -11,7 +11,7 @@ from support.small_runs import RECIPE, train_small
 import speechclip
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, Rejected, SourceMissing
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -57,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Featu
     store = FeatureStore(str(tmp_path_factory.mktemp("model") / "store"))
     requests = [*SPEECH.values(), *PICTURES]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return store
 
 

@@ -11,7 +11,7 @@ from support.small_runs import train_small
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput
-from speechclip.featurization.driver import Committer, Summary, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, Summary, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Featu
     store = FeatureStore(str(tmp_path_factory.mktemp("searcher") / "store"))
     requests = [EncoderRequest(encoder_name="toy", modality=modality) for modality in MODALITIES]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], SIZES)
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return store
 
 
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: FeatureStore, manif
 
 def embed(store: FeatureStore, manifest: Manifest, trained: Run) -> Summary:
     work = prepare_embedding(store, manifest, trained, SIZES)
-    committer = Committer(work)
+    committer = GroupCommitter(work)
     commit_receipts(embed_tasks(work, trained), committer)
     return committer.summary()
 

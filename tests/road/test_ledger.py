@@ -16,14 +16,14 @@ from support.counts import count
 from speechclip.corpora.table import read_table
 from speechclip.errors import REASONS, SourceProblem, WorkLeft
 from speechclip.featurization.driver import (
-    Committer,
+    GroupCommitter,
     Summary,
     commit_receipts,
     encode_inline,
-    list_rejected,
     prepare_work,
 )
 from speechclip.featurization.plan import TaskSizes
+from speechclip.featurization.rejections import list_rejected
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.records import MODALITIES, Modality
@@ -81,7 +81,7 @@ def write_table(path: Path, table: list[tuple[str, str, str]]) -> Manifest:
 def featurize(uri: str, manifest: Manifest, max_rejected: float, retry: Collection[str]) -> Summary:
     sizes = TaskSizes(shard_items=3, chunk_rows=2)
     work = prepare_work(FeatureStore(uri), manifest, list(zip(TOY, SPECS, strict=True)), sizes, retry)
-    committer = Committer(work, group_size=2)
+    committer = GroupCommitter(work, group_size=2)
     try:
         commit_receipts(encode_inline(work), committer, max_rejected=max_rejected)
     except WorkLeft:

@@ -13,7 +13,7 @@ from speechclip.cli import main
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import evaluate
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work, survey
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work, survey
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -61,7 +61,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Road:
     store = FeatureStore(str(tmp_path_factory.mktemp("road") / "store"))
     encoders = [(request, request.build().spec) for request in (FULL, CROPS, FEWER_LAYERS, IMAGE)]
     work = prepare_work(store, manifest, encoders, TaskSizes(shard_items=3))
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return Road(manifest, store)
 
 

@@ -15,7 +15,7 @@ from support.feature_sets import content
 
 from speechclip.cli import main
 from speechclip.errors import UnsupportedStore
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.store import FeatureStore
@@ -65,7 +65,7 @@ def test_format_1_verifies_and_goes_on_growing(store: FeatureStore, expected: di
     manifest = store.read_manifest(expected["manifest"])
     request = EncoderRequest(encoder_name="toy", modality="text", codec="fp32")
     work = prepare_work(store, manifest, [(request, request.build().spec)], TaskSizes(chunk_rows=2))
-    committer = Committer(work)
+    committer = GroupCommitter(work)
     commit_receipts(encode_inline(work), committer)
     assert committer.summary().encoded == 3
     assert committer.summary().catalog_version == expected["version"] + 1

@@ -42,7 +42,7 @@ POINTS = {
     "between checkpoint and journal": Point("DeltaTable.create_checkpoint", "after"),
     "before the journal": Point("Storage.create", "before", "^journal/[0-9]"),
     "between two commits": Point("FeatureStore.commit", "after"),
-    "before the summary": Point("Committer.summary", "before"),
+    "before the summary": Point("GroupCommitter.summary", "before"),
 }
 GC_POINTS = {
     "between announcement and record": Point("Storage.create", "before", "^collections/"),
@@ -62,14 +62,14 @@ def arm(log: str, fatal: str, nth: int) -> None:
     from deltalake import DeltaTable
 
     from speechclip.encoders.toy import ToyEncoder
-    from speechclip.featurization.driver import Committer
+    from speechclip.featurization.driver import GroupCommitter
     from speechclip.storage import Storage
     from speechclip.store import FeatureStore, catalog
 
     # So that a run of seven commits makes some.
     catalog.CHECKPOINT_EVERY = CHECKPOINT_EVERY
     owners: dict[str, Any] = {
-        owner.__name__: owner for owner in (Storage, FeatureStore, DeltaTable, Committer, ToyEncoder, os)
+        owner.__name__: owner for owner in (Storage, FeatureStore, DeltaTable, GroupCommitter, ToyEncoder, os)
     }
     encode, commit, delete_all = ToyEncoder.encode, FeatureStore.commit, Storage.delete
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, Work, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, Work, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt
@@ -177,7 +177,7 @@ def featurize(
 ) -> int:
     """A run without Ray in many commits; how many it encoded."""
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in TOY], SIZES)
-    committer = Committer(work, group_size=2)
+    committer = GroupCommitter(work, group_size=2)
     commit_receipts(encode(work), committer)
     return len(committer.encoded)
 

@@ -10,7 +10,7 @@ import torch
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.heads import KeywordConfig
@@ -68,5 +68,5 @@ def write_keyword_corpus(folder: Path) -> KeywordCorpus:
     sources: dict[Modality, str] = {"speech": "toy", "image": CLIP, "text": CLIP}
     requests = [EncoderRequest(encoder_name=source, modality=modality) for modality, source in sources.items()]
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     return KeywordCorpus(manifest, store, count_tokens(row["text"] for row in manifest.rows()))

@@ -152,7 +152,7 @@ def _fork(job: Job) -> int:
 
 def featurize(manifest: str, store: str) -> None:
     """`speechclip featurize --inline` with toy encoders, commits of a few tasks, and small tasks."""
-    from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+    from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
     from speechclip.featurization.plan import TaskSizes
     from speechclip.featurization.tasks import EncoderRequest
     from speechclip.manifest import Manifest
@@ -163,7 +163,7 @@ def featurize(manifest: str, store: str) -> None:
     encoders = [(request, request.build().spec) for request in requests]
     sizes = TaskSizes(shard_items=2, chunk_rows=2)
     work = prepare_work(FeatureStore(store), Manifest.read(manifest), encoders, sizes)
-    committer = Committer(work, group_size=GROUP_SIZE)
+    committer = GroupCommitter(work, group_size=GROUP_SIZE)
     commit_receipts(encode_inline(work), committer)
     assert committer.summary().missing == 0
 

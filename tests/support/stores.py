@@ -6,7 +6,7 @@ from tempfile import mkdtemp
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, Summary, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, Summary, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -34,6 +34,6 @@ def featurize(uri: str, manifest: Manifest | None = None, group_size: int = 2) -
     """The last line of such a run."""
     encoders = [(request, request.build().spec) for request in TOY]
     work = prepare_work(FeatureStore(uri), manifest or synthetic(), encoders, SIZES)
-    committer = Committer(work, group_size=group_size)
+    committer = GroupCommitter(work, group_size=group_size)
     commit_receipts(encode_inline(work), committer)
     return committer.summary()

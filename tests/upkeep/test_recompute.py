@@ -8,7 +8,7 @@ import pytest
 from support.injuries import forge
 from support.stores import IMAGE, SIZES, SPEECH, TEXT, TOY, fill, synthetic
 
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.upkeep.recompute import recompute
@@ -33,7 +33,7 @@ def test_the_bound_of_fp16_is_its_rounding(tmp_path: Path) -> None:
     requests = [msgspec.structs.replace(request, codec="fp16") for request in TOY]
     encoders = [(request, request.build().spec) for request in requests]
     work = prepare_work(store, synthetic(), encoders, sizes=msgspec.structs.replace(SIZES, shard_items=20))
-    commit_receipts(encode_inline(work), Committer(work))
+    commit_receipts(encode_inline(work), GroupCommitter(work))
     found = recompute(store, store.snapshot(), 100, 0)
     assert all(part.is_equal and part.bound == 2.0**-10 for part in found)
 

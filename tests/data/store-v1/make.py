@@ -15,7 +15,7 @@ from support.feature_sets import content
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import Committer, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.records import MODALITIES
@@ -49,7 +49,7 @@ requests = [
 
 def featurize(part):
     work = prepare_work(store, part, [(r, r.build().spec) for r in requests], TaskSizes(shard_items=3, chunk_rows=2))
-    commit_receipts(encode_inline(work), Committer(work, group_size=2))
+    commit_receipts(encode_inline(work), GroupCommitter(work, group_size=2))
 
 
 featurize(type(manifest)(manifest.table.slice(0, 4)))
