@@ -50,7 +50,7 @@ def measure(folder: Path, num_tasks: int, task_assets: int, num_cpus: int) -> di
     started = time.perf_counter()
     work = open_work(store, manifest, task_assets)
     watch.step("plan", started)
-    assert len(work.plan.tasks) == num_tasks, len(work.plan.tasks)
+    assert work.plan.num_tasks == num_tasks, work.plan.num_tasks
     started = time.perf_counter()
     connect(num_cpus)
     watch.step("ray", started)
@@ -134,7 +134,7 @@ def read_again(store: FeatureStore, manifest: Manifest, task_assets: int, watch:
         watch.step(name, started)
         started = time.perf_counter()
         work = open_work(store, manifest, task_assets)
-        assert not work.plan.tasks
+        assert not work.plan.num_tasks
         assert GroupCommitter(work).summary().missing == 0
         watch.step(name.replace("snapshot", "resume"), started)
 

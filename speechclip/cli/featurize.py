@@ -100,8 +100,8 @@ def featurize(
     specs = [request.build().spec for request in requests]
     options = settings.featurize
     work = prepare_work(store, manifest, list(zip(requests, specs, strict=True)), options.tasks, retry)
-    _announce(work, specs, options.tasks)
-    if work.plan.tasks and not inline:
+    _announce(work, specs)
+    if work.plan.num_tasks and not inline:
         say("starting Ray; a small corpus is quicker with --inline")
     follow(
         work,
@@ -138,15 +138,15 @@ def rejected(settings: Settings, as_json: bool) -> None:
     show(shown, "nothing of this manifest is rejected there")
 
 
-def _announce(work: Any, specs: list[Any], sizes: Any) -> None:
+def _announce(work: Any, specs: list[Any]) -> None:
     num_missing = sum(len(part.missing) for part in work.before)
     num_planned = sum(part.num_planned for part in work.before)
     planned = counted(num_planned, "feature")
     say(f"{planned} planned, {num_planned - num_missing:,} settled before, {num_missing:,} to encode")
     if num_missing:
-        size = human_bytes(sum(part.remaining_bytes(sizes) for part in work.before))
-        tasks = counted(len(work.plan.tasks), "task")
-        say(f"plan {work.plan.id}: {tasks}, about {size}; `speechclip plan` estimates the hours")
+        left = work.plan.total
+        size = f"{counted(left.num_tasks, 'task')}, about {human_bytes(left.num_bytes)}"
+        say(f"plan {work.plan.id}: {size}; `speechclip plan` estimates the hours")
     note_untrained([spec.fingerprint for spec in specs if not spec.is_trained], PLUMBING)
 
 

@@ -19,7 +19,7 @@ LOG_SECONDS, TERMINAL_SECONDS = 5.0, 0.5
 def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None) -> Iterator[Receipt]:
     """The receipts of all open tasks, made in this process or on Ray as the settings say."""
     options = settings.featurize
-    if inline or not work.plan.tasks:
+    if inline or not work.plan.num_tasks:
         return encode_inline(work, options.batches)
     from speechclip.jobs.cluster import connect
     from speechclip.jobs.featurize import encode_on_ray

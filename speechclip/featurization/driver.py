@@ -147,7 +147,7 @@ class GroupCommitter:
             job=self.work.job,
             tasks_done=self._num_tasks,
             tasks_skipped=self.work.plan.num_settled,
-            tasks_failed=len(self.work.plan.tasks) - self._num_tasks,
+            tasks_failed=self.work.plan.num_tasks - self._num_tasks,
             planned=sum(part.num_planned for part in after),
             stored_before=sum(part.num_stored for part in after) - encoded,
             encoded=encoded,
@@ -186,7 +186,7 @@ def featurize_work(
         job_path(work.job),
         job=work.job,
         command=command,
-        look=tally.look if work.plan.tasks else lambda: None,
+        look=tally.look if work.plan.num_tasks else lambda: None,
         tell=on_progress,
         tell_seconds=progress_seconds,
     ) as reporter:
@@ -249,7 +249,7 @@ class _RejectionLimit:
 def encode_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
     """The receipts of all open tasks, made in this process one after the other, on its GPU if it has one."""
     loaded: dict[str, TaskEncoder] = {}
-    for task in work.plan.tasks:
+    for task in work.plan:
         name = task.feature_set
         if name not in loaded:
             loaded[name] = TaskEncoder(work.requests[name].build("auto"), work.store.storage, batch_sizes)

@@ -1,30 +1,26 @@
 """The plan: manifest x specs, minus what is stored, cut into tasks, and kept on storage so that names stay stable."""
 
 import hashlib
-import io
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
 from speechclip.errors import Damaged
+from speechclip.featurization.plan_file import from_parquet, to_parquet
 from speechclip.manifest import Manifest
-from speechclip.records import Asset, Record, Task
+from speechclip.records import Asset, Modality, Record, Task
 from speechclip.spec import EncoderSpec
-from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.layout import plan_path
-from speechclip.store.matrices import KEY_BYTES, Shape, create_matrix, matrix_name
+from speechclip.store.matrices import KEY_BYTES, Shape, create_matrix, matrix_name, shape_of
 
 logger = logging.getLogger(__name__)
 
-_CHECKSUM = b"speechclip.checksum"
-# Two tar headers, NumPy's header, the notes in JSON and their rounding to 512.
+# What a shard needs for an asset beside its array: two tar headers, NumPy's header, and the notes in JSON, each padded
+# to a multiple of 512.
 MEMBER_BYTES = 2560
 
 
@@ -60,16 +56,11 @@ class Coverage:
 
     def remaining_bytes(self, sizes: TaskSizes) -> int:
         """Bytes that the missing assets will take: arrays, tar headers and notes, or whole chunks with their keys."""
-        if not self.missing:
-            return 0
-        num_tasks = len(cut(self.spec, self.missing, sizes))
-        if not self.spec.is_frames:
-            return num_tasks * sizes.chunk_rows * (self.spec.num_bytes(0) + KEY_BYTES)
-        return sum(self.spec.num_bytes(asset.seconds) for asset in self.missing) + MEMBER_BYTES * len(self.missing)
+        return sum(task_bytes(self.spec, task) for task in cut_missing("plan", self, sizes))
 
     def remaining_objects(self, sizes: TaskSizes) -> int:
         """Objects that will be written: two per task."""
-        return 2 * len(cut(self.spec, self.missing, sizes))
+        return 2 * len(cut_missing("plan", self, sizes))
 
 
 def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None, retry: Collection[str] = ()) -> Coverage:
@@ -113,13 +104,80 @@ def cut(
     ]
 
 
+def cut_missing(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
+    """The missing assets of a feature set as tasks of that plan."""
+    digest = part.spec.fingerprint.rpartition("-")[2]
+    matrix = "" if part.spec.is_frames else matrix_name(plan_id, Shape(len(part.missing), sizes.chunk_rows))
+    return cut(part.spec, part.missing, sizes, name=f"{plan_id}-{digest[:6]}", matrix=matrix)
+
+
+def task_bytes(spec: EncoderSpec, task: Task) -> int:
+    """Bytes that the task will write: arrays, tar headers and notes of a shard, or a whole chunk with its keys."""
+    if spec.is_frames:
+        return sum(spec.num_bytes(asset.seconds) + MEMBER_BYTES for asset in task.assets)
+    return shape_of(task.matrix).chunk_rows * (spec.num_bytes(0) + KEY_BYTES)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much work some tasks are. `num_bytes` is what they will write, `seconds` the length of their recordings."""
+
+    num_tasks: int = 0
+    num_assets: int = 0
+    seconds: float = 0.0
+    num_bytes: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            self.num_tasks + other.num_tasks,
+            self.num_assets + other.num_assets,
+            self.seconds + other.seconds,
+            self.num_bytes + other.num_bytes,
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A stored plan, the tasks of it that no commit holds yet, and how many need nothing more."""
+    """A stored plan: the amount of work that is left, and an iterator over the tasks that no commit holds yet.
+
+    `num_settled` tasks need nothing more. Take the tasks one after the other and keep none of them: a plan of a large
+    corpus may not fit into memory.
+    """
 
     id: str
-    tasks: tuple[Task, ...]
-    num_settled: int = 0
+    num_settled: int
+    by_feature_set: Mapping[str, Amount]
+    by_modality: Mapping[Modality, Amount]
+    _tasks: Sequence[Task] = field(repr=False)
+
+    @classmethod
+    def of(cls, plan_id: str, tasks: Sequence[Task], specs: Mapping[str, EncoderSpec], num_settled: int = 0) -> "Plan":
+        """The plan of these tasks; `specs` holds the spec of each feature set by its fingerprint."""
+        by_feature_set: dict[str, Amount] = {}
+        by_modality: dict[Modality, Amount] = {}
+        for task in tasks:
+            name, spec = task.feature_set, specs[task.feature_set]
+            amount = Amount(1, len(task.assets), sum(asset.seconds for asset in task.assets), task_bytes(spec, task))
+            by_feature_set[name] = by_feature_set.get(name, Amount()) + amount
+            by_modality[spec.modality] = by_modality.get(spec.modality, Amount()) + amount
+        return cls(plan_id, num_settled, by_feature_set, by_modality, tasks)
+
+    @property
+    def total(self) -> Amount:
+        """All that is left."""
+        return sum(self.by_modality.values(), Amount())
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that are left."""
+        return self.total.num_tasks
+
+    def tasks(self, feature_set: str | None = None) -> Iterator[Task]:
+        """The tasks that are left, in order; with `feature_set` only those of that fingerprint."""
+        return (task for task in self._tasks if feature_set in (None, task.feature_set))
+
+    def __iter__(self) -> Iterator[Task]:
+        return self.tasks()
 
 
 def open_plan(
@@ -132,16 +190,16 @@ def open_plan(
     """
     missing = {part.spec.fingerprint: {asset.key: asset for asset in part.missing} for part in coverage}
     if not any(missing.values()):
-        return Plan("", ())
+        return Plan.of("", (), {})
     identity = hashlib.sha256("\n".join([manifest.digest, *sorted(missing)]).encode()).hexdigest()[:12]
     for ordinal in range(10_000):
         plan_id = f"{identity}-{ordinal:04d}"
         if store.storage.size(plan_path(plan_id)) is None:
-            tasks = [task for part in coverage for task in _cut_stored(plan_id, part, sizes)]
+            tasks = [task for part in coverage for task in cut_missing(plan_id, part, sizes)]
             # Whoever creates the file first decides; everyone then follows what lies there.
-            store.storage.create(plan_path(plan_id), _to_parquet(tasks))
+            store.storage.create(plan_path(plan_id), to_parquet(tasks))
         try:
-            tasks = _from_parquet(store.storage.read(plan_path(plan_id)))
+            tasks = from_parquet(store.storage.read(plan_path(plan_id)))
         except Damaged as error:
             # What it had committed is known by the catalog; what is left makes a new plan.
             logger.warning("%s: %s; going on with a new plan", plan_path(plan_id), error)
@@ -155,7 +213,7 @@ def open_plan(
             for name, matrix in {(task.feature_set, task.matrix) for task in tasks if task.matrix}:
                 # Its metadata at its final shape, before any task writes its chunk.
                 create_matrix(store.storage, specs[name], matrix)
-            return Plan(plan_id, open_tasks, len(tasks) - len(open_tasks))
+            return Plan.of(plan_id, open_tasks, specs, len(tasks) - len(open_tasks))
     raise AssertionError("ten thousand plans of one manifest")
 
 
@@ -168,17 +226,6 @@ def _known(
     # An asset may have a source's reason and one by its bytes: either calls it back.
     retried = {row["asset"] for row in rejections if row["reason"] in retry}
     return snapshot.stored_keys(fingerprint), {row["asset"] for row in rejections} - retried
-
-
-def _cut_stored(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
-    short = part.spec.fingerprint.rpartition("-")[2]
-    return cut(
-        part.spec,
-        part.missing,
-        sizes,
-        name=f"{plan_id}-{short[:6]}",
-        matrix="" if part.spec.is_frames else matrix_name(plan_id, Shape(len(part.missing), sizes.chunk_rows)),
-    )
 
 
 def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, dict[str, Asset]]) -> tuple[Task, ...]:
@@ -194,36 +241,3 @@ def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, di
             # A chunk of vectors keeps its rows where they are.
             open_tasks.append(msgspec.structs.replace(task, assets=assets if task.matrix else wanted))
     return tuple(open_tasks)
-
-
-_PLAN_SCHEMA = pa.schema(
-    [pa.field("task", pa.string()), pa.field("feature_set", pa.string()), pa.field("record", pa.binary())]
-)
-
-
-def _to_parquet(tasks: Sequence[Task]) -> bytes:
-    records = [msgspec.json.encode(task) for task in tasks]
-    columns = [[task.id for task in tasks], [task.feature_set for task in tasks], records]
-    buffer = io.BytesIO()
-    schema = _PLAN_SCHEMA.with_metadata({_CHECKSUM: _sum_of(records)})
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _from_parquet(data: bytes) -> list[Task]:
-    try:
-        table = parse_parquet(data)
-        records = table["record"].to_pylist()
-        if (table.schema.metadata or {}).get(_CHECKSUM) != _sum_of(records):
-            raise Damaged("the tasks do not match their checksum")
-        return [msgspec.json.decode(record, type=Task) for record in records]
-    except (pa.ArrowException, msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise Damaged(f"no plan ({error})") from None
-
-
-def _sum_of(records: Sequence[bytes]) -> bytes:
-    """The xxh3-64 of the records with a line feed between each two."""
-    checksum = xxhash.xxh3_64()
-    for number, record in enumerate(records):
-        checksum.update(b"\n"[:number] + record)
-    return checksum.hexdigest().encode()

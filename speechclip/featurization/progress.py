@@ -56,8 +56,8 @@ class Tally:
         self._started = clock()
         self._modalities = {name: spec.modality for name, spec in specs.items()}
         self._branches: dict[Modality, _Branch] = {modality: _Branch() for modality in MODALITIES}
-        for task in plan.tasks:
-            self._branches[self._modalities[task.feature_set]].left += 1
+        for modality, amount in plan.by_modality.items():
+            self._branches[modality].left = amount.num_tasks
         self._rejected = self._bytes = 0
         self._speech_seconds = 0.0
         self._spent = dict.fromkeys(("fetching and decoding", "encoding", "writing"), 0.0)

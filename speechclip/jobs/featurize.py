@@ -119,19 +119,15 @@ def encode_on_ray(
 
     `WorkLeft` where no node with a CPU comes in time, or where the nodes that the work needs are lost for good.
     """
-    if not work.plan.tasks:
+    if not work.plan.num_tasks:
         return
-    modalities = {name: spec.modality for name, spec in work.specs.items()}
-    by_set: dict[str, list[Task]] = {}
-    for task in work.plan.tasks:
-        by_set.setdefault(task.feature_set, []).append(task)
-    num_tasks = {modalities[name]: len(tasks) for name, tasks in by_set.items()}
+    num_tasks = {modality: amount.num_tasks for modality, amount in work.plan.by_modality.items()}
     advice = "add nodes, or start one by `ray start --num-cpus 1` or more"
     there = wait_for_room(_lacks_cpus, [{"CPU": 1}], seconds=node_wait_seconds, advice=advice, tell=tell)
     pools = size_pools(sum(node.cpus for node in there), sum(node.gpus for node in there), num_tasks)
     logger.info("pools: %s", pools)
     _configure_data(no_progress_seconds)
-    branches = [_branch(work, name, tasks, pools, batch_sizes) for name, tasks in by_set.items()]
+    branches = [_branch(work, name, pools, batch_sizes) for name in work.plan.by_feature_set]
     dataset = functools.reduce(lambda left, right: left.union(right), branches)
     meters = FeaturizeMeters(work)
     try:
@@ -159,10 +155,10 @@ def _lacks_cpus(there: Sequence[Node]) -> str:
     return "" if sum(node.cpus for node in there) >= 1 else "the Ray cluster has no CPU for decoding"
 
 
-def _branch(work: Work, name: str, tasks: list[Task], pools: Pools, batch_sizes: BatchSizes) -> ray.data.Dataset:
+def _branch(work: Work, name: str, pools: Pools, batch_sizes: BatchSizes) -> ray.data.Dataset:
     """Decode tasks and encoder actors of one feature set."""
     spec = work.specs[name]
-    rows = [{"task": msgspec.msgpack.encode(task)} for task in tasks]
+    rows = [{"task": msgspec.msgpack.encode(task)} for task in work.plan.tasks(name)]
     decoded = ray.data.from_items(rows, override_num_blocks=count_blocks(len(rows))).map(
         _decode_row,
         fn_kwargs={"spec": spec},

@@ -25,8 +25,7 @@ class FeaturizeMeters:
     def __init__(self, work: Work) -> None:
         self._modalities = {name: spec.modality for name, spec in work.specs.items()}
         self._left = dict.fromkeys(self._modalities.values(), 0)
-        for task in work.plan.tasks:
-            self._left[self._modalities[task.feature_set]] += 1
+        self._left |= {modality: amount.num_tasks for modality, amount in work.plan.by_modality.items()}
         self._stored = Counter("speechclip_assets_stored", "Assets with a feature on storage", BY_MODALITY)
         self._rejected = Counter("speechclip_assets_rejected", "Assets that became none", (*BY_MODALITY, "reason"))
         self._speech = Counter("speechclip_speech_seconds", "Seconds of speech encoded")

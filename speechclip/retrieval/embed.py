@@ -52,7 +52,7 @@ def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
     """The receipts of all open tasks: the stored frames read, and the head's embeddings written."""
     (spec,) = work.specs.values()
     frames = _frames(work.store.snapshot(), spec)
-    for task in work.plan.tasks:
+    for task in work.plan:
         started = time.monotonic()
         keys = [asset.key for asset in task.assets if asset.key in frames]
         features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))

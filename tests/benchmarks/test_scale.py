@@ -65,7 +65,7 @@ def test_the_benchmark_cuts_one_task_for_each_group_of_assets(tmp_path: Path) ->
     work = open_work(store, make_manifest(tmp_path, 12), 4)
     committer = GroupCommitter(work)
     commit_receipts(encode_inline(work), committer)
-    assert [len(task.assets) for task in work.plan.tasks] == [4, 4, 4]
+    assert [len(task.assets) for task in work.plan] == [4, 4, 4]
     assert (committer.summary().encoded, len(store.commit_seconds)) == (12, 1)
 
 
@@ -92,7 +92,7 @@ def test_requests_of_a_task_and_a_commit_are_as_counted(
     of_tasks = by_method(proxy.schedule(counted))
     commit_receipts(receipts, GroupCommitter(work))
     of_commit = by_method(proxy.schedule(Schedule()))
-    given, num_tasks = Assumptions(), len(work.plan.tasks)
+    given, num_tasks = Assumptions(), work.plan.num_tasks
     assert of_tasks["PUT"] == given.puts_a_task * num_tasks
     assert of_tasks["HEAD"] + of_tasks["GET"] == num_tasks * reads
     # The first commit also copies the log's first entry to the journal.

@@ -161,7 +161,7 @@ def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
         commit_receipts(first_only(work), GroupCommitter(work))
     again = open_work(uri, manifest)
     receipts = list(encode_inline(again))
-    assert len(receipts) == len(work.plan.tasks) - num_done
+    assert len(receipts) == work.plan.num_tasks - num_done
     assert receipts[0].num_encoded == 0
     committer = GroupCommitter(again)
     commit_receipts(receipts, committer)
@@ -280,7 +280,7 @@ def test_a_rejection_lists_all_its_utterances_even_before_there_is_a_store(tmp_p
 
 def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> None:
     work = open_work(str(tmp_path / "store"), manifest)
-    for task in work.plan.tasks:
+    for task in work.plan:
         decoded = decode_task(task, work.specs[task.feature_set])
         assert len(decoded.inputs()) == len(task.assets)
         receipt = encode_task(decoded, work.requests[task.feature_set].build(), work.store.storage, BatchSizes())
@@ -350,6 +350,6 @@ def test_a_run_begins_beside_a_rival_that_always_wins(
     store.commit([receipt], "m")
     monkeypatch.setattr(Catalog, "_write", lose)
     with caplog.at_level(logging.INFO):
-        assert not open_work(str(tmp_path / "s"), manifest).plan.tasks
+        assert not open_work(str(tmp_path / "s"), manifest).plan.num_tasks
     assert num_tries == COMPACT_ATTEMPTS
     assert "the catalog is not compacted now" in caplog.text

@@ -95,7 +95,7 @@ def test_an_open_plan_holds_the_assets_of_the_manifest_and_no_copies(store: Feat
     manifest = manifest_of(10)
     coverage = survey(store, manifest)
     plan = open_plan(store, manifest, coverage, store.snapshot(), SIZES)
-    planned = [asset for task in plan.tasks for asset in task.assets]
+    planned = [asset for task in plan for asset in task.assets]
     missing = [asset for part in coverage for asset in part.missing]
     assert len(planned) == len(missing)
     assert all(ours is theirs for ours, theirs in zip(planned, missing, strict=True))
@@ -104,13 +104,29 @@ def test_an_open_plan_holds_the_assets_of_the_manifest_and_no_copies(store: Feat
 def test_a_rerun_continues_the_open_plan_even_with_other_sizes(store: FeatureStore) -> None:
     manifest = manifest_of(10)
     first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
-    done = first.tasks[0]
+    done = next(iter(first))
     commit(store, done.id, done.feature_set, [asset.key for asset in done.assets])
     again = open_plan(
         store, manifest, survey(store, manifest), store.snapshot(), TaskSizes(shard_items=1, chunk_rows=1)
     )
     assert again.id == first.id
-    assert again.tasks == first.tasks[1:]
+    assert list(again) == list(first)[1:]
+
+
+def test_a_plan_counts_what_its_tasks_will_write(store: FeatureStore) -> None:
+    manifest = manifest_of(10)
+    coverage = survey(store, manifest)
+    plan = open_plan(store, manifest, coverage, store.snapshot(), SIZES)
+    speech, image = plan.by_modality["speech"], plan.by_modality["image"]
+    assert (speech.num_tasks, speech.num_assets, speech.seconds) == (3, 10, 10.0)
+    assert (image.num_tasks, image.num_assets, image.seconds) == (1, 2, 0.0)
+    assert [part.remaining_bytes(SIZES) for part in coverage] == [speech.num_bytes, image.num_bytes]
+    assert plan.num_tasks == len(list(plan)) == 4
+    assert {task.feature_set for task in plan.tasks(FRAMES_SPEC.fingerprint)} == {FRAMES_SPEC.fingerprint}
+    done = next(iter(plan))
+    commit(store, done.id, done.feature_set, [asset.key for asset in done.assets])
+    again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert (again.num_tasks, again.num_settled, again.by_modality["speech"].num_assets) == (3, 1, 6)
 
 
 def test_scattered_new_utterances_make_one_task_not_crumbs(store: FeatureStore) -> None:
@@ -118,7 +134,7 @@ def test_scattered_new_utterances_make_one_task_not_crumbs(store: FeatureStore) 
     commit(store, "t", FRAMES_SPEC.fingerprint, [asset.key for asset in old.assets("speech")])
     new = manifest_of(13)
     plan = open_plan(store, new, survey(store, new)[:1], store.snapshot(), SIZES)
-    assert [len(task.assets) for task in plan.tasks] == [3]
+    assert [len(task.assets) for task in plan] == [3]
 
 
 def test_a_task_asks_only_for_what_nobody_has_stored_meanwhile(store: FeatureStore) -> None:
@@ -126,23 +142,23 @@ def test_a_task_asks_only_for_what_nobody_has_stored_meanwhile(store: FeatureSto
     open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     commit(store, "another-run", FRAMES_SPEC.fingerprint, [f"{2:064x}"])
     plan = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
-    speech = next(task for task in plan.tasks if task.feature_set == FRAMES_SPEC.fingerprint)
+    speech = next(task for task in plan if task.feature_set == FRAMES_SPEC.fingerprint)
     assert [asset.key for asset in speech.assets] == [f"{n:064x}" for n in (0, 1, 3)]
 
 
 def test_an_asset_lost_after_its_task_was_committed_gets_a_new_plan(store: FeatureStore) -> None:
     manifest = manifest_of(4)
     first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
-    for task in first.tasks:
+    for task in first:
         commit(store, task.id, task.feature_set, [asset.key for asset in task.assets[1:]])
     second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert second.id != first.id
-    assert {len(task.assets) for task in second.tasks} == {1}
+    assert {len(task.assets) for task in second} == {1}
 
 
 def test_nothing_missing_is_no_plan(store: FeatureStore) -> None:
     manifest = manifest_of(0)
-    assert open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES).tasks == ()
+    assert open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES).num_tasks == 0
     assert not store.storage.exists("plans")
 
 
@@ -150,13 +166,13 @@ def test_nothing_missing_is_no_plan(store: FeatureStore) -> None:
 def test_a_damaged_plan_is_left_where_it_is_and_a_new_one_made(store: FeatureStore, how: str) -> None:
     manifest = manifest_of(10)
     first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
-    done = first.tasks[0]
+    done = next(iter(first))
     commit(store, done.id, done.feature_set, [asset.key for asset in done.assets])
     whole = store.storage.read(plan_path(first.id))
     store.storage.replace(plan_path(first.id), {"empty": b"", "junk": b"PAR1 junk PAR1", "cut": whole[:-9]}[how])
     second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert second.id != first.id
-    assert sum(len(task.assets) for task in second.tasks) == 12 - len(done.assets)
+    assert sum(len(task.assets) for task in second) == 12 - len(done.assets)
     # It stays the plan.
     again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert again == second
@@ -175,7 +191,7 @@ def test_a_plan_whose_tasks_were_changed_is_left(store: FeatureStore) -> None:
     store.storage.replace(plan_path(first.id), changed.getvalue())
     second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert second.id != first.id
-    assert [task.assets for task in second.tasks] == [task.assets for task in first.tasks]
+    assert [task.assets for task in second] == [task.assets for task in first]
 
 
 def test_no_flipped_bit_changes_a_task(store: FeatureStore) -> None:
@@ -189,5 +205,5 @@ def test_no_flipped_bit_changes_a_task(store: FeatureStore) -> None:
         store.storage.replace(plan_path(plan.id), bytes(data))
         again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
         found.add(again.id)
-        assert [task.assets for task in again.tasks] == [task.assets for task in plan.tasks]
+        assert [task.assets for task in again] == [task.assets for task in plan]
     assert len(found) == 2

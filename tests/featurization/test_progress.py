@@ -34,9 +34,12 @@ class Run:
         tasks = [
             Task(id=f"speech-{n}", feature_set=SPEECH.fingerprint, assets=recordings[2 * n : 2 * n + 2])
             for n in range(4)
-        ] + [Task(id=f"text-{n}", feature_set=TEXT.fingerprint, assets=texts[n : n + 1]) for n in range(2)]
+        ] + [
+            Task(id=f"text-{n}", feature_set=TEXT.fingerprint, assets=texts[n : n + 1], matrix="p-2x1", first_row=n)
+            for n in range(2)
+        ]
         specs = {spec.fingerprint: spec for spec in (SPEECH, TEXT)}
-        self.tally = Tally(Plan("p", tuple(tasks), num_settled=1), specs, self.clock)
+        self.tally = Tally(Plan.of("p", tasks, specs, num_settled=1), specs, self.clock)
 
     def speech(self, number: int, **figures: float) -> None:
         stored = StoredAsset(key=f"s{2 * number}", offset=0, num_frames=1, sums_offset=0, checksum=0)

@@ -56,7 +56,7 @@ def work(folder: str) -> Work:
     tasks = [Task(id=name, feature_set=SPEECH.fingerprint, assets=tuple(some)) for name, some in
              (("a", assets[:2]), ("b", assets[2:]), ("c", assets[:1]))]  # fmt: skip
     specs = {SPEECH.fingerprint: SPEECH}
-    return Work(FeatureStore(folder), Manifest.from_rows([]), {}, specs, (), Plan("p", tuple(tasks)))
+    return Work(FeatureStore(folder), Manifest.from_rows([]), {}, specs, (), Plan.of("p", tasks, specs))
 
 
 def receipt(task: str, stored: list[StoredAsset], rejected: tuple[RejectedAsset, ...], *, num_bytes: int) -> Receipt:

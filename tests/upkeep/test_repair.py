@@ -79,7 +79,7 @@ class OtherHardware(ToyEncoder):
 
 
 def encode_elsewhere(work: Work) -> Iterator[Receipt]:
-    for task in work.plan.tasks:
+    for task in work.plan:
         encoder = OtherHardware(work.specs[task.feature_set].modality, codec="fp32")
         decoded = decode_task(task, work.specs[task.feature_set])
         yield encode_task(decoded, encoder, work.store.storage, BatchSizes())
