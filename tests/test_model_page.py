@@ -47,7 +47,7 @@ def test_every_dev_figure_of_the_code_is_on_the_page(row: PublishedScores) -> No
         ("base-cascaded-flickr8k", "Base cascaded"),
         ("base-parallel-flickr8k", "Base parallel"),
         ("large-parallel-flickr8k", "Large parallel"),
-        ("large-cascaded-flickr8k", "Large cascaded, two layers as in the checkpoints"),
+        ("large-cascaded-flickr8k", "Large cascaded, two layers"),
     ],
 )
 def test_the_page_states_how_many_numbers_a_head_trains(recipe: str, name: str) -> None:
