@@ -72,13 +72,13 @@ def shares(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> 
     waveforms = utterances(CALL_SECONDS)
     amount = sum(map(len, waveforms)) / 16_000
     with torch.inference_mode():
-        fronts = [encoder._front_end(waveform) for waveform in waveforms]
+        fronts = [encoder._front(waveform) for waveform in waveforms]
         hidden = torch.nn.utils.rnn.pad_sequence(fronts, batch_first=True)
         states = torch.stack(list(encoder._states(hidden, None)), dim=1)
         lengths = [len(front) for front in fronts]
         mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
         steps: dict[str, Callable[[], Any]] = {
-            "convolutions, one utterance at a time": lambda: [encoder._front_end(one) for one in waveforms],
+            "convolutions, one utterance at a time": lambda: [encoder._front(one) for one in waveforms],
             "transformer": lambda: list(encoder._states(hidden, mask[:, None, None, :])),
             "transformer without a mask": lambda: list(encoder._states(hidden, None)),
             "to the host in fp32": lambda: collect([states[:, 0]] * states.shape[1], states.shape[1], lengths, "f4"),
@@ -95,7 +95,7 @@ def without_the_rule(encoder: HubertEncoder, device: str, options: argparse.Name
 
     @torch.inference_mode()
     def compute() -> None:
-        fronts = [encoder._front_end(one) for one in waveforms]
+        fronts = [encoder._front(one) for one in waveforms]
         list(encoder._states(torch.nn.utils.rnn.pad_sequence(fronts, batch_first=True), None))
 
     @torch.inference_mode()

@@ -1,28 +1,34 @@
-"""What every encoder is, and the words in which one is asked for."""
+"""What every encoder can do, and what a caller may choose about one."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from speechclip.errors import InvalidInput
-from speechclip.spec import EncoderSpec
+from speechclip.records import Modality
+from speechclip.spec import Codec, EncoderSpec, Window
 
-Family = Literal["toy", "hubert", "wav2vec2", "wavlm", "whisper", "clip", "timm"]
-GRAMMAR = """\
-    toy                                     numpy only, no weights: speech, image and text
-    hubert:<hub id or folder>[@<revision>]  speech; also wav2vec2: and wavlm:
-    hubert:untrained-base                   true architectures with seeded weights: untrained-base, untrained-large,
-                                            untrained-tiny, untrained-tiny-large
-    whisper:<hub id or folder>[@<revision>] speech; or whisper:untrained-tiny
-    clip:<model>/<tag or checkpoint file>   image and text: clip:ViT-B-32/openai, clip:ViT-B-32//data/clip.safetensors
-    clip:untrained-ViT-B-32                 or clip:untrained-tiny
-    timm:<model>@<folder or safetensors>    image"""
-
+# Encoders compute in float32: no TF32 and no autocast.
 COMPUTE_RULE = "fp32/1"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a caller chooses besides the encoder's name.
+
+    `layers` are the hidden states to keep; None keeps all. `window` is ``full`` or ``crops=K``. `device` is a torch
+    device or ``auto``; it is no part of the spec.
+    """
+
+    modality: Modality
+    layers: Sequence[int] | None = None
+    codec: Codec = "fp16"
+    device: str = "cpu"
+    window: Window = "full"
 
 
 class Encoder(Protocol):
@@ -34,47 +40,36 @@ class Encoder(Protocol):
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
     ) -> list[np.ndarray[Any, Any]]:
-        """One feature per prepared input, in order: (layers, frames, width) or (width,).
+        """One feature for each prepared input, in order: (layers, frames, width) or (width,).
 
-        A feature does not depend on its batch mates: alone or in any batch its values agree within 1e-5 of
-        the largest in their state. It is computed in float32 and then rounded to `dtype`, to infinity beyond its range.
+        A feature does not depend on the other inputs. Alone or in any batch, its numbers agree within 1e-5 of the
+        largest number in their state. The encoder computes in float32 and then rounds to `dtype`. A number beyond the
+        range of `dtype` becomes infinity.
         """
         ...
 
 
-@dataclass(frozen=True)
-class EncoderName:
-    """A parsed SPEC string: the family, and the rest by the family's own grammar."""
-
-    family: Family
-    rest: str
-
-    @classmethod
-    def parse(cls, text: str) -> "EncoderName":
-        """The parts of a SPEC string; anything outside the grammar is `InvalidInput`, with the grammar."""
-        family, colon, rest = text.partition(":")
-        match family:
-            case "toy" if not colon:
-                return cls("toy", "")
-            case "hubert" | "wav2vec2" | "wavlm" | "whisper" | "clip" | "timm" if rest:
-                return cls(family, rest)
-        raise InvalidInput(f"{text!r} names no encoder; write one of\n{GRAMMAR}")
-
-    def __str__(self) -> str:
-        return f"{self.family}:{self.rest}" if self.rest else self.family
-
-
 def clean_name(text: str) -> str:
-    """`text` in the letters that a feature set's name may hold: a-z, 0-9, dot and hyphen."""
+    """`text` in lower case, with only the letters that the name of a spec may have: a-z, 0-9, dot and hyphen."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 def choose_layers(layers: Sequence[int] | None, num_states: int, encoder_name: str) -> tuple[int, ...]:
-    """The hidden states to keep, ascending: all by default, else those asked for, which must exist."""
+    """The hidden states to keep, in ascending order: all of them if `layers` is None.
+
+    `InvalidInput` if `layers` is empty, names a state twice or names one that the encoder does not have.
+    """
     if layers is None:
         return tuple(range(num_states))
     if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(range(num_states)):
         raise InvalidInput(
-            f"{encoder_name} has the states 0 to {num_states - 1}, not all of {list(layers)}; name each once"
+            f"{encoder_name} has the states 0 to {num_states - 1}; the layers {list(layers)} do not fit",
+            "name some of its states, each once",
         )
     return tuple(sorted(layers))
+
+
+def spec_name(name: str, *, is_trained: bool) -> str:
+    """`name` as a spec's name, with "untrained" in it if the weights are random."""
+    name = clean_name(name)
+    return name if is_trained or "untrained" in name else f"{name}-untrained"

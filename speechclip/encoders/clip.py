@@ -1,4 +1,4 @@
-"""CLIP by open_clip: one vector in the joint space for an image or a text, not normalised."""
+"""CLIP by open_clip: one vector for an image or a text, in their joint space, not normalised."""
 
 import pickle
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from speechclip.encoders.base import COMPUTE_RULE, EncoderName, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, Choices, clean_name
+from speechclip.encoders.families import EncoderName
 from speechclip.encoders.frozen import freeze, use_device
 from speechclip.encoders.pictures import normalise_pixels
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.vector import VectorEncoder
 from speechclip.encoders.weights import fetch_first, weights_digest
 from speechclip.errors import InvalidInput
-from speechclip.records import Modality
 from speechclip.spec import Codec, EncoderSpec
 
-# ViT-B-32 in small: the same input, patches and vocabulary.
+# A small ViT-B-32, with the same input, patches and vocabulary.
 _TINY = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 224, "layers": 3, "width": 128, "patch_size": 32},
@@ -26,20 +26,20 @@ _TINY = {
 }
 
 
-def load_clip(
-    encoder_name: EncoderName, modality: Modality, *, codec: Codec = "fp16", device: str = "cpu"
-) -> VectorEncoder:
-    """One tower of ``<model>/<tag or checkpoint file>`` or of an untrained model."""
-    found = use_device(device)
+def load_clip(encoder_name: EncoderName, choices: Choices) -> VectorEncoder:
+    """The image tower or the text tower of a CLIP, by `choices.modality`."""
+    device = use_device(choices.device)
     if encoder_name.rest.startswith("untrained-"):
         config, model, name, preprocess = _untrained(encoder_name)
     else:
         config, model, name, preprocess = _trained(encoder_name)
-    if modality == "text" and "hf_tokenizer_name" in config["text_cfg"]:
-        raise InvalidInput(f"{encoder_name} has a tokenizer of its own, only CLIP's BPE is known; use a plain CLIP")
-    spec = _spec(config, model, modality, name=name, preprocess=preprocess, encoder_name=encoder_name, codec=codec)
-    model = freeze(model.to(found))
-    if modality == "text":
+    if choices.modality == "text" and "hf_tokenizer_name" in config["text_cfg"]:
+        raise InvalidInput(
+            f"{encoder_name} has a tokenizer of its own, but only CLIP's can be used", "choose a plain CLIP"
+        )
+    spec = _spec(config, model, choices, name=name, preprocess=preprocess, encoder_name=encoder_name)
+    model = freeze(model.to(device))
+    if choices.modality == "text":
         return VectorEncoder(lambda tokens: model.encode_text(tokens.long()), model, spec, str(encoder_name))
     return VectorEncoder(
         lambda crops: model.encode_image(normalise_pixels(crops, spec.architecture["preprocess"])),
@@ -51,7 +51,7 @@ def load_clip(
 
 @dataclass(frozen=True)
 class TextWeights:
-    """The text half of a CLIP by open_clip's names, for a head that feeds it with keywords."""
+    """The text tower of a CLIP, by open_clip's names, for a head that puts keywords into it."""
 
     tensors: dict[str, torch.Tensor]
     num_heads: int
@@ -60,16 +60,16 @@ class TextWeights:
 
 
 def load_text_weights(encoder_name: str, codec: Codec = "fp16") -> TextWeights:
-    """The text tower of ``clip:…``; `InvalidInput` where it is no CLIP with a tower of CLIP's own make.
+    """The text tower of ``clip:…``. `InvalidInput` if the encoder is no CLIP, or has a tokenizer of its own.
 
-    `codec` is that of the stored texts which the spec is compared with; it changes no weight.
+    `codec` is the codec of the stored texts whose spec is compared with this one. It changes no weight.
     """
     parsed = EncoderName.parse(encoder_name)
     if parsed.family != "clip":
         raise InvalidInput(
-            f"{encoder_name} has no text tower of CLIP; keywords need an image encoder of the family clip"
+            f"{encoder_name} has no text tower of CLIP, which keywords need", "choose an image encoder of clip:"
         )
-    encoder = load_clip(parsed, "text", codec=codec)
+    encoder = load_clip(parsed, Choices("text", codec=codec))
     tensors = {name: value for name, value in encoder.weights().items() if not name.startswith("visual.")}
     return TextWeights(
         tensors=tensors,
@@ -86,33 +86,35 @@ def _untrained(encoder_name: EncoderName) -> tuple[dict[str, Any], Any, str, dic
     config = _TINY if name == "tiny" else open_clip.get_model_config(name)
     if config is None or config.keys() - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}:
         raise InvalidInput(
-            f"{encoder_name}: open_clip has no plain CLIP {name!r}; write clip:untrained-ViT-B-32 or -tiny"
+            f"{encoder_name}: open_clip has no plain CLIP {name!r}",
+            "write clip:untrained-ViT-B-32 or clip:untrained-tiny",
         )
     return config, fill_untrained(open_clip.CLIP(**config)), f"clip-{encoder_name.rest}", {}
 
 
 def _trained(encoder_name: EncoderName) -> tuple[dict[str, Any], Any, str, dict[str, Any]]:
-    """Config, model, name and the checkpoint's own preprocessing."""
+    """The config, the model, its name and the preprocessing that the tag states."""
     import open_clip
 
     name, _, weights = encoder_name.rest.partition("/")
     config = open_clip.get_model_config(name)
     if config is None:
         raise InvalidInput(
-            f"{encoder_name}: open_clip knows no model {name!r}; write clip:<model>/<tag or checkpoint file>"
+            f"{encoder_name}: open_clip knows no model {name!r}", "write clip:<model>/<tag or checkpoint file>"
         )
     if not weights:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise InvalidInput(
-            f"{encoder_name}: names no weights; write clip:{name}/ and a checkpoint file or one of {tags}"
+            f"{encoder_name} names no weights", f"write clip:{name}/ and a checkpoint file or one of {tags}"
         )
     tag = open_clip.get_pretrained_cfg(name, weights)
     file = _fetch_tag(tag, encoder_name) if tag else Path(weights).expanduser()
     if not file.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-        raise InvalidInput(f"{encoder_name}: {weights} is neither a file nor a tag of {name}; its tags are {tags}")
+        raise InvalidInput(f"{encoder_name}: {weights} is neither a file nor a tag of {name}", f"its tags are {tags}")
     if tag.get("quick_gelu"):
-        # open_clip only warns when weights trained with QuickGELU meet a config without; the vectors would be wrong.
+        # For weights that were trained with QuickGELU and a config without it, open_clip only warns. The vectors would
+        # be wrong.
         config["quick_gelu"] = True
     is_quick = bool(config.get("quick_gelu"))
     try:
@@ -120,17 +122,18 @@ def _trained(encoder_name: EncoderName) -> tuple[dict[str, Any], Any, str, dict[
     except (RuntimeError, KeyError, ValueError, OSError, pickle.UnpicklingError, SafetensorError) as error:
         first_line = str(error).partition("\n")[0]
         raise InvalidInput(
-            f"{encoder_name}: {file} does not fit {name} ({first_line}); name the matching model"
+            f"{encoder_name}: {file} does not fit {name} ({first_line})", "name the model of these weights"
         ) from None
     return config, model, f"clip-{name}-{weights if tag else file.stem}", tag
 
 
 def _fetch_tag(tag: dict[str, Any], encoder_name: EncoderName) -> Path:
-    """The checkpoint of a tag from the hub, safetensors first."""
+    """The checkpoint of a tag, from the hub. Safetensors are preferred."""
     hub_id, _, file = tag.get("hf_hub", "").rpartition("/")
     if not hub_id:
         raise InvalidInput(
-            f"{encoder_name}: this tag isn't on the hub; download {tag.get('url')} and name the file instead"
+            f"{encoder_name}: the hub does not have this tag",
+            f"download {tag.get('url')} and name the file in place of the tag",
         )
     names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     return fetch_first(hub_id, names, "", str(encoder_name))
@@ -139,15 +142,17 @@ def _fetch_tag(tag: dict[str, Any], encoder_name: EncoderName) -> Path:
 def _spec(
     config: dict[str, Any],
     model: Any,
-    modality: Modality,
+    choices: Choices,
     *,
     name: str,
     preprocess: dict[str, Any],
     encoder_name: EncoderName,
-    codec: Codec,
 ) -> EncoderSpec:
-    """The spec of one tower: its weights and its config alone, so another text tower leaves image features valid."""
-    is_visual = modality == "image"
+    """The spec of one tower, from the weights and the config of this tower alone.
+
+    So image features stay valid if only the text tower differs.
+    """
+    is_visual = choices.modality == "image"
     unused = ("logit_scale", "logit_bias")
     tower = {
         key: value
@@ -161,20 +166,20 @@ def _spec(
         architecture["preprocess"] = _preprocess(model, preprocess, encoder_name)
         rules = {"resize": "pil-antialias-short-side-centre/1"}
     return EncoderSpec(
-        name=clean_name(f"{name}-{modality}"),
+        name=clean_name(f"{name}-{choices.modality}"),
         family="clip",
-        modality=modality,
+        modality=choices.modality,
         weights=weights_digest(tower),
         is_trained="untrained" not in name,
         width=config["embed_dim"],
-        codec=codec,
+        codec=choices.codec,
         rules=rules | {"vector": "raw/1", "compute": COMPUTE_RULE},
         architecture=architecture,
     )
 
 
 def _preprocess(model: Any, tag: dict[str, Any], encoder_name: EncoderName) -> dict[str, Any]:
-    """Sizes, filter, mean and standard deviation; open_clip's defaults where the checkpoint names none."""
+    """Sizes, filter, mean and standard deviation, with open_clip's defaults for those that the tag does not state."""
     import open_clip
 
     size = model.visual.image_size
@@ -182,7 +187,9 @@ def _preprocess(model: Any, tag: dict[str, Any], encoder_name: EncoderName) -> d
     mode, interpolation = tag.get("resize_mode", "shortest"), tag.get("interpolation", "bicubic")
     if width != height or mode != "shortest" or interpolation not in ("bicubic", "bilinear"):
         raise InvalidInput(
-            f"{encoder_name} wants {width} x {height} by {mode}, {interpolation}; only square crops are known"
+            f"{encoder_name} needs {width} x {height} pixels by {mode}, {interpolation}, but only square crops from "
+            "the short side, bicubic or bilinear, can be made",
+            "choose another model",
         )
     return {
         "resize": width,

@@ -1,21 +1,12 @@
-"""From a SPEC string to an encoder. A family's libraries are imported when it is asked for, not before."""
+"""From an encoder name to an encoder."""
 
 from collections.abc import Sequence
 
-from speechclip.encoders.base import Encoder, EncoderName
+from speechclip.encoders.base import Choices, Encoder
+from speechclip.encoders.families import FAMILIES, EncoderName, Family, find_family
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
 from speechclip.spec import Codec, Window
-
-MODALITIES_OF: dict[str, tuple[Modality, ...]] = {
-    "toy": ("speech", "image", "text"),
-    "hubert": ("speech",),
-    "wav2vec2": ("speech",),
-    "wavlm": ("speech",),
-    "whisper": ("speech",),
-    "clip": ("image", "text"),
-    "timm": ("image",),
-}
 
 
 def load_encoder(
@@ -27,43 +18,35 @@ def load_encoder(
     device: str = "cpu",
     window: Window = "full",
 ) -> Encoder:
-    """The frozen encoder that a SPEC string names (see `base.GRAMMAR`), with its weights on `device`.
+    """The frozen encoder of that name, with its weights on `device`.
 
-    `layers` are the hidden states to keep, all by default; `window` is `full` or `crops=K`; only speech has either.
-    Raises `InvalidInput` where the string, the modality, the layers, the window or the weights do not fit, or the
-    weights can't be had.
+    `layers` are the hidden states to keep; None keeps all. `window` is ``full`` or ``crops=K``. Both are for speech
+    alone. The family's library is imported by this call, not before.
+
+    `InvalidInput` if the name, the modality, the layers, the window or the weights do not fit together, or if the
+    weights can't be found.
+
+        encoder = load_encoder("hubert:facebook/hubert-base-ls960", "speech", layers=[0, 12])
     """
     parsed = EncoderName.parse(encoder_name)
-    if modality not in MODALITIES_OF[parsed.family]:
-        able = " and ".join(MODALITIES_OF[parsed.family])
-        raise InvalidInput(f"{encoder_name} encodes {able}, not {modality}; choose an encoder of another family")
-    if modality != "speech" and layers is not None:
-        raise InvalidInput(f"{encoder_name} makes one vector for each {modality}, so it has no layers; leave them out")
+    family = find_family(parsed.family)
+    choices = Choices(modality, layers, codec, device, window)
+    _check(family, choices, encoder_name)
+    return family.load(parsed, choices)
+
+
+def _check(family: Family, choices: Choices, encoder_name: str) -> None:
+    modality, window = choices.modality, choices.window
+    if modality not in family.modalities:
+        able = " and ".join(family.modalities)
+        raise InvalidInput(f"{encoder_name} encodes {able}, not {modality}", "choose an encoder of another family")
+    if modality != "speech" and choices.layers is not None:
+        raise InvalidInput(f"{encoder_name} makes one vector for each {modality}, so it has no layers", "omit --layers")
     if modality != "speech" and window != "full":
-        raise InvalidInput(f"{encoder_name} encodes {modality}, so it has no window {window!r}; leave it out")
-    match parsed.family:
-        case "toy":
-            from speechclip.encoders.toy import ToyEncoder
-
-            return ToyEncoder(modality, layers=layers, codec=codec, window=window)
-        case "hubert" | "wav2vec2" | "wavlm":
-            from speechclip.encoders.hubert import load_hubert
-
-            return load_hubert(parsed, layers=layers, codec=codec, device=device, window=window)
-        case "whisper":
-            if window != "full":
-                raise InvalidInput(
-                    f"{encoder_name}: Whisper has a window of its own, not {window!r}; leave it out, or name a "
-                    "hubert, wav2vec2 or wavlm"
-                )
-            from speechclip.encoders.whisper import load_whisper
-
-            return load_whisper(parsed, layers=layers, codec=codec, device=device)
-        case "clip":
-            from speechclip.encoders.clip import load_clip
-
-            return load_clip(parsed, modality, codec=codec, device=device)
-        case "timm":
-            from speechclip.encoders.pictures import load_picture_encoder
-
-            return load_picture_encoder(parsed, codec=codec, device=device)
+        raise InvalidInput(f"{encoder_name} encodes {modality}, so it has no window {window!r}", "omit --window")
+    if window != "full" and not family.has_crops:
+        able = ", ".join(other.name for other in FAMILIES if other.has_crops)
+        raise InvalidInput(
+            f"{encoder_name} has a window of its own and takes no window {window!r}",
+            f"omit --window, or choose an encoder of one of the families {able}",
+        )

@@ -1,4 +1,4 @@
-"""A toy encoder of numpy alone: deterministic, without weights, hundreds of times faster than HuBERT."""
+"""A toy encoder for tests, by numpy alone: deterministic, and hundreds of times faster than HuBERT."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
-from speechclip.encoders.base import COMPUTE_RULE, choose_layers
+from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers
+from speechclip.encoders.families import EncoderName
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.records import Modality
 from speechclip.spec import RESAMPLE_RULE, Codec, EncoderSpec, Window
@@ -18,7 +19,7 @@ NUM_STATES = 3
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 320
 SIDE = 8
-# Rows and largest weight of each projection, such that tanh neither saturates nor vanishes.
+# The rows and the largest weight of each projection. With these, tanh neither saturates nor stays near zero.
 PROJECTIONS: dict[Modality, tuple[tuple[int, float], ...]] = {
     "speech": ((WINDOW_SAMPLES // 2 + 1, 0.15), (WIDTH, 0.5), (WIDTH, 0.5)),
     "image": ((SIDE * SIDE * 3, 0.15),),
@@ -37,7 +38,11 @@ ARCHITECTURES: dict[Modality, dict[str, Any]] = {
 
 
 class ToyEncoder:
-    """Seeded projections: speech by its log spectrum, (3, frames, 16); image by pixels and text by bytes, (16,)."""
+    """Random projections with a fixed seed.
+
+    The feature of speech is (3, frames, 16), from its log spectrum. Those of an image, from its pixels, and of a text,
+    from its bytes, are (16,).
+    """
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class ToyEncoder:
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
     ) -> list[np.ndarray[Any, Any]]:
-        """One feature per prepared input, each computed alone: equal to the last bit in any batch."""
+        """One feature for each prepared input. Each is computed alone, so it is equal to the last bit in any batch."""
         features = encode_crops(self.spec, inputs, lambda pieces: [self._encode_one(one) for one in pieces])
         with np.errstate(over="ignore"):
             return [feature.astype(dtype, copy=False) for feature in features]
@@ -92,6 +97,11 @@ class ToyEncoder:
             state = _squash(state, matrix)
             states.append(state)
         return states
+
+
+def load_toy(encoder_name: EncoderName, choices: Choices) -> ToyEncoder:
+    """The toy encoder of `choices.modality`. It ignores `choices.device`, because it runs on the CPU alone."""
+    return ToyEncoder(choices.modality, layers=choices.layers, codec=choices.codec, window=choices.window)
 
 
 def _squash(values: np.ndarray[Any, Any], matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Seeded weights for true architectures: for speed, layout and plumbing, never for quality."""
+"""Random weights with a fixed seed for real architectures, to try speed and storage, never quality."""
 
 import hashlib
 import math
@@ -9,10 +9,10 @@ import torch
 
 
 def fill_untrained(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The module with weights that are equal by bytes on every machine.
+    """The same module with random weights, which are equal by bytes on every machine.
 
-    Only uniform numbers and exactly rounded operations are used: normal numbers pass through a logarithm whose last
-    bit depends on the processor. Norms start as the identity.
+    Only uniform random numbers and exactly rounded operations are used. Normal random numbers need a logarithm, whose
+    last bit depends on the processor. Norms start as the identity.
     """
     for name, tensor in module.state_dict().items():
         tensor.copy_(torch.from_numpy(_weight(name, tuple(tensor.shape), seed)))
@@ -25,7 +25,8 @@ def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    # Convolutions feed a rectifier and keep its variance; linear layers start as torch's own do, a third of it.
+    # A convolution is followed by a rectifier, and gain 6 keeps the variance. Linear layers start as in torch, with a
+    # variance of a third.
     gain = 6.0 if len(shape) == 3 else 1.0
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest())))
     uniform = generator.random(shape, dtype=np.float32) * np.float32(2) - np.float32(1)

@@ -1,4 +1,4 @@
-"""One vector for each input: what CLIP's towers and timm's models have in common."""
+"""One vector for each picture or text, from CLIP's towers and from timm's models."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,10 @@ BATCH = 64
 
 
 class VectorEncoder:
-    """A frozen model and the way from a stacked batch of prepared inputs to its vectors (batch, width)."""
+    """A frozen model that makes vectors (width,).
+
+    `forward` gets a stacked batch of prepared inputs and returns the model's vectors (batch, width).
+    """
 
     def __init__(
         self, forward: Callable[[torch.Tensor], Any], model: torch.nn.Module, spec: EncoderSpec, encoder_name: str
@@ -25,7 +28,7 @@ class VectorEncoder:
         self._device = next(model.parameters()).device
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's numbers by its library's names."""
+        """The model's weights, by the names of its library."""
         found: dict[str, torch.Tensor] = self._model.state_dict()
         return found
 
@@ -33,7 +36,7 @@ class VectorEncoder:
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
     ) -> list[np.ndarray[Any, Any]]:
-        """One (width,) array per crop or token row, in order; within 1e-5 of encoding it alone."""
+        """One (width,) array for each prepared picture or text, in order, within 1e-5 of encoding it alone."""
         assert_frozen(self._model)
         assert_exact(self._device)
         vectors: list[np.ndarray[Any, Any]] = []

@@ -1,4 +1,7 @@
-"""Whisper's encoder on a window that depends on the utterance alone: a one second clip costs one second, not thirty."""
+"""Whisper's encoder by transformers, on windows of full seconds.
+
+A recording of one second is padded to one second and not to thirty, so it costs a thirtieth.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,13 +11,15 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from speechclip.encoders.base import COMPUTE_RULE, EncoderName, choose_layers, clean_name
+from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers, spec_name
+from speechclip.encoders.families import EncoderName
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.errors import InvalidInput
-from speechclip.spec import RESAMPLE_RULE, SAMPLE_RATE, Codec, EncoderSpec
+from speechclip.spec import RESAMPLE_RULE, SAMPLE_RATE, EncoderSpec
 
+# The settings of a config that change a state.
 ARCHITECTURE = [
     "d_model",
     "encoder_layers",
@@ -29,15 +34,17 @@ UNTRAINED_TINY = {"d_model": 96, "encoder_layers": 3, "encoder_attention_heads":
 FFT_SAMPLES = 400
 MEL_HOP_SAMPLES = 160
 HOP_SAMPLES = 2 * MEL_HOP_SAMPLES
+# Seconds in one call of the encoder, padding included.
 CPU_SECONDS, GPU_SECONDS = 1, 480
+_ALL_STATES = Choices("speech")
 
 
 class WhisperStates:
     """All hidden states of a Whisper encoder, (layers, frames, width), 50 frames a second.
 
-    The waveform is padded with zeros to the next full second and the position embeddings are cut to that length; the
-    ceil(samples / 320) frames that hold speech are kept. State 0 is the input with positions, state i leaves layer i;
-    the final LayerNorm is not applied.
+    The waveform is padded with zeros to the next full second, and the position embeddings are cut to that length. The
+    ceil(samples / 320) frames that contain speech are kept. State 0 is the input of the first layer, with positions
+    added. State i is the output of layer i. The final LayerNorm is not applied.
     """
 
     def __init__(self, model: Any, spec: EncoderSpec, encoder_name: str, *, max_seconds: int | None = None) -> None:
@@ -53,7 +60,7 @@ class WhisperStates:
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
     ) -> list[np.ndarray[Any, Any]]:
-        """One (layers, frames, width) array per waveform, in order; batches hold windows of equal length."""
+        """One (layers, frames, width) array for each waveform, in order. A batch holds windows of equal length."""
         assert_frozen(self._model)
         assert_exact(self._device)
         features: dict[int, np.ndarray[Any, Any]] = {}
@@ -65,7 +72,7 @@ class WhisperStates:
         return [features[position] for position in range(len(inputs))]
 
     def _groups(self, inputs: Sequence[np.ndarray[Any, Any]]) -> Iterator[tuple[int, list[int]]]:
-        """Windows of equal length, in seconds, with the positions that share them."""
+        """Batches of equal length: that length in seconds, and the positions in `inputs`."""
         by_seconds: dict[int, list[int]] = {}
         for position, waveform in enumerate(inputs):
             by_seconds.setdefault(-(-len(waveform) // SAMPLE_RATE), []).append(position)
@@ -75,7 +82,10 @@ class WhisperStates:
                 yield seconds, members[first : first + step]
 
     def _log_mel(self, waveform: np.ndarray[Any, Any], seconds: int) -> Tensor:
-        """(mel bins, 100 frames a second): log10, at most 8 below the utterance's own peak (openai, audio.py)."""
+        """The log10 mel spectrogram (mel bins, frames), 100 frames a second, as in openai/whisper, audio.py.
+
+        Values more than 8 below the utterance's own peak are raised to that level.
+        """
         samples = torch.zeros(seconds * SAMPLE_RATE, device=self._device)
         samples[: len(waveform)] = torch.from_numpy(waveform)
         spectrum = torch.stft(samples, FFT_SAMPLES, MEL_HOP_SAMPLES, window=self._window, return_complex=True)
@@ -95,14 +105,12 @@ class WhisperStates:
                 yield hidden
 
 
-def load_whisper(
-    encoder_name: EncoderName, *, layers: Sequence[int] | None = None, codec: Codec = "fp16", device: str = "cpu"
-) -> WhisperStates:
-    """The encoder half of a Whisper folder or hub id, or the untrained one."""
-    found = use_device(device)
+def load_whisper(encoder_name: EncoderName, choices: Choices) -> WhisperStates:
+    """The encoder half of the Whisper in a folder or of a hub id, or the untrained one."""
+    device = use_device(choices.device)
     if encoder_name.rest.startswith("untrained"):
         if encoder_name.rest != "untrained-tiny":
-            raise InvalidInput(f"{encoder_name}: the one untrained architecture is whisper:untrained-tiny; name that")
+            raise InvalidInput(f"{encoder_name} is no untrained architecture", "write whisper:untrained-tiny")
         model = fill_untrained(build_model(UNTRAINED_TINY))
         name, is_trained = "whisper-untrained-tiny", False
     else:
@@ -110,20 +118,19 @@ def load_whisper(
         model = build_model(folder.read_json("config.json"))
         load_strictly(model, folder.read_tensors(), ("model.encoder.", "encoder."), str(encoder_name))
         name, is_trained = folder.name, folder.is_trained
-    spec = whisper_spec(
-        model, name=name, is_trained=is_trained, layers=layers, codec=codec, encoder_name=str(encoder_name)
-    )
-    return WhisperStates(model.to(found), spec, str(encoder_name))
+    spec = whisper_spec(model, name=name, is_trained=is_trained, choices=choices, encoder_name=str(encoder_name))
+    return WhisperStates(model.to(device), spec, str(encoder_name))
 
 
 def build_model(config: dict[str, Any]) -> Any:
-    """A transformers WhisperEncoder of that config, its weights not yet set."""
+    """A WhisperEncoder of transformers with that config. Its weights are not set yet."""
     from transformers import WhisperConfig
     from transformers.initialization import no_init_weights
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     if config.get("model_type", "whisper") != "whisper":
-        raise InvalidInput(f"the config is of a {config['model_type']} model, not whisper; use that family in the SPEC")
+        stated = config["model_type"]
+        raise InvalidInput(f"the config is of a {stated} model, not whisper", f"write {stated}: in the encoder name")
     with no_init_weights():
         return WhisperEncoder(WhisperConfig(**(config | {"dtype": "float32"})))
 
@@ -134,22 +141,21 @@ def whisper_spec(
     name: str,
     is_trained: bool,
     encoder_name: str,
-    layers: Sequence[int] | None = None,
-    codec: Codec = "fp16",
+    choices: Choices = _ALL_STATES,
 ) -> EncoderSpec:
-    """The spec of such an encoder; `window_samples` 1 makes the frame count ceil(samples / 320)."""
+    """The spec of such an encoder. `window_samples` is 1, so that the number of frames is ceil(samples / 320)."""
     config = model.config
     return EncoderSpec(
-        name=clean_name(name) if is_trained or "untrained" in name else f"{clean_name(name)}-untrained",
+        name=spec_name(name, is_trained=is_trained),
         family="whisper",
         modality="speech",
         weights=weights_digest(model.state_dict()),
         is_trained=is_trained,
         width=config.d_model,
-        layers=choose_layers(layers, config.encoder_layers + 1, encoder_name),
+        layers=choose_layers(choices.layers, config.encoder_layers + 1, encoder_name),
         hop_samples=HOP_SAMPLES,
         window_samples=1,
-        codec=codec,
+        codec=choices.codec,
         rules={
             "resample": RESAMPLE_RULE,
             "waveform": "whisper-log-mel/1",
@@ -163,7 +169,7 @@ def whisper_spec(
 
 
 def _mel_filters(num_mel_bins: int) -> np.ndarray[Any, Any]:
-    """(frequencies, mel bins), Slaney's scale and norm, as every published Whisper uses."""
+    """(frequencies, mel bins) by Slaney's scale and norm, as in every published Whisper."""
     from transformers.audio_utils import mel_filter_bank
 
     filters = mel_filter_bank(

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from speechclip.encoders import Encoder
-from speechclip.encoders.hubert import HubertEncoder
 from speechclip.encoders.padded import official_length
+from speechclip.encoders.transformer import TransformerStates
 from speechclip.encoders.windows import FULL_RULE
 from speechclip.errors import InvalidInput
 from speechclip.featurization.tasks import decode_task
@@ -26,7 +26,7 @@ class PaddedFrames(Frames):
     """
 
     def __init__(self, encoder: Encoder, manifest: Manifest, split: str, batch_size: int) -> None:
-        if not isinstance(encoder, HubertEncoder):
+        if not isinstance(encoder, TransformerStates):
             raise InvalidInput(
                 f"{encoder.encoder_name}: --compat-batch repeats what fairseq does to a HuBERT; evaluate without it"
             )

@@ -10,7 +10,8 @@ from support.golden_hubert import KINDS, golden, golden_encoder, golden_model, v
 from transformers import HubertForCTC, HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from speechclip.encoders import load_encoder
-from speechclip.encoders.hubert import HubertEncoder, build_model, normalise_waveform
+from speechclip.encoders.hubert import HubertEncoder, build_model
+from speechclip.encoders.transformer import normalise_waveform
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.errors import InvalidInput
 

@@ -8,8 +8,8 @@ import torch
 from support.golden_hubert import KINDS, golden_encoder, golden_model, voice_of
 
 from speechclip.encoders import load_encoder
-from speechclip.encoders.hubert import normalise_waveform
 from speechclip.encoders.padded import frame_padding, official_length, pad
+from speechclip.encoders.transformer import normalise_waveform
 
 LENGTHS = (16_000, 9_100, 5_050)
 

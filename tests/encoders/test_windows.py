@@ -109,7 +109,7 @@ def test_the_plan_counts_what_is_encoded_and_stored():
 
 def test_crops_without_a_key_or_not_cut_at_all_are_refused(voice):
     encoder = load_encoder("toy", "speech", window="crops=2")
-    with pytest.raises(InvalidInput, match="name the asset"):
+    with pytest.raises(InvalidInput, match="give the key"):
         prepare(encoder.spec)(voice(LONG))
     with pytest.raises(InvalidInput, match="cut them by prepare"):
         encoder.encode([voice(LONG)])
@@ -125,7 +125,7 @@ def test_a_window_outside_the_words_is_refused(source, window):
 
 
 def test_what_has_no_window_of_crops_says_so():
-    with pytest.raises(InvalidInput, match="Whisper has a window of its own"):
+    with pytest.raises(InvalidInput, match="whisper:untrained-tiny has a window of its own"):
         load_encoder("whisper:untrained-tiny", "speech", window="crops=2")
     with pytest.raises(InvalidInput, match="encodes image, so it has no window"):
         load_encoder("toy", "image", window="crops=2")
