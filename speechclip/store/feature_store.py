@@ -213,10 +213,13 @@ class FeatureStore:
             raise Damaged(f"{path}: other rows than its name says; run `speechclip featurize` with that manifest again")
         return manifest
 
+    def manifest_digests(self) -> list[str]:
+        """The digests of all kept manifests, sorted."""
+        return [digest_in(path) for path in self.storage.list(MANIFESTS)]
+
     def manifests(self) -> Iterator[Manifest]:
         """Every kept manifest."""
-        for path in self.storage.list(MANIFESTS):
-            yield self.read_manifest(digest_in(path))
+        return map(self.read_manifest, self.manifest_digests())
 
 
 class Snapshot:

@@ -1,6 +1,8 @@
 """Embeddings in the store and questions to them, on a head that was really trained from toy features."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from speechclip.retrieval.embed import embed_tasks, embedding_spec, prepare_embe
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.retrieval.index import ExactIndex, unit
 from speechclip.retrieval.search import Searcher
+from speechclip.storage.folder import Folder
 from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import Run
 
@@ -81,6 +84,38 @@ def test_what_is_stored_finds_itself(
     assert best.key == row[f"{among}_key"]
     assert best.score == pytest.approx(1, abs=1e-5)
     assert best.text == row["text"]
+
+
+@pytest.mark.parametrize("among", ["speech", "image", "text"])
+def test_a_second_search_reads_nothing_from_the_store(
+    store: FeatureStore, manifest: Manifest, trained: Run, among: Modality, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(store, manifest, trained)
+    searcher, reads = Searcher(store, trained), count_reads(monkeypatch)
+    query = np.random.default_rng(3).standard_normal(searcher.identity.head.embedding_width)
+    first = searcher.search(query, among, 3)
+    assert any("/manifests" in path for path in reads)
+    assert any("/vectors/" in path for path in reads)
+    reads.clear()
+    assert searcher.search(query, among, 3) == first
+    assert searcher.search(-query, among, 3) != first
+    assert reads == []
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that gets the path of each file read and each folder listed from now on."""
+    reads: list[str] = []
+    for name in ("read", "scan"):
+        monkeypatch.setattr(Folder, name, _recording(getattr(Folder, name), reads))
+    return reads
+
+
+def _recording(original: Callable[..., Any], reads: list[str]) -> Callable[..., Any]:
+    def record(self: Folder, path: str, *rest: Any) -> Any:
+        reads.append(f"{self.root}/{path}")
+        return original(self, path, *rest)
+
+    return record
 
 
 def test_speech_without_embeddings_is_named(tmp_path: Path, store: FeatureStore, trained: Run) -> None:
