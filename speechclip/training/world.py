@@ -1,4 +1,4 @@
-"""The workers of one training run, and the few things they say to each other."""
+"""The workers of one training run, and how they exchange rows, sums and decisions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,28 +11,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """One worker's place among all: alone by default, or its rank in torch's process group."""
+    """This worker's rank and the number of workers. By default there is one.
+
+    All workers must call each method that exchanges something, in the same order, or they wait for each other for ever.
+    """
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> "World":
-        """The process group that is initialised here, if there is one."""
+        """This worker's place in torch's process group; one worker if no group is initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     def part(self, count: int, rank: int | None = None) -> slice:
-        """This worker's share of `count` rows: contiguous, in the order of ranks, sizes one apart at most."""
+        """The rows, of `count`, that a worker (by default this one) computes.
+
+        The parts are contiguous, in the order of ranks, and their sizes differ by one at most.
+
+            >>> World(rank=1, size=2).part(9)
+            slice(4, 9, None)
+        """
         rank = self.rank if rank is None else rank
         return slice(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather_rows(self, rows: Float[Tensor, "local width"], count: int) -> Float[Tensor, "count width"]:
-        """All workers' rows in the order of ranks; `rows` is this one's `part(count)`.
+        """The rows of all workers, in the order of ranks. `rows` are this worker's `part(count)`.
 
-        Where every worker computes the same loss from them, the mean over workers of the gradients that arrive here is
-        the gradient of that loss, also for parameters that every worker uses alike (docs/model.md, "Loss").
+        The gradient is meant for a loss that every worker computes from all rows. Then the mean over the workers of
+        their parameters' gradients is the gradient of that loss (docs/model.md, "Loss").
         """
         if self.size == 1:
             return rows
@@ -40,29 +49,33 @@ class World:
         return gathered
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all workers; its gradient at each worker's own `values` is the sum of all workers' gradients."""
+        """The sum of all workers' `values`. Backward, each worker's gradient is the sum of all workers' gradients."""
         if self.size == 1:
             return values
-        summed: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]
+        # Imported late because the module needs a torch that was built with distributed support. The group is given
+        # because the default one is that of the time of the import.
+        from torch.distributed.nn.functional import all_reduce
+
+        summed: Tensor = all_reduce(values, group=dist.group.WORLD)
         return summed
 
     def largest(self, value: int) -> int:
         """The largest of all workers' values."""
         if self.size == 1:
             return value
-        # On the device that the group's backend takes.
-        said = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(said, op=dist.ReduceOp.MAX)
-        return int(said.item())
+        # NCCL takes tensors of the GPU only, gloo those of the CPU.
+        found = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found.item())
 
     def copy_first(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by worker 0's, in place."""
+        """Overwrite each tensor by that of worker 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the workers, in place."""
+        """Overwrite each tensor by its mean over all workers."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -73,15 +86,20 @@ class World:
             tensor.copy_(mean.view_as(tensor))
 
     def agree(self, value: int, device: torch.device | str = "cpu") -> int:
-        """What worker 0 says."""
+        """The value that worker 0 gave."""
         if self.size == 1:
             return value
-        said: Int[Tensor, " 1"] = torch.tensor([value], device=device)
-        dist.broadcast(said, 0)
-        return int(said.item())
+        first: Int[Tensor, " 1"] = torch.tensor([value], device=device)
+        dist.broadcast(first, 0)
+        return int(first.item())
 
 
 class _GatherRows(torch.autograd.Function):
+    """`all_gather` of parts of unequal sizes, whose backward pass needs no communication.
+
+    That of torch.distributed.nn sums the gradients of all workers. They are equal here, so a product does.
+    """
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, count: int, world: World) -> Tensor:
         ctx.world, ctx.part = world, world.part(count)
@@ -95,19 +113,5 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # Times the size, because the parameters' gradients are averaged over the workers afterwards.
+        # The trainer averages the gradients of parameters over the workers afterwards, which divides by the size.
         return gradients[0][ctx.part] * ctx.world.size, None, None
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        summed = values.clone()
-        dist.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        summed = gradients[0].contiguous().clone()
-        dist.all_reduce(summed)
-        return summed
