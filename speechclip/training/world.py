@@ -56,7 +56,7 @@ class World:
         # because the default one is that of the time of the import.
         from torch.distributed.nn.functional import all_reduce
 
-        summed: Tensor = all_reduce(values, group=dist.group.WORLD)
+        summed: Tensor = all_reduce(values, group=dist.group.WORLD)  # type: ignore[no-untyped-call]
         return summed
 
     def largest(self, value: int) -> int:
