@@ -22,9 +22,9 @@ from speechclip.storage.retry import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MAX_ATTEMPTS,
-    PATIENCE_SECONDS,
     READ_SECONDS,
-    patiently,
+    RETRY_SECONDS,
+    with_retries,
 )
 
 Environment = tuple[tuple[str, str], ...]
@@ -39,7 +39,7 @@ DELTA = {
     "connect_timeout": f"{CONNECT_SECONDS}s",
     "timeout": f"{READ_SECONDS}s",
     "max_retries": str(MAX_ATTEMPTS),
-    "retry_timeout": f"{PATIENCE_SECONDS}s",
+    "retry_timeout": f"{RETRY_SECONDS}s",
     "backoff_config.init_backoff": f"{FIRST_PAUSE_SECONDS}s",
     "backoff_config.base": "3",
     "backoff_config.max_backoff": f"{LONGEST_PAUSE_SECONDS}s",
@@ -138,6 +138,6 @@ def _bucket_region(bucket: str, now: Environment) -> str | None:
             return error.response
 
     with contextlib.closing(client):
-        answer = patiently("asking for the region", f"s3://{bucket}", ask)
+        answer = with_retries("asking for the region", f"s3://{bucket}", ask)
     region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
     return str(region) if region else None

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from speechclip.records import StoredFile
 from speechclip.storage.aws import delta_options, filesystem
-from speechclip.storage.retry import patiently
+from speechclip.storage.retry import with_retries
 
 T = TypeVar("T")
 # The metadata that says which write made an object.
@@ -35,7 +35,7 @@ class Bucket:
 
     def delta(self, doing: str, path: str, call: Callable[[dict[str, str]], T]) -> T:
         """What `call(options)` of Delta's client returns, with the patience of all other requests."""
-        return patiently(doing, f"{self.root}/{path}", lambda: call(self.delta_options))
+        return with_retries(doing, f"{self.root}/{path}", lambda: call(self.delta_options))
 
     def find(self, path: str) -> StoredFile | None:
         """The object at `path`, None where there is none."""
@@ -57,7 +57,7 @@ class Bucket:
         # A range spares s3fs the question for the size; one that starts behind the end is answered by 416.
         with contextlib.suppress(EOFError):
             return bytes(
-                patiently("reading", address, lambda: filesystem().cat_file(address, start=start or 0, end=end))
+                with_retries("reading", address, lambda: filesystem().cat_file(address, start=start or 0, end=end))
             )
         return b""
 
@@ -89,7 +89,7 @@ class Bucket:
         left = list(paths)
         for first in range(0, len(left), DELETE_BATCH):
             batch = left[first : first + DELETE_BATCH]
-            patiently("deleting", self.root, functools.partial(self._delete, batch, older_than))
+            with_retries("deleting", self.root, functools.partial(self._delete, batch, older_than))
 
     def _delete(self, paths: Sequence[str], older_than: float | None) -> None:
         """One request, whose answer is 200 also where some of them could not be deleted.
@@ -152,7 +152,7 @@ class Bucket:
 
     def _call(self, doing: str, path: str, method: str, **arguments: Any) -> Any:
         address = f"{self.root}/{path}" if path else self.root
-        return patiently(doing, address, lambda: self._request(method, **arguments))
+        return with_retries(doing, address, lambda: self._request(method, **arguments))
 
     def _request(self, method: str, **arguments: Any) -> Any:
         return filesystem().call_s3(method, Bucket=self.name, **arguments)

@@ -1,13 +1,12 @@
-"""Requests to S3 that outlast bad weather: retried with jittered pauses, bounded in time, then one sentence.
+"""Retries of requests to S3: random pauses, a limit in time, and at the end one sentence that says what failed.
 
-Two clients speak to S3, s3fs and Delta's own. What either raises becomes `StorageFailed` or `StorageRefused`, in
-words that hold no part of a request or of a server's page: those quote key ids and signatures.
+Two clients send requests to S3: s3fs and the client of Delta Lake. Both raise errors that quote parts of the request or
+of the server's answer, and these can hold key ids and signatures. So their errors become a `StorageFailed` or a
+`StorageRefused`, whose words hold none of that.
 """
 
 import logging
-import random
 import re
-import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -23,29 +22,42 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_any,
+    wait_random_exponential,
+)
+from tenacity.stop import stop_base
 
 from speechclip.errors import StorageFailed, StorageRefused
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# A silent server is given up after CONNECT or READ seconds, and no attempt begins later than PATIENCE seconds after
-# the first: the worst case is a sentence after a minute and a half.
-CONNECT_SECONDS, READ_SECONDS, PATIENCE_SECONDS, MAX_ATTEMPTS = 5, 30, 60, 10
+# An attempt ends after CONNECT_SECONDS without a connection, or after READ_SECONDS without a byte. After RETRY_SECONDS
+# or MAX_ATTEMPTS there is no further attempt. So a server that never answers ends a command after about 90 seconds.
+CONNECT_SECONDS, READ_SECONDS, RETRY_SECONDS, MAX_ATTEMPTS = 5, 30, 60, 10
+# Pauses are random between zero and a limit. The limit doubles from twice the first figure up to the second.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
 TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {
     "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "ServiceUnavailable",
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-ADVICE = "mend that and run the same command again, what was committed is kept"
+ADVICE = "fix that and run the same command again; what was committed is kept"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Fault(NamedTuple):
-    """What a failed request comes to: the cause in words, and the answer to it.
+    """What the error of a failed request means.
 
-    `is_spent` where the client has had all our patience already.
+    `cause` says it in words without secrets. `is_transient` says whether another attempt may succeed. `raises` is the
+    error for an answer that is no failure, such as "no such file". `is_spent` says that the client itself has retried
+    as often as it may.
     """
 
     cause: str
@@ -54,46 +66,82 @@ class Fault(NamedTuple):
     is_spent: bool = False
 
 
-def patiently(doing: str, address: str, call: Callable[[], T]) -> T:
-    """What `call` returns, after as many attempts as patience allows.
+class _TransientError(Exception):
+    """A request failed in a way that another attempt may not."""
 
-    `FileNotFoundError`, `FileExistsError` and `EOFError` (a range behind the end) are S3's answers, and Delta's own
-    errors pass as they are; all else ends as a `StorageFailed` or `StorageRefused` that names it.
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.cause)
+        self.fault = fault
+
+
+class _StopWhenSpent(stop_base):
+    """No further attempt where Delta's client has retried as often as it may."""
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        return _fault(retry_state).is_spent
+
+
+def with_retries(doing: str, address: str, call: Callable[[], T]) -> T:
+    """What `call` returns, after as many attempts as the limits above allow.
+
+    `doing` and `address` stand in messages: "<address>: <doing> failed". Raises `FileNotFoundError`, `FileExistsError`
+    and `EOFError` (a range that starts behind the end) where S3 answers so. Errors of Delta's client that are no
+    failed request pass unchanged. Raises `StorageRefused` where another attempt is useless, and `StorageFailed` after
+    the last attempt.
     """
-    started, attempt = time.monotonic(), 1
-    while True:
+
+    def attempt() -> T:
         try:
             return call()
         except Exception as error:
             fault = fault_of(error)
             if fault is None:
                 raise
+        # Outside of the `except` block: the client's own error must not be the context of ours, it may hold secrets.
         if fault.raises is not None:
             raise fault.raises(f"{address}: {fault.cause}")
         if not fault.is_transient:
-            raise StorageRefused(f"{address}: {doing} failed ({fault.cause}); {ADVICE}")
-        seconds = time.monotonic() - started
-        if fault.is_spent or attempt >= MAX_ATTEMPTS or seconds > PATIENCE_SECONDS:
-            times = f"{attempt} times " if attempt > 1 else ""
-            raise StorageFailed(f"{address}: {doing} failed {times}in {seconds:.0f} s ({fault.cause}); {ADVICE}")
-        logger.info("%s: %s failed (%s), attempt %d", address, doing, fault.cause, attempt)
-        time.sleep(random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)))
-        attempt += 1
+            raise StorageRefused(f"{address}: {doing} failed ({fault.cause})", ADVICE)
+        raise _TransientError(fault)
+
+    def log_retry(state: RetryCallState) -> None:
+        logger.info("%s: %s failed (%s), attempt %d", address, doing, _fault(state).cause, state.attempt_number)
+
+    def fail(state: RetryCallState) -> T:
+        times = f"{state.attempt_number} times " if state.attempt_number > 1 else ""
+        seconds = state.seconds_since_start or 0.0
+        raise StorageFailed(f"{address}: {doing} failed {times}in {seconds:.0f} s ({_fault(state).cause})", ADVICE)
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(_TransientError),
+        wait=wait_random_exponential(multiplier=2 * FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+        stop=stop_any(stop_after_attempt(MAX_ATTEMPTS), stop_after_delay(RETRY_SECONDS), _StopWhenSpent()),
+        before_sleep=log_retry,
+        retry_error_callback=fail,
+    )
+    return retrying(attempt)
+
+
+def _fault(state: RetryCallState) -> Fault:
+    """The fault of the last attempt, which failed in a transient way."""
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, _TransientError)
+    return error.fault
 
 
 def fault_of(error: Exception) -> Fault | None:
-    """What an error of one of the two clients comes to; None for any other."""
+    """What an error of one of the two clients means; None for any other error."""
     if isinstance(error, DeltaError) or (type(error) is OSError and error.errno is None and not error.__cause__):
         return _fault_of_delta(error)
     if isinstance(error, (OSError, BotoCoreError, ClientError, HttpError, ResponseParserError)):
         return _fault_of_s3fs(error)
     if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
-        return Fault("the endpoint is no URL, it begins with http:// or https://", False)
+        return Fault("the endpoint is no URL; a URL begins with http:// or https://", False)
     return None
 
 
 def _fault_of_s3fs(error: Exception) -> Fault:
-    """By the server's answer behind the error, or by the error's kind where there was none."""
+    """Read from the server's answer, or from the type of the error if there was no answer."""
     response = getattr(error if isinstance(error, ClientError) else error.__cause__, "response", None)
     if response is None:
         if isinstance(error, FileNotFoundError):
@@ -108,6 +156,7 @@ def _fault_of_s3fs(error: Exception) -> Fault:
 
 
 def _unanswered(error: Exception) -> Fault:
+    """The fault of a request that got no answer from the server."""
     details, kind = getattr(error, "kwargs", {}), type(error).__name__
     if "endpoint_url" in details:
         parts = urlsplit(details["endpoint_url"])
@@ -115,16 +164,16 @@ def _unanswered(error: Exception) -> Fault:
     if not isinstance(error, BotoCoreError):
         return Fault(kind, True)
     if isinstance(error, (CredentialRetrievalError, SSLError)):
-        # They quote what the program that tells the credentials has printed, or the address with what stands in it.
+        # Their texts may hold secrets: the output of a program that prints credentials, or an address with a password.
         return Fault(kind, False)
     if isinstance(error, (ConnectionError, HTTPClientError)):
         return Fault(kind, True)
-    # A missing profile, no credentials, a wrong certificate: another attempt goes no better.
+    # A missing profile, no credentials: another attempt fails in the same way.
     return Fault(f"{kind}, {one_line(error)}", False)
 
 
 def _fault_of_delta(error: Exception) -> Fault | None:
-    """From the text, which is all there is; None for what is no failure to reach the table."""
+    """Read from the error's text, as Delta's client gives nothing else; None if it is no failed request."""
     if isinstance(error, (TableNotFoundError, CommitFailedError)):
         return None
     text = _COLOURS.sub("", str(error))
@@ -143,7 +192,7 @@ def _fault_of_delta(error: Exception) -> Fault | None:
 
 
 def one_line(error: Exception) -> str:
-    """Its text without line breaks and colours, at most 200 characters."""
+    """The text of an error without line breaks and colours, at most 200 characters."""
     return " ".join(_COLOURS.sub("", str(error)).split())[:200]
 
 
@@ -152,4 +201,5 @@ def _is_transient(status: int, code: str) -> bool:
 
 
 def _answer(status: int, code: str) -> str:
+    """Such as "503 SlowDown"."""
     return " ".join(dict.fromkeys(str(part) for part in (status, code) if part))

@@ -18,7 +18,7 @@ from speechclip.errors import StorageFailed
 from speechclip.records import Asset, Receipt, RejectedAsset, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import aws as resolution
-from speechclip.storage import retry as patience
+from speechclip.storage import retry
 from speechclip.store import FeatureStore, Snapshot, feature_store
 from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.matrices import Shape, create_matrix, matrix_name
@@ -50,8 +50,8 @@ def proxy(endpoint: str, aws: Callable[..., None]) -> Iterator[FaultProxy]:
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses, and so few attempts that some operations fail: then the caller repeats them, as a new run does."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(patience, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(retry, "MAX_ATTEMPTS", 2)
     monkeypatch.setitem(resolution.DELTA, "backoff_config.init_backoff", "0.005s")
     monkeypatch.setitem(resolution.DELTA, "max_retries", "1")
 

@@ -16,9 +16,8 @@ from support.fault_proxy import WEATHER, FaultProxy, Schedule
 from speechclip.cli import main
 from speechclip.errors import StorageFailed
 from speechclip.manifest import Manifest
-from speechclip.storage import Storage
+from speechclip.storage import Storage, retry
 from speechclip.storage import aws as resolution
-from speechclip.storage import retry as patience
 from speechclip.store import FeatureStore
 
 Aws = Callable[..., None]
@@ -27,8 +26,8 @@ Aws = Callable[..., None]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same rules with figures that a test can wait for."""
-    monkeypatch.setattr(patience, "MAX_ATTEMPTS", 3)
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(retry, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 2)
     monkeypatch.setitem(resolution.CLIENT, "read_timeout", 1)
     for name, value in {"timeout": "1s", "max_retries": "2", "retry_timeout": "2s"}.items():
         monkeypatch.setitem(resolution.DELTA, name, value)
@@ -62,16 +61,28 @@ def test_passing_weather_is_outlasted(proxy: FaultProxy, proxied_uri: str, kind:
 
 def test_pauses_grow_are_jittered_and_end(proxy: FaultProxy, proxied_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     proxy.schedule(Schedule(("503",)))
     for _ in range(4):
         with pytest.raises(StorageFailed, match=r"10 times.*503 SlowDown"):
             Storage(proxied_uri).read("file")
-    for number in range(patience.MAX_ATTEMPTS - 1):
-        limit = min(patience.LONGEST_PAUSE_SECONDS, patience.FIRST_PAUSE_SECONDS * 2 ** (number + 1))
-        assert max(pauses[number :: patience.MAX_ATTEMPTS - 1]) <= limit
-    assert len(set(pauses)) == len(pauses) == 4 * (patience.MAX_ATTEMPTS - 1)
-    assert max(pauses) > 10 * patience.FIRST_PAUSE_SECONDS
+    for number in range(retry.MAX_ATTEMPTS - 1):
+        limit = min(retry.LONGEST_PAUSE_SECONDS, retry.FIRST_PAUSE_SECONDS * 2 ** (number + 1))
+        assert max(pauses[number :: retry.MAX_ATTEMPTS - 1]) <= limit
+    assert len(set(pauses)) == len(pauses) == 4 * (retry.MAX_ATTEMPTS - 1)
+    assert max(pauses) > 10 * retry.FIRST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["503", "deny"])
+def test_the_clients_own_error_is_no_part_of_ours(
+    proxy: FaultProxy, proxied_uri: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A traceback would show it, and it may hold secrets."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    proxy.schedule(Schedule((kind,)))
+    with pytest.raises(StorageFailed) as caught:
+        Storage(proxied_uri).read("file")
+    assert caught.value.__context__ is caught.value.__cause__ is None
 
 
 def ends_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
@@ -130,7 +141,7 @@ def test_a_store_out_of_reach_ends_a_command_with_one_sentence(
     started = time.monotonic()
     sentence = ends_in_one_line(command, capsys, caplog)
     assert time.monotonic() - started < 15
-    assert re.match(rf"error: {command[-1]}/\S+: \w.* failed.*\(.*{cause}.*\); mend that", sentence)
+    assert re.match(rf"error: {command[-1]}/\S+: \w.* failed.*\(.*{cause}.*\); fix that", sentence)
 
 
 @pytest.mark.parametrize(

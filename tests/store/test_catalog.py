@@ -9,8 +9,7 @@ from support.feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
 from speechclip.errors import NotStored, StorageFailed, UnsupportedStore
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
-from speechclip.storage import aws
-from speechclip.storage import retry as patience
+from speechclip.storage import aws, retry
 from speechclip.store import FeatureStore
 
 NAME = VECTORS_SPEC.fingerprint
@@ -134,7 +133,7 @@ def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
     proxied_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client fetches for it what opening the table has not, and gives up for good at an answer that is refused."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.005)
     monkeypatch.setitem(aws.DELTA, "max_retries", "0")
     store = FeatureStore(proxied_uri)
     store.create()
