@@ -143,7 +143,7 @@ def prepare(road: Road, stamps: str | None) -> tuple[str, ...]:
 
 def judge(road: Road, experiment: Experiment) -> dict[str, Any]:
     """One row of the report: the recall of speech to image among all pictures, beside chance and the target."""
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     run = road.run_folder(experiment.data)
     asked = ("--split", experiment.split, "--candidates", "all", "--json")

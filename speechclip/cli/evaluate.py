@@ -58,7 +58,7 @@ def evaluate(
     from speechclip.evaluation.report import write_report
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     trained = load_run(settings.need("run"))
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
@@ -111,7 +111,7 @@ def keywords(
     from speechclip.retrieval.model import Model
     from speechclip.retrieval.search import Searcher
     from speechclip.store import FeatureStore
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     trained = load_run(settings.need("run"))
     if utterance is None:

@@ -20,7 +20,7 @@ def embed(settings: Settings, as_json: bool) -> None:
     from speechclip.manifest import Manifest
     from speechclip.retrieval.embed import embed_tasks, prepare_embedding
     from speechclip.store import FeatureStore
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     manifest, trained = Manifest.read(settings.need("manifest")), load_run(settings.need("run"))
     store, options = FeatureStore(settings.need("store")), settings.featurize
@@ -64,7 +64,7 @@ def query(
         raise click.UsageError("ask by one of --text, --audio and --image")
     from speechclip.retrieval.search import Searcher
     from speechclip.store import FeatureStore
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     searcher = Searcher(FeatureStore(settings.need("store")), load_run(settings.need("run")), version)
     if question_text is not None:

@@ -6,7 +6,7 @@ from speechclip.errors import InvalidInput
 from speechclip.evaluation.published import TEST_POOLS, corpus_of
 from speechclip.evaluation.report import EvaluationReport
 from speechclip.training.blueprint import PUBLISHED_SIZES
-from speechclip.training.checkpoint import RunIdentity
+from speechclip.training.identity import RunIdentity
 from speechclip.training.recipe import Recipe, load_recipe
 
 _CLIPS = {"base": "clip:ViT-B-32", "large": "clip:ViT-L-14"}

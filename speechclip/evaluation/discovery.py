@@ -9,7 +9,7 @@ from speechclip.errors import InvalidInput
 from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
 from speechclip.heads import KeywordHead
 from speechclip.records import Record
-from speechclip.training.checkpoint import Run
+from speechclip.training.run import Run
 from speechclip.training.vocabulary import Vocabulary
 
 

@@ -25,7 +25,7 @@ from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import Branch, embed_branches, embed_images, embed_together, find_texts
 from speechclip.store import Frames, Snapshot, Vectors
 from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, open_vectors, stored_rows
-from speechclip.training.checkpoint import Run
+from speechclip.training.run import Run
 from speechclip.training.world import World
 
 OnProgress = Callable[[int, int], None]

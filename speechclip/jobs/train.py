@@ -26,17 +26,11 @@ from speechclip.runtime_env import RuntimeEnv
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import (
-    FeatureSetRef,
-    RunFolder,
-    RunIdentity,
-    RunInfo,
-    check_continues,
-    find_tower,
-    what_differs,
-)
+from speechclip.training.checkpoint import RunFolder, check_continues
+from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo, what_differs
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import find_tower
 from speechclip.training.trainer import Trainer, TrainingProgress
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 from speechclip.training.world import World

@@ -20,8 +20,10 @@ from speechclip.heads import KeywordConfig
 from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, describe
 from speechclip.official.lightning import LightningFile
 from speechclip.spec import Codec
-from speechclip.training.checkpoint import CRITERION, FeatureSetRef, RunFolder, RunIdentity, RunInfo, build_tower
+from speechclip.training.checkpoint import CRITERION, RunFolder
+from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo
 from speechclip.training.recipe import Recipe, load_recipe
+from speechclip.training.run import build_tower
 from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
 SPEECH_OF = {"base": "hubert:facebook/hubert-base-ls960", "large": "hubert:facebook/hubert-large-ll60k"}

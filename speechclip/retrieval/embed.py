@@ -13,7 +13,8 @@ from speechclip.retrieval.embeddings import embed_speech
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Snapshot
 from speechclip.store.vectors import write_chunk
-from speechclip.training.checkpoint import Run, RunInfo
+from speechclip.training.identity import RunInfo
+from speechclip.training.run import Run
 
 
 def embedding_spec(run_info: RunInfo) -> EncoderSpec:

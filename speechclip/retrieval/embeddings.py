@@ -10,8 +10,8 @@ from jaxtyping import Float
 from speechclip.batching import batch_by_length
 from speechclip.heads import Head, HeadOutput
 from speechclip.store import Frames, Snapshot, Vectors
-from speechclip.training.checkpoint import Run
 from speechclip.training.loader import judged_span, read_frames
+from speechclip.training.run import Run
 from speechclip.training.world import World
 
 Branch = Literal["parallel", "cascaded"]

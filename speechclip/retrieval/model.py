@@ -21,7 +21,8 @@ from speechclip.media.content import content_key, read_source
 from speechclip.media.decode import decode_audio, decode_image
 from speechclip.records import Modality
 from speechclip.spec import SAMPLE_RATE
-from speechclip.training.checkpoint import FeatureSetRef, Run, load_run
+from speechclip.training.identity import FeatureSetRef
+from speechclip.training.run import Run, load_run
 
 # A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.
 Audio = str | os.PathLike[str] | tuple[np.ndarray, int]

@@ -18,8 +18,8 @@ from speechclip.retrieval.index import ExactIndex
 from speechclip.retrieval.model import Model
 from speechclip.store import FeatureStore, Frames, Snapshot
 from speechclip.training.batches import open_vectors
-from speechclip.training.checkpoint import Run
 from speechclip.training.loader import judged_span
+from speechclip.training.run import Run
 
 
 @dataclass(frozen=True)

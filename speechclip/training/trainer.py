@@ -15,19 +15,12 @@ from speechclip.errors import InvalidInput
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.records import Record
 from speechclip.training.blueprint import build_criterion
-from speechclip.training.checkpoint import (
-    CRITERION,
-    Best,
-    CheckpointInfo,
-    RunFolder,
-    RunIdentity,
-    RunInfo,
-    build_head,
-    check_continues,
-)
+from speechclip.training.checkpoint import CRITERION, RunFolder, check_continues
+from speechclip.training.identity import Best, CheckpointInfo, RunIdentity, RunInfo
 from speechclip.training.loader import Batch, Loader
 from speechclip.training.metrics import MetricsLog
 from speechclip.training.precision import Precision
+from speechclip.training.run import build_head
 from speechclip.training.vocabulary import Vocabulary
 from speechclip.training.world import World
 

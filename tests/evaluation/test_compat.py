@@ -20,7 +20,7 @@ from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import Run
+from speechclip.training.run import Run
 
 REQUESTS = [
     EncoderRequest(encoder_name="hubert:untrained-tiny", modality="speech", codec="fp32"),
@@ -58,7 +58,7 @@ def run_uri(manifest: Manifest, store: FeatureStore, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def trained(run_uri: str) -> Run:
-    from speechclip.training.checkpoint import load_run
+    from speechclip.training.run import load_run
 
     return load_run(run_uri)
 

@@ -16,8 +16,8 @@ from speechclip.evaluation.evaluator import (
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import embed_images, embed_speech
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import Run, load_run
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import Run, load_run
 from speechclip.training.world import World
 
 RECIPE = Recipe(

@@ -20,7 +20,7 @@ from speechclip.retrieval.model import Model
 from speechclip.retrieval.search import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
 from speechclip.training.batches import open_pair
-from speechclip.training.checkpoint import Run
+from speechclip.training.run import Run
 from speechclip.training.world import World
 
 

@@ -12,7 +12,7 @@ from speechclip.evaluation.recall import TwoWays, retrieve_both
 from speechclip.evaluation.report import EvaluationReport, TextReport, write_report
 from speechclip.heads import ParallelConfig
 from speechclip.storage import Storage
-from speechclip.training.checkpoint import FeatureSetRef, RunIdentity
+from speechclip.training.identity import FeatureSetRef, RunIdentity
 from speechclip.training.recipe import Recipe, load_recipe
 
 

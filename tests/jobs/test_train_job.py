@@ -20,9 +20,11 @@ from speechclip.jobs.train import TrainRequest, identify, train
 from speechclip.manifest import Manifest
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import RunInfo
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import load_run
 from speechclip.training.trainer import TrainingProgress
 
 # Ray's own code warns of its own deprecations.

@@ -15,9 +15,11 @@ from support.ray_hosts import wait_until
 
 from speechclip.evaluation.evaluator import validator
 from speechclip.storage import Storage
-from speechclip.training.checkpoint import RunFolder, RunInfo, load_run
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import RunInfo
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import load_run
 
 logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.ray

@@ -21,8 +21,9 @@ from speechclip.official.importer import Imported, find_vocabulary, import_check
 from speechclip.official.layout import describe
 from speechclip.official.lightning import LightningFile
 from speechclip.retrieval.model import load
-from speechclip.training.checkpoint import RunFolder, load_run
+from speechclip.training.checkpoint import RunFolder
 from speechclip.training.recipe import load_recipe
+from speechclip.training.run import load_run
 
 SIZES = official_files.TINY
 HUBERT, CLIP = "hubert:untrained-tiny", "clip:untrained-tiny"

@@ -21,7 +21,8 @@ from speechclip.retrieval.embeddings import embed_images, embed_speech
 from speechclip.retrieval.model import Model
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import RUN, FeatureSetRef, RunInfo
+from speechclip.training.checkpoint import RUN
+from speechclip.training.identity import FeatureSetRef, RunInfo
 
 SPEECH = {
     "hubert": EncoderRequest(encoder_name="hubert:untrained-tiny", modality="speech", codec="fp32"),

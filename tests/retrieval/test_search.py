@@ -24,7 +24,7 @@ from speechclip.retrieval.index import ExactIndex, unit
 from speechclip.retrieval.search import Searcher
 from speechclip.storage.folder import Folder
 from speechclip.store import FeatureStore
-from speechclip.training.checkpoint import Run
+from speechclip.training.run import Run
 
 SIZES = TaskSizes(chunk_rows=4)
 

@@ -18,7 +18,8 @@ from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSetRef, RunFolder, RunIdentity
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import FeatureSetRef, RunIdentity
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer

@@ -20,9 +20,9 @@ from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
-from speechclip.training.checkpoint import Run
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import Run
 from speechclip.upkeep.recompute import recompute
 from speechclip.upkeep.repair import repair
 

@@ -17,8 +17,10 @@ from speechclip.heads import KeywordConfig
 from speechclip.manifest import Manifest
 from speechclip.records import Modality
 from speechclip.store import FeatureSetInfo, FeatureStore
-from speechclip.training.checkpoint import FeatureSetRef, Run, RunFolder, RunIdentity, RunInfo, build_head, load_run
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import Run, build_head, load_run
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 
 CLIP = "clip:untrained-tiny"

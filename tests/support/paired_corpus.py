@@ -17,7 +17,8 @@ from speechclip.store.matrices import Shape, create_matrix, matrix_name
 from speechclip.store.vectors import write_chunk
 from speechclip.training.batches import Order, open_pair, open_vectors, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSetRef, RunFolder, RunIdentity
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import FeatureSetRef, RunIdentity
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.trainer import Trainer

@@ -13,9 +13,11 @@ from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.training.batches import Order, open_pair, stored_rows
 from speechclip.training.blueprint import configure_head
-from speechclip.training.checkpoint import FeatureSetRef, Run, RunFolder, RunIdentity, load_run
+from speechclip.training.checkpoint import RunFolder
+from speechclip.training.identity import FeatureSetRef, RunIdentity
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import Run, load_run
 from speechclip.training.trainer import Trainer
 
 RECIPE = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_heads=2, dropout=0.0)

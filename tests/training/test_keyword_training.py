@@ -14,9 +14,10 @@ from speechclip.errors import Damaged, InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.storage import Storage
-from speechclip.training.checkpoint import RunFolder, build_head, load_run
+from speechclip.training.checkpoint import RunFolder
 from speechclip.training.metrics import read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import build_head, load_run
 from speechclip.training.vocabulary import Vocabulary
 from speechclip.training.world import World
 

@@ -13,9 +13,10 @@ from support.paired_corpus import Corpus, write_corpus
 from speechclip.errors import Damaged, InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.storage import Storage
-from speechclip.training.checkpoint import HEAD, RunFolder, load_run
+from speechclip.training.checkpoint import HEAD, RunFolder
 from speechclip.training.metrics import EVENTS, read_metrics
 from speechclip.training.recipe import Recipe
+from speechclip.training.run import load_run
 from speechclip.training.trainer import TrainingProgress
 from speechclip.training.world import World
 
@@ -190,7 +191,7 @@ def test_a_changed_head_file_is_damage(corpus: Corpus, tmp_path: Path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(Damaged, match="not the bytes"):
+    with pytest.raises(Damaged, match="its sha256 is not"):
         load_run(str(tmp_path / "run"))
     with pytest.raises(InvalidInput, match="no finished run"):
         load_run(str(tmp_path / "nowhere"))
