@@ -17,6 +17,7 @@ from speechclip.featurization.tasks import BatchSizes, DecodedTask, TaskEncoder
 from speechclip.jobs.featurize import KEEP_FREED
 from speechclip.records import Asset, Task
 from speechclip.storage import Storage
+from speechclip.store.codec import stored_bytes
 
 MEAN_SECONDS = 4.41
 # No worker takes so long to load its encoder and do its first task.
@@ -38,8 +39,7 @@ def run_tasks(source: str, device: str, folder: str, seconds: float, ready: Any,
     torch.set_num_threads(1)
     encoder = load_encoder(source, "speech", device=device)
     # As many as the default task holds: 30 for Base, 11 for Large.
-    second_bytes = 50 * len(encoder.spec.layers) * encoder.spec.width * encoder.spec.dtype.itemsize
-    count = max(1, int(TaskSizes().shard_bytes / (MEAN_SECONDS * second_bytes)))
+    count = max(1, TaskSizes().shard_bytes // stored_bytes(encoder.spec, MEAN_SECONDS))
     waveforms = utterances(count * MEAN_SECONDS)[:count]
     amount = sum(map(len, waveforms)) / 16_000
     encode = TaskEncoder(encoder, Storage(folder), BatchSizes())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from speechclip.featurization.driver import GroupCommitter
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.spec import EncoderSpec
+from speechclip.store.codec import stored_bytes
 from speechclip.store.matrices import KEY_BYTES
 
 
@@ -87,7 +88,7 @@ class Size:
         self.utterances = round(hours * 3600 / given.utterance_seconds)
         self.images = round(self.utterances / given.utterances_an_image)
         self.assets = 2 * self.utterances + self.images
-        self._one_bytes = encoders.speech.num_bytes(given.utterance_seconds)
+        self._one_bytes = stored_bytes(encoders.speech, given.utterance_seconds)
         items = min(self.sizes.shard_items, self.sizes.shard_bytes // self._one_bytes)
         self.speech_tasks = math.ceil(self.utterances / items)
         rows = self.sizes.chunk_rows

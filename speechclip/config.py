@@ -16,7 +16,7 @@ from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import BatchSizes, EncoderRequest
 from speechclip.records import MODALITIES, Record, explain
 from speechclip.runtime_env import RuntimeEnv, refuse_secrets
-from speechclip.spec import Codec, Window
+from speechclip.spec import CodecName, Window
 
 DEFAULT_CONFIG = "ray_config.yaml"
 METADATA = ("speechclip", "runtime_env")
@@ -43,7 +43,7 @@ class Settings(Record, frozen=True):
     image: str | None = None
     text: str | None = None
     layers: tuple[int, ...] | None = None
-    codec: Codec = "fp16"
+    codec: CodecName = "fp16"
     window: Window = "full"
     recipe: str = "base-parallel-flickr8k"
     recipe_overrides: dict[str, Any] = {}

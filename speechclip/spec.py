@@ -11,8 +11,8 @@ from jaxtyping import Float
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality, Record, to_json
 
-Codec = Literal["fp16", "fp32"]
-CODEC_DTYPES: dict[Codec, str] = {"fp16": "<f2", "fp32": "<f4"}
+# How numbers are stored: `store/codec.py`.
+CodecName = Literal["fp16", "fp32"]
 # A window in the words of the command line: `full`, or `crops=K`.
 Window = str
 # Every waveform has this rate when an encoder gets it. `media/decode.py` resamples with soxr at quality HQ.
@@ -40,7 +40,7 @@ class EncoderSpec(Record, frozen=True):
     layers: tuple[int, ...] = ()
     hop_samples: int = 0
     window_samples: int = 0
-    codec: Codec = "fp16"
+    codec: CodecName = "fp16"
     rules: dict[str, str] = {}
     architecture: dict[str, Any] = {}
 
@@ -62,11 +62,6 @@ class EncoderSpec(Record, frozen=True):
     def is_of_head(self) -> bool:
         """True for the embeddings that a trained head made of another feature set, not of a source."""
         return self.family == "head"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the stored numbers."""
-        return np.dtype(CODEC_DTYPES[self.codec])
 
     @property
     def num_crops(self) -> int:
@@ -109,11 +104,6 @@ class EncoderSpec(Record, frozen=True):
     def encoded_seconds(self, seconds: float) -> float:
         """Seconds of speech that pass through the encoder for an utterance of that length."""
         return self.num_crops * CROP_SECONDS if self.num_crops and seconds > CROP_SECONDS else seconds
-
-    def num_bytes(self, seconds: float) -> int:
-        """Stored bytes of one asset of that length, without the shard's headers."""
-        frames = self.num_frames(round(seconds * SAMPLE_RATE)) * len(self.layers) if self.is_frames else 1
-        return frames * self.width * self.dtype.itemsize
 
     def _without_window(self) -> "EncoderSpec":
         rules = {name: rule for name, rule in self.rules.items() if name != "window"}

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
-from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.spec import CodecName, EncoderSpec, Window
 
 # Encoders compute in float32: no TF32 and no autocast.
 COMPUTE_RULE = "fp32/1"
@@ -26,7 +26,7 @@ class Choices:
 
     modality: Modality
     layers: Sequence[int] | None = None
-    codec: Codec = "fp16"
+    codec: CodecName = "fp16"
     device: str = "cpu"
     window: Window = "full"
 

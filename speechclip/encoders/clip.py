@@ -16,7 +16,7 @@ from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.vector import VectorEncoder
 from speechclip.encoders.weights import fetch_first, weights_digest
 from speechclip.errors import InvalidInput
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import CodecName, EncoderSpec
 
 # A small ViT-B-32, with the same input, patches and vocabulary.
 _TINY = {
@@ -59,7 +59,7 @@ class TextWeights:
     spec: EncoderSpec
 
 
-def load_text_weights(encoder_name: str, codec: Codec = "fp16") -> TextWeights:
+def load_text_weights(encoder_name: str, codec: CodecName = "fp16") -> TextWeights:
     """The text tower of ``clip:…``. `InvalidInput` if the encoder is no CLIP, or has a tokenizer of its own.
 
     `codec` is the codec of the stored texts whose spec is compared with this one. It changes no weight.

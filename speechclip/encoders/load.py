@@ -6,7 +6,7 @@ from speechclip.encoders.base import Choices, Encoder
 from speechclip.encoders.families import FAMILIES, EncoderName, Family, find_family
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
-from speechclip.spec import Codec, Window
+from speechclip.spec import CodecName, Window
 
 
 def load_encoder(
@@ -14,7 +14,7 @@ def load_encoder(
     modality: Modality,
     *,
     layers: Sequence[int] | None = None,
-    codec: Codec = "fp16",
+    codec: CodecName = "fp16",
     device: str = "cpu",
     window: Window = "full",
 ) -> Encoder:

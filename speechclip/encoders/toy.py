@@ -12,7 +12,7 @@ from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers
 from speechclip.encoders.families import EncoderName
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.records import Modality
-from speechclip.spec import RESAMPLE_RULE, Codec, EncoderSpec, Window
+from speechclip.spec import RESAMPLE_RULE, CodecName, EncoderSpec, Window
 
 WIDTH = 16
 NUM_STATES = 3
@@ -49,7 +49,7 @@ class ToyEncoder:
         modality: Modality,
         *,
         layers: Sequence[int] | None = None,
-        codec: Codec = "fp16",
+        codec: CodecName = "fp16",
         window: Window = "full",
     ) -> None:
         self.encoder_name = "toy"

@@ -14,6 +14,7 @@ from speechclip.manifest import Manifest
 from speechclip.records import Asset, Modality, Record, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Snapshot
+from speechclip.store.codec import stored_bytes
 from speechclip.store.layout import plan_path
 from speechclip.store.matrices import KEY_BYTES, Shape, create_matrix, matrix_name, shape_of
 
@@ -84,7 +85,7 @@ def cut(
     groups: list[list[Asset]] = []
     num_bytes = 0
     for asset in assets:
-        size = spec.num_bytes(asset.seconds)
+        size = stored_bytes(spec, asset.seconds)
         limit = sizes.shard_items if spec.is_frames else sizes.chunk_rows
         is_full = not groups or len(groups[-1]) >= limit or (spec.is_frames and num_bytes + size > sizes.shard_bytes)
         if is_full:
@@ -114,8 +115,8 @@ def cut_missing(plan_id: str, part: Coverage, sizes: TaskSizes) -> list[Task]:
 def task_bytes(spec: EncoderSpec, task: Task) -> int:
     """Bytes that the task will write: arrays, tar headers and notes of a shard, or a whole chunk with its keys."""
     if spec.is_frames:
-        return sum(spec.num_bytes(asset.seconds) + MEMBER_BYTES for asset in task.assets)
-    return shape_of(task.matrix).chunk_rows * (spec.num_bytes(0) + KEY_BYTES)
+        return sum(stored_bytes(spec, asset.seconds) + MEMBER_BYTES for asset in task.assets)
+    return shape_of(task.matrix).chunk_rows * (stored_bytes(spec, 0) + KEY_BYTES)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from speechclip.errors import MachineFailed, NotFinite, Rejected, SourceProblem
 from speechclip.media.content import fetch
 from speechclip.media.decode import decode_audio, decode_image, decoder
 from speechclip.records import Asset, Modality, Receipt, Record, RejectedAsset, StoredAsset, Task
-from speechclip.spec import SAMPLE_RATE, Codec, EncoderSpec, Window
+from speechclip.spec import SAMPLE_RATE, CodecName, EncoderSpec, Window
 from speechclip.storage import Storage
-from speechclip.store.frames import find_shard, pack_shard, write_shard
+from speechclip.store.codec import codec_of
 from speechclip.store.layout import matrix_path, shard_path
+from speechclip.store.shards import find_shard, pack_shard, write_shard
 from speechclip.store.vectors import find_chunk, write_chunk
 
 PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch", "soundfile", "soxr", "numpy")
@@ -31,7 +32,7 @@ class EncoderRequest(Record, frozen=True):
     encoder_name: str
     modality: Modality
     layers: tuple[int, ...] | None = None
-    codec: Codec = "fp16"
+    codec: CodecName = "fp16"
     window: Window = "full"
 
     @classmethod
@@ -183,26 +184,19 @@ def encode_inputs(
     inputs = decoded.inputs()
     is_speech = encoder.spec.modality == "speech"
     lengths = [len(array) if is_speech else 1 for array in inputs]
-    found: dict[int, np.ndarray] = {}
+    codec, found = codec_of(encoder.spec), dict[int, np.ndarray]()
     for group in batch_by_length(lengths, round(sizes.speech_seconds * SAMPLE_RATE), sizes.items):
-        found |= dict(
-            zip(group, encoder.encode([inputs[position] for position in group], encoder.spec.dtype), strict=True)
-        )
+        features_of_group = encoder.encode([inputs[position] for position in group], codec.dtype)
+        found |= dict(zip(group, features_of_group, strict=True))
     features, rejected = {}, []
     for position, key in enumerate(decoded.keys):
-        if _is_finite(found[position]):
+        refused = codec.refuses(found[position])
+        if refused is None:
             features[key] = found[position]
         else:
-            detail = f"{key}: the feature is not finite in {encoder.spec.codec}; try --codec fp32"
+            detail = f"{key}: the feature holds {refused} in {codec.name}; try --codec fp32"
             rejected.append(RejectedAsset(key=key, reason=NotFinite.reason, detail=detail))
     return features, tuple(rejected)
-
-
-def _is_finite(feature: np.ndarray) -> bool:
-    """Whether it holds neither NaN nor infinity; of fp16 by its bits, which is five times as fast as by its values."""
-    if feature.dtype != np.float16:
-        return bool(np.isfinite(feature).all())
-    return bool((feature.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
 
 
 def _find(

@@ -19,7 +19,7 @@ from speechclip.errors import InvalidInput
 from speechclip.heads import KeywordConfig
 from speechclip.official.layout import ALL_TOKENS, TEMPERATURE, TOKENS, Layout, describe
 from speechclip.official.lightning import LightningFile
-from speechclip.spec import Codec
+from speechclip.spec import CodecName
 from speechclip.training.checkpoint import CRITERION, RunFolder
 from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo
 from speechclip.training.recipe import Recipe, load_recipe
@@ -55,7 +55,7 @@ def import_checkpoint(
     speech: str | None = None,
     image: str | None = None,
     recipe: str | None = None,
-    codec: Codec = "fp16",
+    codec: CodecName = "fp16",
 ) -> Imported:
     """Write the head in a Lightning checkpoint of SpeechCLIP or SpeechCLIP+ to the new run folder `out`.
 

@@ -21,6 +21,7 @@ from speechclip.media.content import content_key, read_source
 from speechclip.media.decode import decode_audio, decode_image
 from speechclip.records import Modality
 from speechclip.spec import SAMPLE_RATE
+from speechclip.store.codec import codec_of
 from speechclip.training.identity import FeatureSetRef
 from speechclip.training.run import Run, load_run
 
@@ -91,7 +92,7 @@ class Model:
         return np.asarray(output.embedding[0].cpu().numpy())
 
     def _encode(self, encoder: Encoder, decoded: Any, key: str = "") -> np.ndarray:
-        feature = encoder.encode([prepare(encoder.spec, key)(decoded)], encoder.spec.dtype)[0]
+        feature = encoder.encode([prepare(encoder.spec, key)(decoded)], codec_of(encoder.spec).dtype)[0]
         return feature.astype(np.float32)
 
     def _to_joint(self, vector: np.ndarray) -> Vector:

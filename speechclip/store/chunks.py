@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from speechclip.errors import Damaged
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
+from speechclip.store.codec import codec_of
 from speechclip.store.matrices import KEY_BYTES, chunk_path, shape_of
 
 _CRC_BYTES = 4
@@ -56,7 +57,8 @@ def empty_rows(spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "
     """Rows that nobody has written: NaN in `vectors`, zeros in `keys`."""
     if name == "keys":
         return np.zeros((count, KEY_BYTES), np.uint8)
-    return np.full((count, spec.width), np.nan, spec.dtype)
+    codec = codec_of(spec)
+    return np.full((count, spec.width), codec.fill, codec.dtype)
 
 
 def key_row(key: str) -> Shaped[np.ndarray, " bytes"]:

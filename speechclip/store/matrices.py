@@ -19,6 +19,7 @@ from speechclip.errors import Damaged
 from speechclip.records import from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
+from speechclip.store.codec import codec_of
 from speechclip.store.layout import matrix_path
 
 # 64 hex digits of sha256 and a segment's "-start-end".
@@ -85,10 +86,10 @@ def _metadata(spec: bytes, shape: Shape) -> dict[str, bytes]:
 
 
 def _new_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
-    files: dict[str, Any] = {}
+    codec, files = codec_of(spec), dict[str, Any]()
     group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes={"fingerprint": spec.fingerprint})
     layout: dict[str, tuple[int, str, float]] = {
-        "vectors": (spec.width, spec.dtype.str, float("nan")),
+        "vectors": (spec.width, codec.dtype.str, codec.fill),
         "keys": (KEY_BYTES, "|u1", 0),
     }
     for name, (width, dtype, fill) in layout.items():

@@ -17,6 +17,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import empty_rows, encode_rows, key_row, read_rows
+from speechclip.store.codec import codec_of
 from speechclip.store.features import Features
 from speechclip.store.grace import is_adoptable
 from speechclip.store.layout import matrix_path
@@ -89,6 +90,7 @@ def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tup
         vectors, keys = (read_rows(storage, spec, path, name, task.first_row) for name in ARRAYS)
     except Damaged:
         return ()
+    codec = codec_of(spec)
     return tuple(
         StoredAsset(
             key=asset.key,
@@ -98,7 +100,8 @@ def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tup
             checksum=digest_of(vectors[row]),
         )
         for row, asset in enumerate(task.assets)
-        if bytes(keys[row]).rstrip(b"\0") == asset.key.encode() and not np.isnan(vectors[row]).any()
+        # A row that is not written holds NaN, which no codec takes.
+        if bytes(keys[row]).rstrip(b"\0") == asset.key.encode() and codec.refuses(vectors[row]) is None
     )
 
 
@@ -139,7 +142,7 @@ class Vectors(Features):
 
     def read(self, keys: Sequence[str]) -> Shaped[np.ndarray, "keys width"]:
         """The vectors of these keys, in their order; neighbours on storage are read together."""
-        vectors = np.empty((len(keys), self.spec.width), self.spec.dtype)
+        vectors = np.empty((len(keys), self.spec.width), codec_of(self.spec).dtype)
         order = sorted(range(len(keys)), key=lambda position: self._index.get(keys[position], -1))
         for position in order:
             vectors[position] = self[keys[position]]

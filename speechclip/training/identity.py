@@ -4,7 +4,7 @@ import msgspec
 
 from speechclip.heads import HeadConfig
 from speechclip.records import Record
-from speechclip.spec import Codec, EncoderSpec, Window
+from speechclip.spec import CodecName, EncoderSpec, Window
 from speechclip.training.recipe import Recipe
 
 
@@ -18,7 +18,7 @@ class FeatureSetRef(Record, frozen=True):
     encoder_name: str = msgspec.field(name="source")
     is_trained: bool
     layers: tuple[int, ...] = ()
-    codec: Codec = "fp16"
+    codec: CodecName = "fp16"
     window: Window = "full"
 
     @classmethod

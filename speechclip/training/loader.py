@@ -14,7 +14,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from speechclip.errors import InvalidInput
-from speechclip.store import Frames, Vectors
+from speechclip.store import Vectors
+from speechclip.store.codec import codec_of
+from speechclip.store.frame_reader import FrameReader
 from speechclip.training.batches import Order, load_vectors
 from speechclip.training.recipe import Recipe
 from speechclip.training.world import World
@@ -62,7 +64,7 @@ class Loader:
     def __init__(
         self,
         order: Order,
-        frames: Frames,
+        frames: FrameReader,
         vectors: Vectors,
         *,
         texts: Vectors | None = None,
@@ -117,7 +119,7 @@ class Loader:
             seeds=torch.from_numpy(self.order.draws(number, own, "dropout")),
             targets={name: torch.from_numpy(some[places[rows]]) for name, (some, places) in self._targets.items()},
             groups=torch.from_numpy(self.order.rows.groups[rows]),
-            num_bytes=int(lengths.sum()) * layers * width * self.frames.spec.dtype.itemsize,
+            num_bytes=int(lengths.sum()) * layers * width * frames.element_size(),
             read_seconds=time.perf_counter() - started,
         )
 
@@ -133,19 +135,20 @@ class Loader:
         return 0, num_frames
 
 
-def judged_span(frames: Frames, key: str) -> Span:
+def judged_span(frames: FrameReader, key: str) -> Span:
     """The frames by which an utterance is judged: all of them, or its first crop where it was encoded in crops."""
     num_frames = frames.num_frames(key)
     return 0, min(num_frames, frames.spec.frames_per_crop) if frames.spec.num_crops else num_frames
 
 
 def read_frames(
-    frames: Frames, keys: Sequence[str], spans: Sequence[Span], readers: ThreadPoolExecutor | None = None
+    frames: FrameReader, keys: Sequence[str], spans: Sequence[Span], readers: ThreadPoolExecutor | None = None
 ) -> tuple[Shaped[Tensor, "rows layers frames width"], Int[Tensor, " rows"]]:
     """The frames [start, stop) of each key in the stored type, padded by zeros to the longest, and their lengths."""
     lengths = [stop - start for start, stop in spans]
     spec = frames.spec
-    block = np.empty((len(keys), len(spec.layers), max(lengths, default=0), spec.width), spec.dtype)
+    shape = len(keys), len(spec.layers), max(lengths, default=0), spec.width
+    block = np.empty(shape, codec_of(spec).dtype)
 
     def fill(row: int) -> None:
         start, stop = spans[row]

@@ -11,7 +11,7 @@ from speechclip.encoders import load_encoder
 from speechclip.encoders.clip import TextWeights, load_text_weights
 from speechclip.errors import InvalidInput
 from speechclip.heads import Head, TextTower
-from speechclip.spec import Codec, EncoderSpec
+from speechclip.spec import CodecName, EncoderSpec
 from speechclip.training.checkpoint import CRITERION, HEAD, RUN, RunFolder
 from speechclip.training.identity import RunIdentity, RunInfo
 from speechclip.training.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def build_tower(text: TextWeights, vocabulary: Vocabulary) -> TextTower:
     )
 
 
-def find_tower(encoder_name: str, image: EncoderSpec, codec: Codec) -> EncoderSpec:
+def find_tower(encoder_name: str, image: EncoderSpec, codec: CodecName) -> EncoderSpec:
     """The spec of the text tower that belongs to stored image vectors.
 
     `image` is the spec of those vectors, `codec` the codec of the texts that the result will be compared with.

@@ -16,10 +16,11 @@ from speechclip.errors import Damaged
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import changes
 from speechclip.store.feature_store import FeatureStore
-from speechclip.store.frames import Frames, pack_shard, provenance_in, write_shard
+from speechclip.store.frames import Frames
 from speechclip.store.layout import CATALOG, data_file_path, partition
 from speechclip.store.matrices import matrix_in, shape_of
 from speechclip.store.rows import SCHEMA, is_among, is_stored, places, rows_of
+from speechclip.store.shards import pack_members, provenance_in, write_shard
 from speechclip.store.vectors import Vectors, write_chunk
 
 # A commit reads all rows of its feature sets.
@@ -90,12 +91,14 @@ def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
     """Write the features of these rows, all of one shard or chunk, anew; the rows that say where they lie now."""
     task, shard = rows["task"][0].as_py(), rows["shard"][0].as_py()
     storage, spec = features.storage, features.spec
-    arrays = {key: features[key] for key in rows["asset"].to_pylist()}
-    if spec.is_frames:
-        tar = pack_shard(spec, arrays.items(), provenance_in(storage.read(shard)))
-        path, stored = write_shard(storage, spec, task, tar, list(arrays), is_exact=True)
+    keys: list[str] = rows["asset"].to_pylist()
+    if isinstance(features, Frames):
+        entries = [(key, features.members(key)) for key in keys]
+        tar = pack_members(spec, entries, provenance_in(storage.read(shard)))
+        path, stored = write_shard(storage, spec, task, tar, keys, is_exact=True)
     else:
-        assets = tuple(Asset(key=key, modality=spec.modality) for key in arrays)
+        arrays = {key: features[key] for key in keys}
+        assets = tuple(Asset(key=key, modality=spec.modality) for key in keys)
         matrix, generation = matrix_in(shard)
         count = shape_of(matrix).chunk_rows
         first_row = rows["offset"][0].as_py() // count * count
@@ -112,7 +115,7 @@ def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
         num_encoded=0,
     )
     moved = rows_of([receipt], 0, "")
-    assert moved["asset"].to_pylist() == list(arrays)
+    assert moved["asset"].to_pylist() == keys
     # They are as old as they were: of a key that is stored twice the same one counts.
     return moved.set_column(moved.schema.get_field_index("version"), SCHEMA.field("version"), rows["version"])
 

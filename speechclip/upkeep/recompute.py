@@ -10,9 +10,10 @@ from speechclip.featurization.tasks import BatchSizes, EncoderRequest, decode_ta
 from speechclip.records import Asset, Modality, Record, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Snapshot
+from speechclip.store.codec import codec_of
 
-# What rounding to the stored type may make of values within 1e-5, relative to the largest of the feature.
-TOLERANCES = {"fp32": 1e-5, "fp16": 2.0**-10}
+# Two encodings of one asset agree within this share of the feature's largest number (`Encoder.encode`).
+ENCODER_NOISE = 1e-5
 
 
 class Recomputed(Record, frozen=True):
@@ -58,7 +59,7 @@ def recompute(
                 feature_set=info.fingerprint,
                 assets=len(differences),
                 largest_difference=max(differences, default=0.0),
-                bound=TOLERANCES[info.spec.codec],
+                bound=_bound(info.spec),
                 without_source=len(keys) - len(differences),
             )
         )
@@ -83,6 +84,12 @@ def _encode(sources: Sequence[Asset], spec: EncoderSpec, encoder: Encoder) -> np
         if features:
             return features[asset.key]
     return None
+
+
+def _bound(spec: EncoderSpec) -> float:
+    """The largest difference that is no fault, relative to a feature's largest number: both sides were rounded."""
+    codec = codec_of(spec)
+    return max(ENCODER_NOISE, 2 * codec.bound(np.ones(1, codec.dtype)))
 
 
 def _difference(stored: np.ndarray, now: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,13 +19,16 @@ from speechclip.records import StoredAsset
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.catalog import Catalog
-from speechclip.store.checksums import digest_of, sums_of
+from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import encode_rows, key_row, rows_in
+from speechclip.store.codec import Members, codec_of
 from speechclip.store.feature_store import FeatureStore
-from speechclip.store.frames import Frames, arrays_in, describe_shard, pack_shard, provenance_in, provenance_of
+from speechclip.store.frames import Frames
 from speechclip.store.layout import sums_path
 from speechclip.store.matrices import chunk_at, chunk_path, shape_of
 from speechclip.store.rows import SCHEMA, is_among, is_stored
+from speechclip.store.shard_layout import empty_members, member_sums, members_at, notes_offset
+from speechclip.store.shards import describe_shard, entries_in, pack_members, provenance_in, provenance_of
 from speechclip.store.vectors import Vectors
 from speechclip.upkeep.findings import Finding
 
@@ -81,18 +83,14 @@ def restore_sums(store: FeatureStore, finding: Finding, said: Rows) -> None:
     store.storage.replace(finding.path, _with_unproved(sums, stored, said[finding.path], before))
 
 
-def array_at(tar: bytes, spec: EncoderSpec, row: Row) -> np.ndarray | None:
+def array_at(tar: bytes, spec: EncoderSpec, row: Row) -> Members | None:
     """The array that a row states, whole or damaged; None where the tar ends before it does."""
-    shape = (len(spec.layers), row["num_frames"], spec.width)
-    count = int(np.prod(shape))
-    if row["offset"] + count * spec.dtype.itemsize > len(tar):
-        return None
-    return np.frombuffer(tar, spec.dtype, count, row["offset"]).reshape(shape)
+    return members_at(tar, spec, row["offset"], row["num_frames"])
 
 
-def is_intact(array: np.ndarray | None, row: Row) -> bool:
+def is_intact(array: Members | None, row: Row) -> bool:
     """Whether an array is the one that the row states."""
-    return array is not None and digest_of(sums_of(array.view(np.uint8).reshape(len(array), -1))) == row["checksum"]
+    return array is not None and digest_of(member_sums(array)) == row["checksum"]
 
 
 def _place(path: str) -> tuple[str, int]:
@@ -113,12 +111,12 @@ def _restore_shard(
         if is_intact(array, row):
             whole.add(key)
         elif anew is not None and key in anew:
-            array = anew[key]
+            array = anew.members(key)
         # What is lost for good keeps its place: the offsets of the others depend on it.
-        empty = np.zeros((len(spec.layers), row["num_frames"], spec.width), spec.dtype)
+        empty = empty_members(spec, row["num_frames"])
         features[key] = empty if array is None else array
     unnamed = _behind(old, spec, rows)
-    tar = pack_shard(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
+    tar = pack_members(spec, [*features.items(), *unnamed], _provenance(storage, spec, old, rows, anew))
     sums, stored = describe_shard(tar, spec)
     sums = _with_unproved(sums, stored, rows, read_or_nothing(storage, sums_path(finding.path)))
     made = {msgspec.structs.astuple(entry) for entry in stored}
@@ -130,15 +128,15 @@ def _restore_shard(
     return healed
 
 
-def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
+def _behind(tar: bytes, spec: EncoderSpec, rows: Sequence[Row]) -> list[tuple[str, Members]]:
     """The arrays behind the last row: no readable row names them, but a lost file that does may come back.
 
     Some or all of them, as far as their headers are whole; nobody knows whether they are.
     """
-    found: list[tuple[str, np.ndarray]] = []
+    found: list[tuple[str, Members]] = []
     with contextlib.suppress(Damaged):
-        for key, _, array in arrays_in(tar[_notes_offset(spec, rows[-1]) :] if rows else b"", spec):
-            found.append((key, array))
+        for entry in entries_in(tar[_notes_offset(spec, rows[-1]) :] if rows else b"", spec):
+            found.append((entry.key, entry.members))
     return found
 
 
@@ -179,8 +177,7 @@ def _notes_after(tar: bytes, spec: EncoderSpec, row: Row) -> bytes:
 
 def _notes_offset(spec: EncoderSpec, row: Row) -> int:
     """Where the member with an array's notes begins, right behind the array."""
-    end = row["offset"] + len(spec.layers) * row["num_frames"] * spec.width * spec.dtype.itemsize
-    return int(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    return notes_offset(spec, row["offset"], row["num_frames"])
 
 
 def _restore_chunk(
@@ -196,8 +193,8 @@ def _restore_chunk(
     beside = read_or_nothing(storage, chunk_path(matrix, "keys", start))
     has_key = rows_in(beside, spec, "keys", end - start).any(axis=1) | (not beside)
     vectors, keys, healed = old.copy(), rows_in(b"", spec, "keys", end - start), set()
-    vectors[~has_key] = np.nan
-    vectors[[row["offset"] - start for row in rows]] = np.nan
+    vectors[~has_key] = codec_of(spec).fill
+    vectors[[row["offset"] - start for row in rows]] = codec_of(spec).fill
     for row in rows:
         key, place = row["asset"], row["offset"] - start
         keys[place] = key_row(key)
@@ -216,7 +213,7 @@ def _restore_keys(storage: Storage, spec: EncoderSpec, finding: Finding, rows: S
     matrix, start, end = chunk_at(finding.path)
     keys = rows_in(read_or_nothing(storage, finding.path), spec, "keys", end - start)
     vectors = rows_in(read_or_nothing(storage, chunk_path(matrix, "vectors", start)), spec, "vectors", end - start)
-    keys[np.isnan(vectors).all(axis=1)] = 0
+    keys[codec_of(spec).is_absent(vectors)] = 0
     for row in rows:
         keys[row["offset"] - start] = key_row(row["asset"])
     storage.replace(finding.path, encode_rows(keys))

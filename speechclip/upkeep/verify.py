@@ -13,10 +13,9 @@ import pyarrow as pa
 from speechclip.errors import Damaged, StoreError
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
-from speechclip.store.checksums import blocks_per_layer, digest_of
+from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import is_sealed, key_row, rows_in
 from speechclip.store.feature_store import FeatureStore
-from speechclip.store.frames import describe_shard, is_as_packed
 from speechclip.store.layout import (
     FEATURES,
     MANIFESTS,
@@ -31,6 +30,8 @@ from speechclip.store.layout import (
 )
 from speechclip.store.matrices import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
 from speechclip.store.rows import SCHEMA, by_feature_set, check_data_file, entries, is_stored
+from speechclip.store.shard_layout import sums_length
+from speechclip.store.shards import describe_shard, is_as_packed
 from speechclip.upkeep.findings import HIDING, Finding, Kind, Report
 from speechclip.upkeep.gc import data_files_of, is_ours_to_free, named_by_rows, oldest_kept
 from speechclip.upkeep.restore import array_at, is_intact, read_or_nothing
@@ -210,7 +211,7 @@ def _may_be_unnamed(there: bytes, sums: bytes) -> bool:
 
 
 def _is_summed(sums: bytes, spec: EncoderSpec, row: dict[str, int]) -> bool:
-    length = 8 * len(spec.layers) * blocks_per_layer(row["num_frames"] * spec.width * spec.dtype.itemsize)
+    length = sums_length(spec, row["num_frames"])
     return digest_of(sums[row["sums_offset"] : row["sums_offset"] + length]) == row["checksum"]
 
 

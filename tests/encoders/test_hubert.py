@@ -14,6 +14,7 @@ from speechclip.encoders.hubert import HubertEncoder, build_model
 from speechclip.encoders.transformer import normalise_waveform
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.errors import InvalidInput
+from speechclip.store.codec import stored_bytes
 
 BOUND = 1e-5
 # The sinusoids of the large recording magnify rounding: in double the same model is 1e-3 off what one CPU recorded in
@@ -139,7 +140,7 @@ def test_untrained_states_tell_frames_and_utterances_apart(name):
 def test_untrained_base_is_the_architecture_of_hubert_base_ls960():
     spec = load_encoder("hubert:untrained-base", "speech").spec
     assert (spec.width, len(spec.layers), spec.hop_samples, spec.window_samples) == (768, 13, 320, 400)
-    assert spec.num_bytes(1.0) == 49 * 13 * 768 * 2
+    assert stored_bytes(spec, 1.0) == 49 * 13 * 768 * 2
     assert spec.architecture["conv_dim"] == [512] * 7
     assert spec.rules["states"] == "pre-final-ln/1"
 

@@ -14,6 +14,7 @@ from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput, TooLong
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.spec import CROP_SAMPLES
+from speechclip.store.codec import stored_bytes
 
 KEY = "ab" * 32
 TINY = ("hubert:untrained-tiny", "hubert:untrained-tiny-large")
@@ -101,8 +102,8 @@ def test_crops_are_the_same_alone_and_in_any_batch(source, lengths, voice):
 
 def test_the_plan_counts_what_is_encoded_and_stored():
     spec = load_encoder("toy", "speech", window="crops=4").spec
-    assert spec.num_bytes(6.4) == load_encoder("toy", "speech").spec.num_bytes(6.4)
-    assert spec.num_bytes(7.0) == spec.num_bytes(100.0) == 4 * 319 * 3 * 16 * 2
+    assert stored_bytes(spec, 6.4) == stored_bytes(load_encoder("toy", "speech").spec, 6.4)
+    assert stored_bytes(spec, 7.0) == stored_bytes(spec, 100.0) == 4 * 319 * 3 * 16 * 2
     assert (spec.encoded_seconds(6.4), spec.encoded_seconds(7.0)) == (6.4, 4 * 6.4)
     assert load_encoder("toy", "speech").spec.encoded_seconds(7.0) == 7.0
 

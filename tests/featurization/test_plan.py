@@ -16,6 +16,7 @@ from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset
 from speechclip.storage import parse_parquet
 from speechclip.store import FeatureStore
+from speechclip.store.codec import stored_bytes
 from speechclip.store.layout import plan_path
 
 SIZES = TaskSizes(shard_bytes=10_000_000, shard_items=4, chunk_rows=3)
@@ -87,7 +88,7 @@ def test_tasks_hold_all_assets_in_order(seconds: list[float], items: int, megaby
     assert [asset for task in tasks for asset in task.assets] == assets
     for task in tasks:
         assert len(task.assets) <= items
-        size = sum(FRAMES_SPEC.num_bytes(asset.seconds) for asset in task.assets)
+        size = sum(stored_bytes(FRAMES_SPEC, asset.seconds) for asset in task.assets)
         assert size <= sizes.shard_bytes or len(task.assets) == 1
 
 

@@ -20,9 +20,9 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import aws as resolution
 from speechclip.storage import retry
 from speechclip.store import FeatureStore, Snapshot, feature_store
-from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.matrices import Shape, create_matrix, matrix_name
 from speechclip.store.probe import probe
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
 
 T = TypeVar("T")

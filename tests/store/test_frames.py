@@ -13,8 +13,8 @@ from support.feature_sets import FRAMES_SPEC
 from speechclip.errors import Damaged, InvalidInput, NotStored
 from speechclip.records import Receipt
 from speechclip.store import FeatureStore, Frames
-from speechclip.store.frames import describe_shard, find_shard, pack_shard, write_shard
 from speechclip.store.layout import shard_path, sums_path
+from speechclip.store.shards import describe_shard, find_shard, pack_shard, write_shard
 
 
 def write(store_uri: str, features: list[tuple[str, np.ndarray]]) -> tuple[FeatureStore, str]:

@@ -17,8 +17,7 @@ from speechclip.featurization.plan import TaskSizes
 from speechclip.manifest import Manifest
 from speechclip.records import Receipt
 from speechclip.store import FeatureStore
-from speechclip.store.checksums import blocks_per_layer
-from speechclip.store.frames import pack_shard, write_shard
+from speechclip.store.codec import stored_bytes
 from speechclip.store.layout import (
     COLLECTIONS,
     LAST_CHECKPOINT,
@@ -32,6 +31,8 @@ from speechclip.store.layout import (
     tag_path,
 )
 from speechclip.store.matrices import METADATA, chunk_path
+from speechclip.store.shard_layout import member_places, sums_length
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.upkeep.gc import collect, named_by_rows
 from support.feature_sets import content
 from support.stores import TOY
@@ -222,14 +223,15 @@ def extents(store: FeatureStore, sets: list[str], *live: int) -> tuple[Extents, 
         for row in (row for found in rows for row in found):
             found = named if (row["asset"], row["shard"]) in places else unnamed
             if not spec.is_frames:
-                row_bytes, (chunk, place) = spec.num_bytes(0), divmod(row["offset"], SIZES.chunk_rows)
+                row_bytes, (chunk, place) = stored_bytes(spec, 0), divmod(row["offset"], SIZES.chunk_rows)
                 path = chunk_path(row["shard"], "vectors", chunk * SIZES.chunk_rows)
                 found[path].append((place * row_bytes, (place + 1) * row_bytes))
                 continue
-            layer_bytes = row["num_frames"] * spec.width * spec.dtype.itemsize
-            num_sums = 8 * len(spec.layers) * blocks_per_layer(layer_bytes)
-            found[row["shard"]].append((row["offset"], row["offset"] + len(spec.layers) * layer_bytes))
-            found[sums_path(row["shard"])].append((row["sums_offset"], row["sums_offset"] + num_sums))
+            (place,) = member_places(spec, row["num_frames"])
+            num_bytes = len(spec.layers) * place.layer_bytes
+            found[row["shard"]].append((row["offset"], row["offset"] + num_bytes))
+            end = row["sums_offset"] + sums_length(spec, row["num_frames"])
+            found[sums_path(row["shard"])].append((row["sums_offset"], end))
     return dict(named), dict(unnamed)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from speechclip.records import Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.storage import Storage
-from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import matrix_path, shard_path, sums_path
 from speechclip.store.matrices import ARRAYS, chunk_path
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
 from support import store_model
 from support.store_model import SPECS, TASKS, Written

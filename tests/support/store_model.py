@@ -8,6 +8,7 @@ import numpy as np
 
 from speechclip.records import Asset, Receipt, Task
 from speechclip.spec import EncoderSpec
+from speechclip.store.codec import codec_of
 from support.feature_sets import FRAMES_SPEC, VECTORS_SPEC
 
 FRAMES = msgspec.structs.replace(FRAMES_SPEC, width=2, layers=(0, 1))
@@ -40,7 +41,7 @@ def feature(spec: EncoderSpec, key: str, machine: int) -> np.ndarray:
     """What an encoder makes of that asset; on another machine it differs a little, so that it shows whose is read."""
     number = int(key[1:])
     shape = (len(spec.layers), 1 + number % 3, spec.width) if spec.is_frames else (spec.width,)
-    return np.full(shape, number + machine / 1024, spec.dtype)
+    return np.full(shape, number + machine / 1024, codec_of(spec).dtype)
 
 
 @dataclass(frozen=True)

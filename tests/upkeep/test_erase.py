@@ -13,8 +13,8 @@ from speechclip.featurization.plan import TaskSizes
 from speechclip.records import Asset, Receipt, Task
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.features import Features
-from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.matrices import create_matrix, matrix_in
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
 from speechclip.upkeep import erase as repacking
 from speechclip.upkeep.erase import repack

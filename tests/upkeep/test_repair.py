@@ -22,7 +22,6 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.catalog import Catalog
-from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.layout import (
     checkpoint_path,
     data_file_copy_path,
@@ -32,6 +31,7 @@ from speechclip.store.layout import (
     sums_path,
 )
 from speechclip.store.matrices import Shape, chunk_path, create_matrix, matrix_name
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
 from speechclip.upkeep.findings import keys_of
 from speechclip.upkeep.gc import collect

@@ -13,7 +13,6 @@ from speechclip.errors import Damaged, NotStored, UnsupportedStore
 from speechclip.records import to_json
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.feature_store import StoreFile
-from speechclip.store.frames import pack_shard, write_shard
 from speechclip.store.layout import (
     LAST_CHECKPOINT,
     STORE_FILE,
@@ -24,6 +23,7 @@ from speechclip.store.layout import (
     tag_path,
 )
 from speechclip.store.matrices import METADATA, matrix_metadata, shape_of
+from speechclip.store.shards import pack_shard, write_shard
 from speechclip.upkeep.gc import collect
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify

@@ -1,0 +1,40 @@
+"""What training, evaluation and search need of frames, whether they are stored or encoded on the spot."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Shaped
+
+from speechclip.spec import EncoderSpec
+
+
+class FrameReader(Protocol):
+    """The frames of many utterances, by key.
+
+    `store.Frames` reads them from a snapshot. An object that computes them may take its place.
+    """
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the frames are made by. Their type is the `dtype` of its codec."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the feature set to which the frames belong."""
+
+    def __contains__(self, key: object) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __getitem__(self, key: str) -> Shaped[np.ndarray, "layers frames width"]: ...
+
+    def num_frames(self, key: str) -> int:
+        """How many frames the utterance has. Its frames are not read for this."""
+
+    def window(
+        self, key: str, *, layers: Sequence[int] | None = None, start: int = 0, stop: int | None = None
+    ) -> Shaped[np.ndarray, "layers frames width"]:
+        """Frames [start, stop) of the named hidden states, in that order. By default all of them."""
