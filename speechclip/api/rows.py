@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 
 from speechclip.errors import InvalidInput
 from speechclip.manifest import SCHEMA, Manifest
-from speechclip.store import FeatureStore, Frames, Snapshot
-from speechclip.training.batches import choose_feature_set
+from speechclip.store import FeatureStore, Frames, Snapshot, feature_sets
+from speechclip.store.feature_sets import choose_feature_set
 
 # A start and an end in seconds; None means the start or the end of the utterance.
 WindowSeconds = tuple[float | None, float | None]
@@ -114,9 +114,7 @@ def open_manifest(manifest: Manifest | str) -> Manifest:
 
 def open_frames(snapshot: Snapshot, speech: str | None) -> Frames:
     """The speech feature set that `speech` names, or the only one."""
-    frames = snapshot.feature_set(choose_feature_set(snapshot, "speech", speech).fingerprint)
-    assert isinstance(frames, Frames)
-    return frames
+    return feature_sets.open_frames(snapshot, choose_feature_set(snapshot, "speech", speech).fingerprint)
 
 
 def check_columns(columns: Sequence[str]) -> Sequence[str]:

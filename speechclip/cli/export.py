@@ -35,7 +35,7 @@ def export_webdataset(
     from speechclip.manifest import Manifest
     from speechclip.records import MODALITIES
     from speechclip.store import FeatureStore
-    from speechclip.training.batches import choose_feature_set
+    from speechclip.store.feature_sets import choose_feature_set
 
     snapshot = FeatureStore(settings.need("store")).snapshot(version)
     stored = {info.spec.modality for info in snapshot.feature_sets()}

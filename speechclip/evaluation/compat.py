@@ -15,10 +15,10 @@ from speechclip.errors import InvalidInput
 from speechclip.featurization.tasks import decode_task
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Task
-from speechclip.store import Frames
+from speechclip.store.frame_reader import FrameReader
 
 
-class PaddedFrames(Frames):
+class PaddedFrames(FrameReader):
     """The whole utterances of a split, encoded in padded batches in the manifest's order; read as stored frames are.
 
     A batch is encoded when one of it is asked for, and only the last is held; `batches` is the order that encodes each

@@ -23,8 +23,10 @@ from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import Branch, embed_branches, embed_images, embed_together, find_texts
-from speechclip.store import Frames, Snapshot, Vectors
-from speechclip.training.batches import Rows, choose_feature_set, group_codes, open_pair, open_vectors, stored_rows
+from speechclip.store import Snapshot, Vectors
+from speechclip.store.feature_sets import choose_feature_set, open_pair, open_vectors
+from speechclip.store.frame_reader import FrameReader
+from speechclip.training.batches import Rows, group_codes, stored_rows
 from speechclip.training.run import Run
 from speechclip.training.world import World
 
@@ -48,7 +50,7 @@ class Pool:
 class _Speech:
     """The frames to judge by, their name in the report, and for padded ones the batches that belong together."""
 
-    frames: Frames
+    frames: FrameReader
     window: str
     batches: Callable[[Sequence[str]], list[list[int]] | None] = lambda keys: None
 
@@ -109,7 +111,7 @@ def evaluate(
 
 
 def validator(
-    manifest: Manifest, split: str, frames: Frames, vectors: Vectors
+    manifest: Manifest, split: str, frames: FrameReader, vectors: Vectors
 ) -> Callable[[Head, World], float] | None:
     """A function that computes the mean recall at 10 on `split`; None if the manifest has no stored rows of it.
 
@@ -130,7 +132,7 @@ def validator(
 
 
 def gather_pool(
-    manifest: Manifest, split: str, frames: Frames, vectors: Vectors, *, candidates: Candidates = "split"
+    manifest: Manifest, split: str, frames: FrameReader, vectors: Vectors, *, candidates: Candidates = "split"
 ) -> Pool:
     """The stored utterances of a split, and the first stored image of each group in the split or the manifest."""
     codes = group_codes(manifest)

@@ -24,7 +24,8 @@ from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
 from speechclip.runtime_env import RuntimeEnv
 from speechclip.store import FeatureStore
-from speechclip.training.batches import Order, choose_feature_set, open_pair, open_vectors, stored_rows
+from speechclip.store.feature_sets import choose_feature_set, open_pair, open_vectors
+from speechclip.training.batches import Order, stored_rows
 from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder, check_continues
 from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo, what_differs

@@ -11,7 +11,8 @@ from speechclip.manifest import Manifest
 from speechclip.records import Receipt
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.spec import EncoderSpec
-from speechclip.store import FeatureStore, Frames, Snapshot
+from speechclip.store import FeatureStore
+from speechclip.store.feature_sets import open_frames
 from speechclip.store.vectors import write_chunk
 from speechclip.training.identity import RunInfo
 from speechclip.training.run import Run
@@ -42,7 +43,7 @@ def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, siz
     snapshot.check_tags()
     store.add_spec(spec, f"head of {spec.architecture['parent']}")
     store.add_manifest(manifest)
-    frames = _frames(snapshot, spec)
+    frames = open_frames(snapshot, spec.architecture["parent"])
     coverage = cover(manifest, spec, snapshot)
     possible = tuple(asset for asset in coverage.missing if asset.key in frames)
     plan = open_plan(store, manifest, [dataclasses.replace(coverage, missing=possible)], snapshot, sizes)
@@ -52,7 +53,7 @@ def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, siz
 def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
     """The receipts of all open tasks: the stored frames read, and the head's embeddings written."""
     (spec,) = work.specs.values()
-    frames = _frames(work.store.snapshot(), spec)
+    frames = open_frames(work.store.snapshot(), spec.architecture["parent"])
     for task in work.plan:
         started = time.monotonic()
         keys = [asset.key for asset in task.assets if asset.key in frames]
@@ -72,9 +73,3 @@ def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
             num_encoded=len(stored),
             speech_seconds=stored_seconds(task, stored),
         )
-
-
-def _frames(snapshot: Snapshot, spec: EncoderSpec) -> Frames:
-    frames = snapshot.feature_set(spec.architecture["parent"])
-    assert isinstance(frames, Frames)
-    return frames

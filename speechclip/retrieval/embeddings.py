@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from speechclip.batching import batch_by_length
 from speechclip.heads import Head, HeadOutput
-from speechclip.store import Frames, Snapshot, Vectors
+from speechclip.store import Snapshot, Vectors
+from speechclip.store.frame_reader import FrameReader
 from speechclip.training.loader import judged_span, read_frames
 from speechclip.training.run import Run
 from speechclip.training.world import World
@@ -23,7 +24,7 @@ Observe = Callable[[Sequence[int], HeadOutput], None]
 
 
 def embed_speech(
-    head: Head, frames: Frames, keys: Sequence[str], *, batches: Sequence[Sequence[int]] | None = None
+    head: Head, frames: FrameReader, keys: Sequence[str], *, batches: Sequence[Sequence[int]] | None = None
 ) -> Float[np.ndarray, "keys embedding"]:
     """The embeddings of these utterances in the order of `keys`, each of length one.
 
@@ -39,7 +40,7 @@ def embed_speech(
 
 def embed_branches(
     head: Head,
-    frames: Frames,
+    frames: FrameReader,
     keys: Sequence[str],
     observe: Observe,
     *,
@@ -63,7 +64,7 @@ def embed_branches(
 
 
 def embed_together(
-    head: Head, frames: Frames, keys: Sequence[str], world: World
+    head: Head, frames: FrameReader, keys: Sequence[str], world: World
 ) -> Float[np.ndarray, "keys embedding"]:
     """What `embed_speech` gives, with the work divided among the workers of `world`; every worker gets all rows."""
     own = embed_speech(head, frames, keys[world.part(len(keys))])
@@ -100,7 +101,7 @@ def find_texts(run: Run, snapshot: Snapshot) -> str | None:
 
 
 def _outputs(
-    head: Head, frames: Frames, keys: Sequence[str], batches: Sequence[Sequence[int]] | None
+    head: Head, frames: FrameReader, keys: Sequence[str], batches: Sequence[Sequence[int]] | None
 ) -> Iterator[tuple[Sequence[int], HeadOutput]]:
     """Batch by batch the positions in `keys` of some utterances, and the head's output for them."""
     device = _device(head)

@@ -16,8 +16,8 @@ from speechclip.retrieval.embed import embedding_spec
 from speechclip.retrieval.embeddings import embed_images, find_texts
 from speechclip.retrieval.index import ExactIndex
 from speechclip.retrieval.model import Model
-from speechclip.store import FeatureStore, Frames, Snapshot
-from speechclip.training.batches import open_vectors
+from speechclip.store import FeatureStore, Snapshot
+from speechclip.store.feature_sets import open_frames, open_vectors
 from speechclip.training.loader import judged_span
 from speechclip.training.run import Run
 
@@ -59,8 +59,7 @@ class Searcher:
         `InvalidInput` if no kept manifest has the utterance or its speech is not stored.
         """
         row = self._rows_of({utterance}, "utterance").get(utterance)
-        frames = self.snapshot.feature_set(self.identity.speech.fingerprint)
-        assert isinstance(frames, Frames)
+        frames = open_frames(self.snapshot, self.identity.speech.fingerprint)
         if row is None or row["speech_key"] not in frames:
             raise InvalidInput(
                 f"utterance {utterance!r}: {'no manifest names it' if row is None else 'its speech is not stored'} in "

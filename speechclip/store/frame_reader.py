@@ -12,16 +12,12 @@ from speechclip.spec import EncoderSpec
 class FrameReader(Protocol):
     """The frames of many utterances, by key.
 
-    `store.Frames` reads them from a snapshot. An object that computes them may take its place.
+    `store.Frames` reads them from a snapshot. An object that computes them may take its place. `spec` states what made
+    the frames, and its codec states their type. `fingerprint` names the feature set to which they belong.
     """
 
-    @property
-    def spec(self) -> EncoderSpec:
-        """What the frames are made by. Their type is the `dtype` of its codec."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The name of the feature set to which the frames belong."""
+    spec: EncoderSpec
+    fingerprint: str
 
     def __contains__(self, key: object) -> bool: ...
 

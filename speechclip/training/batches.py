@@ -11,55 +11,10 @@ from jaxtyping import Float, Int
 
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
-from speechclip.records import Modality
-from speechclip.store import FeatureSetInfo, Frames, Snapshot, Vectors
+from speechclip.store import Vectors
+from speechclip.store.frame_reader import FrameReader
 
 logger = logging.getLogger(__name__)
-
-
-def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | None = None) -> FeatureSetInfo:
-    """The frames of speech, or the vectors of images or texts, that are stored.
-
-    `wanted` is a fingerprint, the start of one, or the source it was made from. None or several that fit are
-    `InvalidInput` that lists what there is.
-    """
-    there = [
-        info
-        for info in snapshot.feature_sets()
-        if info.spec.modality == modality and info.spec.is_frames == (modality == "speech")
-    ]
-    fitting = [
-        info for info in there if wanted is None or info.fingerprint.startswith(wanted) or info.encoder_name == wanted
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = (
-        ", ".join(
-            f"{info.fingerprint} ({info.spec.window})" if modality == "speech" else info.fingerprint for info in there
-        )
-        or "none"
-    )
-    asked = f" for {wanted!r}" if wanted else ""
-    raise InvalidInput(
-        f"{len(fitting)} {modality} feature sets fit{asked}, needed is one; catalog version {snapshot.version} holds "
-        f"{listed}: name one by --{modality}, or run `speechclip featurize`"
-    )
-
-
-def open_vectors(snapshot: Snapshot, fingerprint: str) -> Vectors:
-    """The vectors of that fingerprint; `InvalidInput` where it holds frames."""
-    vectors = snapshot.feature_set(fingerprint)
-    if not isinstance(vectors, Vectors):
-        raise InvalidInput(f"{fingerprint} holds frames, wanted are vectors; exchange or rename it")
-    return vectors
-
-
-def open_pair(snapshot: Snapshot, speech: str, image: str) -> tuple[Frames, Vectors]:
-    """The frames and the image vectors of these fingerprints; `InvalidInput` where one is of the other kind."""
-    frames, vectors = snapshot.feature_set(speech), snapshot.feature_set(image)
-    if not isinstance(frames, Frames) or not isinstance(vectors, Vectors):
-        raise InvalidInput(f"speech {speech} must be frames and image {image} vectors; exchange or rename them")
-    return frames, vectors
 
 
 @dataclass(frozen=True)
@@ -81,7 +36,9 @@ class Rows:
         return len(self.utterances)
 
 
-def stored_rows(manifest: Manifest, split: str, frames: Frames, vectors: Vectors, texts: Vectors | None = None) -> Rows:
+def stored_rows(
+    manifest: Manifest, split: str, frames: FrameReader, vectors: Vectors, texts: Vectors | None = None
+) -> Rows:
     """The rows of `split` that can be trained on or scored; an unknown split is `InvalidInput`.
 
     Speech and image must be stored, and the text too where `texts` are given.

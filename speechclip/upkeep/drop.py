@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.records import Modality
-from speechclip.store import FeatureSetInfo, Snapshot
+from speechclip.store import Snapshot
+from speechclip.store.feature_sets import find_feature_set
 
 
 def choose(
@@ -20,8 +21,7 @@ def choose(
     With a manifest only its assets, with a speaker only that speaker's speech: also those that were dropped before, for
     their bytes may still lie there. A name that fits no set, or several, is `InvalidInput` that lists what there is.
     """
-    there = snapshot.feature_sets()
-    sets = [_find(there, name, modality) for name in names] or there
+    sets = [find_feature_set(snapshot, name, modality) for name in names] or snapshot.feature_sets()
     found = {}
     for info in sets:
         kind = info.spec.modality
@@ -30,18 +30,6 @@ def choose(
         keys = snapshot.keys(info.fingerprint) if manifest is None else _keys_of(manifest, kind, speaker)
         found[info.fingerprint] = keys
     return found
-
-
-def _find(there: Sequence[FeatureSetInfo], name: str, modality: Modality | None) -> FeatureSetInfo:
-    named = [info for info in there if info.fingerprint.startswith(name) or info.encoder_name == name]
-    fitting = [info for info in named if modality in (None, info.spec.modality)]
-    if len(fitting) > 1:
-        listed = ", ".join(info.fingerprint for info in fitting)
-        raise InvalidInput(f"{len(fitting)} feature sets fit {name!r}, needed is one, or --modality: {listed}")
-    if not fitting:
-        listed = ", ".join(info.fingerprint for info in there) or "nothing"
-        raise InvalidInput(f"no feature set fits {name!r}; the store holds {listed}")
-    return fitting[0]
 
 
 def _keys_of(manifest: Manifest, modality: Modality, speaker: str | None) -> set[str]:

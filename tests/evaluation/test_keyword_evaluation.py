@@ -19,7 +19,7 @@ from speechclip.retrieval.embeddings import embed_branches, embed_speech
 from speechclip.retrieval.model import Model
 from speechclip.retrieval.search import Searcher
 from speechclip.store import FeatureStore, Frames, Vectors
-from speechclip.training.batches import open_pair
+from speechclip.store.feature_sets import open_pair
 from speechclip.training.run import Run
 from speechclip.training.world import World
 

@@ -16,7 +16,8 @@ from speechclip.corpora.synthetic import make_synthetic
 from speechclip.evaluation.evaluator import validator
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
-from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.store.feature_sets import open_pair
+from speechclip.training.batches import Order, stored_rows
 from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder
 from speechclip.training.identity import FeatureSetRef, RunIdentity

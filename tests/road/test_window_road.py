@@ -19,7 +19,8 @@ from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import embed_speech
 from speechclip.store import FeatureStore
-from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.store.feature_sets import open_pair
+from speechclip.training.batches import Order, stored_rows
 from speechclip.training.loader import Loader
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import Run

@@ -12,10 +12,11 @@ from speechclip.media.content import text_key
 from speechclip.records import Asset, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Frames, Vectors
+from speechclip.store.feature_sets import open_pair, open_vectors
 from speechclip.store.matrices import Shape, create_matrix, matrix_name
 from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
-from speechclip.training.batches import Order, open_pair, open_vectors, stored_rows
+from speechclip.training.batches import Order, stored_rows
 from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder
 from speechclip.training.identity import FeatureSetRef, RunIdentity

@@ -11,7 +11,8 @@ from PIL import Image
 from speechclip.corpora.table import read_table
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
-from speechclip.training.batches import Order, open_pair, stored_rows
+from speechclip.store.feature_sets import open_pair
+from speechclip.training.batches import Order, stored_rows
 from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder
 from speechclip.training.identity import FeatureSetRef, RunIdentity

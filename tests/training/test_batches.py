@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.paired_corpus import IMAGE, SPEECH, key, write_corpus
+from support.paired_corpus import key, write_corpus
 
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
-from speechclip.store import FeatureStore
-from speechclip.training.batches import Order, Rows, choose_feature_set, load_vectors, open_pair, stored_rows
+from speechclip.training.batches import Order, Rows, load_vectors, stored_rows
 
 
 def rows(count: int, prefix: str = "u") -> Rows:
@@ -95,16 +94,3 @@ def test_rows_that_share_a_group_share_its_number_though_their_images_differ(tmp
     found = stored_rows(Manifest.from_rows(table), "train", frames, vectors)
     codes = dict(zip(found.utterances, found.groups, strict=True))
     assert codes["u1-0"] == codes["u2-0"] != codes["u1-1"]
-
-
-def test_a_feature_set_is_found_by_its_modality_or_by_the_start_of_its_name(tmp_path: Path):
-    snapshot = FeatureStore(write_corpus(str(tmp_path / "store"), num_images=4).store_uri).snapshot()
-    assert choose_feature_set(snapshot, "speech").fingerprint == SPEECH.fingerprint
-    assert choose_feature_set(snapshot, "image", "toy-image").fingerprint == IMAGE.fingerprint
-    assert choose_feature_set(snapshot, "image", "toy").fingerprint == IMAGE.fingerprint
-    with pytest.raises(InvalidInput, match=f"0 speech feature sets fit for 'hubert'.*{SPEECH.fingerprint} .full."):
-        choose_feature_set(snapshot, "speech", "hubert")
-    with pytest.raises(InvalidInput, match="0 text feature sets"):
-        choose_feature_set(snapshot, "text")
-    with pytest.raises(InvalidInput, match="must be frames"):
-        open_pair(snapshot, IMAGE.fingerprint, SPEECH.fingerprint)

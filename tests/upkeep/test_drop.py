@@ -38,7 +38,7 @@ def test_a_speaker_who_withdrew_takes_speech_alone(snapshot: Snapshot) -> None:
 @pytest.mark.parametrize(
     ("names", "speaker", "says"),
     [
-        (["toy"], None, r"3 feature sets fit 'toy', needed is one, or --modality"),
+        (["toy"], None, r"3 feature sets fit 'toy': .*add --modality"),
         (["clip"], None, "no feature set fits 'clip'"),
         ([], "nobody", "no speaker 'nobody'"),
     ],
