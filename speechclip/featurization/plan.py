@@ -209,7 +209,7 @@ def open_plan(
             tasks = from_parquet(store.storage.read(plan_path(plan_id)))
         except Damaged as error:
             # The catalog knows what was committed. The rest goes into a new plan.
-            logger.warning("%s: %s; a new plan takes its place", plan_path(plan_id), error)
+            logger.warning("%s: %s; a new plan takes its place", plan_path(plan_id), error.problem)
             continue
         open_tasks = _open_tasks(tasks, snapshot, missing)
         covered: dict[str, set[str]] = {name: set() for name in missing}
