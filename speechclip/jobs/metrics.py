@@ -13,7 +13,7 @@ from speechclip.records import Receipt
 
 if TYPE_CHECKING:
     # Only for type checkers. Otherwise each process that decodes would import torch, which takes seconds.
-    from speechclip.training.trainer import TrainingProgress
+    from speechclip.training.progress import TrainingProgress
 
 SECONDS_BOUNDARIES = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 BY_MODALITY = ("modality",)

@@ -30,9 +30,10 @@ from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder, check_continues
 from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo, what_differs
 from speechclip.training.loader import Loader
+from speechclip.training.progress import TrainingProgress
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import find_tower
-from speechclip.training.trainer import Trainer, TrainingProgress
+from speechclip.training.trainer import Trainer
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 from speechclip.training.world import World
 

@@ -18,7 +18,7 @@ from speechclip.jobs.metrics import FeaturizeMetrics, TrainMetrics
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.store import FeatureStore
-from speechclip.training.trainer import TrainingProgress
+from speechclip.training.progress import TrainingProgress
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -23,9 +23,9 @@ from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import RunFolder
 from speechclip.training.identity import RunInfo
 from speechclip.training.metrics import read_metrics
+from speechclip.training.progress import TrainingProgress
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import load_run
-from speechclip.training.trainer import TrainingProgress
 
 # Ray's own code uses what it deprecates.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
