@@ -7,7 +7,6 @@ for receipt in encode_on_ray(work, BatchSizes(), node_wait_seconds=300, no_progr
 import functools
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -192,12 +191,6 @@ class _EncodeRow:
 
     def __init__(self, request: EncoderRequest, spec: EncoderSpec, store: str, batch_sizes: BatchSizes) -> None:
         encoder = request.build("cuda" if ray.get_gpu_ids() else "cpu")
-        # Importing torch takes seconds, and the toy encoder does not need it.
-        if "torch" in sys.modules:
-            import torch
-
-            # One thread for each actor on a CPU: the pools count on that, and equal plans then give equal bytes.
-            torch.set_num_threads(1)
         if encoder.spec != spec:
             raise WorkLeft(
                 f"{request.encoder_name}: it is {encoder.spec.fingerprint} on this worker's node and "
