@@ -35,7 +35,7 @@ def import_checkpoint(
     done = import_head(file, whole_path(out), speech=speech, image=image, recipe=recipe, codec=codec)
     head, identity = done.layout.head, done.info.identity
     say(
-        f"{file}: a {done.layout.setting} head, {done.num_parameters:,} parameters, {head.num_layers} states of width "
+        f"{file}: a {done.layout.kind} head, {done.num_parameters:,} parameters, {head.num_layers} states of width "
         f"{head.width} (normalised: {head.normalize}) to {head.embedding_width}, after epoch {done.epoch}, "
         f"step {done.info.num_steps:,}"
     )

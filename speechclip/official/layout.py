@@ -1,6 +1,6 @@
-"""What a checkpoint's state dict holds: which model, of what sizes, by which names.
+"""Finds out which head an official checkpoint holds, from the names and shapes of its tensors and from its config.
 
-Source: docs/model.md, "Official checkpoints".
+Sources: docs/model.md, "Official checkpoints"; which parts come from where: docs/heads.md, "Official checkpoints".
 """
 
 import re
@@ -19,7 +19,8 @@ PARALLEL, CASCADED = "parallel_branch.", "cascaded_branch."
 TOKENS, ALL_TOKENS = "clip.model.token_embedding.weight", "clip.original_text_emb_weight"
 TEMPERATURE = "criterion.temperature"
 _MIXTURE = "audio_encoder.weightedsum_layer.weights"
-# Frozen or of training alone, in the order in which they are tried.
+# Tensors that a head does not need: they are frozen, or only the training used them. The first pattern that matches
+# gives a tensor its kind.
 _LEFT_OUT = {
     "HuBERT": r"audio_encoder\.encoder\.",
     "CLIP": r"clip\.",
@@ -27,18 +28,22 @@ _LEFT_OUT = {
     "the loss's masks": r"criterion\.(eye_mat|neg_eye_mat|eye_mat_fl)$",
 }
 _PROJECTIONS = ("img_enc_proj_net.", "p_branch_proj_net.", "c_branch_proj_net.")
-# Choices of a config that change what a head computes, and that leave no trace in its tensors.
+# Settings of a config that change what a head computes and that its tensors do not show. Our heads compute only with
+# these values.
 _ATTENTION = {"layer_norm_eps": 1e-5}
 _TRANSFORMER = {"n_layers": 1, "activation": "gelu", "norm_first": False}
 _CHOICE = {"hard": True, "use_gumbel": False}
 _FIRING = {"cif_threshold": 1.0, "apply_tail_handling": True, "tail_handling_firing_threshold": 0.5}
+# The convolution that gives CIF its weights, and its width in frames.
+_CONVOLUTION, _CONVOLUTION_WIDTH = f"{CASCADED}downsampling.conv.", 3
 _TYPES = ("CascadedBranch", "CascadedBranch_plus", "HybridBranch", "HybridBranch_plus")
 _KINDS: dict[tuple[bool, bool], HeadKind] = {
     (False, False): "cascaded", (True, False): "hybrid", (False, True): "cascaded-plus", (True, True): "hybrid-plus",
 }  # fmt: skip
 _NORMALIZATIONS: dict[str, Normalization] = {"s3prl": "s3prl", "method1": "method1", "method2": "method2"}
-# The most characters of a text in a config that are looked at.
+# A text in a config that has more characters than this is refused.
 _LONGEST = 200
+_RELEASED = "import a checkpoint that the authors of SpeechCLIP or SpeechCLIP+ released"
 _SIZES = {768: "base", 1024: "large"}
 _CORPORA = {"flickr": "flickr8k", "coco": "spokencoco"}
 _CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
@@ -46,12 +51,14 @@ _CORPUS_OF_VOCABULARY = {8_112: "flickr8k", 19_787: "spokencoco"}
 
 @dataclass(frozen=True)
 class Layout:
-    """The head in a checkpoint: `names` are the file's tensors by the head's own names, `left_out` counts the others.
+    """Which head a checkpoint holds.
 
-    `size` (`base`, `large`) and `corpus` (`flickr8k`, `spokencoco`) are empty where they are not the published ones.
+    `names` has the tensors of the head: our name for each, and its name in the file. `left_out` has the number of other
+    tensors of each kind. `size` (`base` or `large`) and `corpus` (`flickr8k` or `spokencoco`) are empty if the model is
+    none of the published ones.
     """
 
-    setting: HeadKind
+    kind: HeadKind
     size: str
     corpus: str
     head: HeadConfig
@@ -61,33 +68,36 @@ class Layout:
 
     @property
     def recipe(self) -> str:
-        """The name that the published recipe has here, empty where it is none of the published models."""
-        return f"{self.size}-{self.setting}-{self.corpus}" if self.size and self.corpus else ""
+        """The name of the recipe with this model's published settings. Empty if the model was not published."""
+        return f"{self.size}-{self.kind}-{self.corpus}" if self.size and self.corpus else ""
 
 
 def describe(file: LightningFile) -> Layout:
-    """The head of a file; `InvalidInput` where it is not of a published kind or holds what we do not know."""
-    names, left_out = _sort_out(file)
+    """The layout of a checkpoint.
+
+    Raises `InvalidInput` if its head is of no published kind, or if it holds a tensor that we do not know.
+    """
+    names, left_out = _sort_tensors(file)
     if any(name.startswith(PARALLEL) for name in names.values()):
         found: tuple[HeadKind, HeadConfig] = ("parallel", _parallel(file))
     else:
         found = _keyword(file)
-    setting, head = found
+    kind, head = found
     vocabulary = file.tensors[TOKENS].shape[0] if TOKENS in file.tensors else 0
-    corpus = _CORPORA.get(str(_look(file, "data", "dataset", "name")), "")
+    corpus = _CORPORA.get(str(_setting(file, "data", "dataset", "name")), "")
     return Layout(
-        setting=setting,
+        kind=kind,
         size=_SIZES.get(head.width, ""),
         corpus=corpus or _CORPUS_OF_VOCABULARY.get(vocabulary, ""),
         head=head,
         names=names,
         left_out=left_out,
-        is_waveform_normalized=_look(file, "data", "dataset", "normalize_waveform") is True,
+        is_waveform_normalized=_setting(file, "data", "dataset", "normalize_waveform") is True,
     )
 
 
-def _sort_out(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
-    """The head's tensors by our names, and the number of each kind of the rest."""
+def _sort_tensors(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
+    """The file's name for each tensor of the head, by our name, and how many other tensors of each kind there are."""
     names: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     unknown: list[str] = []
@@ -103,22 +113,31 @@ def _sort_out(file: LightningFile) -> tuple[dict[str, str], dict[str, int]]:
             names[official.partition(".")[2]] = official
         else:
             unknown.append(official)
-    branches = {prefix for prefix in (PARALLEL, CASCADED) if any(name.startswith(prefix) for name in names.values())}
     file.shape(_MIXTURE)
     if TEMPERATURE in names and file.shape(TEMPERATURE):
-        raise InvalidInput(f"{file.path}: its temperature is of another loss than the published models'")
+        raise InvalidInput(f"{file.path}: its temperature is of another loss than the published models'", _RELEASED)
+    _refuse_unknown(file, unknown)
+    _require_one_branch(file, names)
+    return names, dict(left_out)
+
+
+def _refuse_unknown(file: LightningFile, unknown: list[str]) -> None:
     if projections := [name for name in unknown if name.startswith(_PROJECTIONS)]:
         raise InvalidInput(
             f"{file.path}: holds {', '.join(projections)}: projections of an experiment before the release, which no "
-            "head here has; import a released checkpoint"
+            "head here has",
+            _RELEASED,
         )
     if unknown:
         shown = ", ".join(unknown[:8])
-        raise InvalidInput(f"{file.path}: holds {len(unknown)} tensors that no published model has: {shown}")
+        raise InvalidInput(f"{file.path}: holds {len(unknown)} tensors that no published model has: {shown}", _RELEASED)
+
+
+def _require_one_branch(file: LightningFile, names: Mapping[str, str]) -> None:
+    branches = {prefix for prefix in (PARALLEL, CASCADED) if any(name.startswith(prefix) for name in names.values())}
     if len(branches) != 1:
         both = "both a parallel and a cascaded branch, each with its own attention" if branches else "no branch"
-        raise InvalidInput(f"{file.path}: holds {both}; only the published models with one branch can be imported")
-    return names, dict(left_out)
+        raise InvalidInput(f"{file.path}: holds {both}; the published models have one branch", _RELEASED)
 
 
 def _parallel(file: LightningFile) -> ParallelConfig:
@@ -133,16 +152,16 @@ def _parallel(file: LightningFile) -> ParallelConfig:
         embedding_width=embedding,
         feed_forward_width=_size(file, f"{PARALLEL}self_att.model.layers.0.linear1.weight", 0),
         num_heads=_count(file, 8, *arguments, "nhead"),
-        dropout=_share(file, *arguments, "dropout"),
+        dropout=_fraction(file, *arguments, "dropout"),
         normalize=_normalization(file, width, is_plus=False),
     )
 
 
 def _keyword(file: LightningFile) -> tuple[HeadKind, KeywordConfig]:
-    """The setting and the head of a cascaded or hybrid checkpoint."""
-    kind = str(_look(file, "model_settings", "cascaded_branch", "type") or "CascadedBranch")
+    """The kind and the config of a cascaded or hybrid head."""
+    kind = str(_setting(file, "model_settings", "cascaded_branch", "type") or "CascadedBranch")
     if kind.removeprefix("KW_").replace("dynamic", "plus") not in _TYPES:
-        raise InvalidInput(f"{file.path}: its cascaded branch is a {kind}, which was never published")
+        raise InvalidInput(f"{file.path}: its cascaded branch is a {kind}, which was never published", _RELEASED)
     has = {name.removeprefix(CASCADED).partition(".")[0] for name in file.tensors if name.startswith(CASCADED)}
     is_plus, is_hybrid = "downsampling" in has, "parallel_proj" in has
     is_transformer = f"{CASCADED}self_att.model.layers.0.linear1.weight" in file.tensors
@@ -152,12 +171,13 @@ def _keyword(file: LightningFile) -> tuple[HeadKind, KeywordConfig]:
     _check(file, _CHOICE, *branch, "vq", "args")
     if is_plus:
         _check(file, _FIRING, *branch, "downsampling", "cif")
+        _check_convolution(file)
     slots = "cascaded_cls" if is_hybrid else "cls"
     attention = "self_att.model.layers.0.self_attn" if is_transformer else "self_att.multihead_attn_layer"
     width = _size(file, f"{CASCADED}{attention}.out_proj.weight", 0)
     num_keywords = 8 if is_plus else _size(file, f"{CASCADED}{slots}", 1)
     keyword_width, joint = _size(file, TOKENS, 1), "clip.model.text_projection"
-    temperature = str(_look(file, *branch, "vq", "args", "temp"))
+    temperature = str(_setting(file, *branch, "vq", "args", "temp"))
     head = KeywordConfig(
         num_layers=file.shape(_MIXTURE)[0],
         width=width,
@@ -174,7 +194,7 @@ def _keyword(file: LightningFile) -> tuple[HeadKind, KeywordConfig]:
         ),
         projection=_hidden_widths(file, f"{CASCADED}linear_proj."),
         parallel_projection=_hidden_widths(file, f"{CASCADED}parallel_proj.") if is_hybrid else (),
-        dropout=_share(file, *arguments, "dropout"),
+        dropout=_fraction(file, *arguments, "dropout"),
         normalize=_normalization(file, width, is_plus=is_plus),
         batch_norm=_batch_norm(file, num_keywords, keyword_width, is_plus=is_plus),
         quantizer_temperature=float(file.read(f"{CASCADED}vector_quantizer.curr_temp").reshape(-1)[0]),
@@ -185,7 +205,7 @@ def _keyword(file: LightningFile) -> tuple[HeadKind, KeywordConfig]:
 
 
 def _batch_norm(file: LightningFile, num_keywords: int, width: int, *, is_plus: bool) -> Any:
-    """Which of the forms of BatchNorm the keys and their sizes show."""
+    """The form of BatchNorm that the tensors' names and sizes show."""
     if f"{CASCADED}bn_layer.bn_layers.0.weight" in file.tensors:
         return "each-apart"
     found = _size(file, f"{CASCADED}bn_layer.bn_layer.weight", 0)
@@ -193,43 +213,63 @@ def _batch_norm(file: LightningFile, num_keywords: int, width: int, *, is_plus: 
         return "each"
     if found == width:
         return "same"
-    raise InvalidInput(f"{file.path}: a BatchNorm of {found} numbers fits neither {width} nor {num_keywords} x {width}")
+    raise InvalidInput(
+        f"{file.path}: a BatchNorm of {found} numbers fits neither {width} nor {num_keywords} x {width}", _RELEASED
+    )
+
+
+def _check_convolution(file: LightningFile) -> None:
+    """Raises `InvalidInput` unless CIF has one convolution of three frames, as `heads.cif` builds it."""
+    kernel = _size(file, f"{_CONVOLUTION}0.weight", 2)
+    number = sum(name.startswith(_CONVOLUTION) and name.endswith(".weight") for name in file.tensors)
+    if (number, kernel) != (1, _CONVOLUTION_WIDTH):
+        raise InvalidInput(
+            f"{file.path}: its integrate-and-fire part (CIF) has {number} convolution{'s' if number > 1 else ''} of "
+            f"{kernel} frames, but a head here has one of {_CONVOLUTION_WIDTH}",
+            "import another released checkpoint; of these, only Large Cascaded+ on SpokenCOCO differs",
+        )
 
 
 def _hidden_widths(file: LightningFile, prefix: str) -> tuple[int, ...]:
-    """The widths between the Linear layers of a projection: none for a single one."""
+    """The widths between the Linear layers of a projection, in their order. Empty if there is one layer."""
     if f"{prefix}weight" in file.tensors:
         return ()
     pattern = re.compile(re.escape(prefix) + r"sequential\.(\d+)\.weight")
     places = sorted(int(match[1]) for name in file.tensors if (match := pattern.fullmatch(name)))
     if not places or places != list(range(0, 3 * len(places), 3)):
-        raise InvalidInput(f"{file.path}: lacks {prefix}weight, and {prefix}sequential has the places {places}")
+        raise InvalidInput(
+            f"{file.path}: lacks {prefix}weight, and {prefix}sequential has the places {places}", _RELEASED
+        )
     return tuple(_size(file, f"{prefix}sequential.{place}.weight", 0) for place in places[:-1])
 
 
 def _normalization(file: LightningFile, width: int, *, is_plus: bool) -> Normalization:
-    """How hidden states are normalised: by the config, else as the published models of that size are."""
+    """How the head normalises hidden states: as the config says, or else as published models of this width do it."""
     encoder = settings(file.config.get("audio_encoder"))
     if not encoder:
         return "s3prl" if width == 1024 and not is_plus else "none"
     if not encoder.get("normalize_hiddenstates", False):
         return "none"
-    kind = _look(file, "audio_encoder", "normalize_type") or "s3prl"
+    kind = _setting(file, "audio_encoder", "normalize_type") or "s3prl"
     if kind in _NORMALIZATIONS:
         return _NORMALIZATIONS[kind]
-    raise InvalidInput(f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known")
+    raise InvalidInput(
+        f"{file.path}: normalises hidden states by {kind!r}; only s3prl, method1 and method2 are known", _RELEASED
+    )
 
 
 def _check(file: LightningFile, wanted: Mapping[str, object], *path: str) -> None:
-    """`InvalidInput` where the config asks at `path` for something that our heads compute otherwise."""
+    """Raises `InvalidInput` if the config has at `path` another value than a `wanted` one."""
     for key, value in wanted.items():
-        found = _look(file, *path, key)
+        found = _setting(file, *path, key)
         if found is not None and found != value:
-            raise InvalidInput(f"{file.path}: its {path[-1]} has {key} {found!r}, the published ones {value!r}")
+            raise InvalidInput(
+                f"{file.path}: its {path[-1]} has {key} {found!r}, the published models have {value!r}", _RELEASED
+            )
 
 
-def _look(file: LightningFile, *path: str) -> Any:
-    """The number, flag or short text at a place of the config, None where there is none."""
+def _setting(file: LightningFile, *path: str) -> Any:
+    """The number, flag or short text at `path` of the config, or None if nothing is there."""
     found: Any = file.config
     for key in path:
         found = settings(found).get(key)
@@ -240,26 +280,27 @@ def _look(file: LightningFile, *path: str) -> Any:
             return found
         case str() if len(found) <= _LONGEST:
             return found
-    # A tuple of tuples that share their content is small in the file and without end where it is shown.
+    # A hostile file can hold tuples of tuples that share their content. Printing one of them would never end.
     kind = type(found).__name__
     raise InvalidInput(
         f"{file.path}: its config has {path[-1]} {'an' if kind[0] in 'aeioAEIO' else 'a'} {kind}, which no official "
-        "checkpoint has; nothing of it was used"
+        "checkpoint has",
+        f"{_RELEASED}; nothing of this file was used",
     )
 
 
 def _count(file: LightningFile, default: int, *path: str) -> int:
-    found = _look(file, *path)
+    found = _setting(file, *path)
     return found if type(found) is int and found > 0 else default
 
 
-def _share(file: LightningFile, *path: str) -> float:
-    found = _look(file, *path)
+def _fraction(file: LightningFile, *path: str) -> float:
+    found = _setting(file, *path)
     return float(found) if type(found) in (int, float) and 0 <= found < 1 else 0.1
 
 
 def _size(file: LightningFile, name: str, axis: int) -> int:
     shape = file.shape(name)
     if len(shape) <= axis:
-        raise InvalidInput(f"{file.path}: {name} has the shape {shape}, too few axes for its name")
+        raise InvalidInput(f"{file.path}: {name} has the shape {shape}, too few axes for its name", _RELEASED)
     return shape[axis]

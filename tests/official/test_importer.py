@@ -216,7 +216,7 @@ def test_the_published_models_are_known_by_their_true_shapes(
         names = [name for name in layout.names.values() if not name.endswith(buffers)]
         assert sum(file.read(name).numel() for name in names) == expected
     size = "base" if sizes is official_files.BASE else "large"
-    assert (layout.setting, layout.size, layout.head.width) == (setting, size, sizes["width"])
+    assert (layout.kind, layout.size, layout.head.width) == (setting, size, sizes["width"])
     assert layout.head.normalize == ("s3prl" if size == "large" else "none")
     assert layout.head.num_heads == (8 if setting == "parallel" else 1)
     assert layout.left_out["HuBERT"] == 4
@@ -317,9 +317,12 @@ def test_a_file_without_a_readable_config_takes_the_published_choices(tokens: Te
             {f"{CASCADED}type": "KW_CascadedBranch_Integrated"},
             "KW_CascadedBranch_Integrated, which was never published",
         ),
-        ({f"{CASCADED}transformer_args__layer_norm_eps": 1e-6}, r"has layer_norm_eps 1e-06, the published ones 1e-05"),
-        ({f"{CASCADED}vq__args__hard": False}, "its args has hard False, the published ones True"),
-        ({f"{CASCADED}vq__args__use_gumbel": True}, "its args has use_gumbel True, the published ones False"),
+        (
+            {f"{CASCADED}transformer_args__layer_norm_eps": 1e-6},
+            r"has layer_norm_eps 1e-06, the published models have 1e-05",
+        ),
+        ({f"{CASCADED}vq__args__hard": False}, "its args has hard False, the published models have True"),
+        ({f"{CASCADED}vq__args__use_gumbel": True}, "its args has use_gumbel True, the published models have False"),
         ({"audio_encoder__normalize_type": "method3"}, "normalises hidden states by 'method3'"),
         ({f"{CASCADED}transformer_args__nhead": 7}, "7 attention heads do not divide the width 96"),
     ],
@@ -347,6 +350,22 @@ def test_integrate_and_fire_of_another_threshold_is_refused(tokens: Tensor, tmp_
     refuses(write(tmp_path, branch, tokens, config), tmp_path, r"its cif has cif_threshold 0\.9")
 
 
+@pytest.mark.parametrize(
+    ("number", "width", "sentence"),
+    [(2, 5, "has 2 convolutions of 5 frames"), (2, 3, "has 2 convolutions of 3"), (1, 5, "has 1 convolution of 5")],
+)
+def test_other_convolutions_of_integrate_and_fire_are_refused(
+    number: int, width: int, sentence: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    """The released Large Cascaded+ on SpokenCOCO has two of five frames."""
+    branch = official_files.plus_state(
+        SIZES, is_hybrid=False, has_cif=True, num_convolutions=number, convolution_width=width
+    )
+    config = settings(**{f"{CASCADED}type": "CascadedBranch_dynamic"})
+    path = write(tmp_path, branch, tokens, config)
+    refuses(path, tmp_path, rf"{sentence}.*a head here has one of 3; import another released checkpoint")
+
+
 def test_a_temperature_of_another_loss_is_refused(tokens: Tensor, tmp_path: Path) -> None:
     branch = official_files.parallel_state(SIZES) | {"criterion.temperature": torch.zeros(1)}
     refuses(write(tmp_path, branch, tokens), tmp_path, "its temperature is of another loss")
@@ -356,7 +375,7 @@ def test_a_vocabulary_in_another_order_says_what_is_barred(tokens: Tensor, tmp_p
     rest = official_files.around(SIZES, tokens=tokens, ids=IDS.flip(0))
     path = official_files.write_checkpoint(tmp_path / "x.ckpt", official_files.cascaded_state(SIZES), rest)
     (note,) = bring(path, tmp_path).notes
-    assert note.startswith("officially no keyword is token 0, 2 or 3")
+    assert note.startswith("the official code never chooses places 0, 2 and 3")
 
 
 def refuses(path: Path, folder: Path, sentence: str, **options: Any) -> None:
@@ -483,6 +502,10 @@ def fairseq(encoder: Any) -> OrderedDict[str, Tensor]:
     )
 
 
+def note_of(encoder: str) -> str:
+    return f"{encoder} is untrained and the head was trained with other weights: this run's embeddings mean nothing"
+
+
 def test_a_file_that_holds_other_encoder_weights_says_so(
     tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,10 +521,10 @@ def test_a_file_that_holds_other_encoder_weights_says_so(
     for name in own:
         path = write_with({name: own[name] + 1e-3})
         done = import_checkpoint(str(path), str(tmp_path / name), speech=HUBERT, image=CLIP, recipe=RECIPE)
-        assert done.notes == (f"{HUBERT} stands in for other, trained weights: this run's embeddings mean nothing",)
+        assert done.notes == (note_of(HUBERT),)
     image = {"clip.model.visual.conv1.weight": torch.zeros(128, 3, 32, 32)}
     done = import_checkpoint(str(write_with(image)), str(tmp_path / "i"), speech=HUBERT, image=CLIP, recipe=RECIPE)
-    assert done.notes == (f"{CLIP} stands in for other, trained weights: this run's embeddings mean nothing",)
+    assert done.notes == (note_of(CLIP),)
     # The same of an encoder that counts as trained is an error.
     trained = msgspec.structs.replace(encoder.spec, is_trained=True)
     monkeypatch.setattr(encoder, "spec", trained)
@@ -520,7 +543,7 @@ def test_a_model_of_normalised_waveforms_says_what_it_lacks(tokens: Tensor, tmp_
     config = settings(data__dataset__normalize_waveform=True)
     path = write(tmp_path, official_files.parallel_state(SIZES), tokens, config)
     assert bring(path, tmp_path).notes == (
-        "trained on waveforms of mean 0 and variance 1, which hubert:untrained-tiny takes as they are",
+        "this head was trained on waveforms of mean 0 and variance 1, but hubert:untrained-tiny gets raw ones",
     )
 
 

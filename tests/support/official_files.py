@@ -62,6 +62,8 @@ def plus_state(
     hidden: int = 0,
     parallel_hidden: int = 0,
     is_transformer: bool = False,
+    num_convolutions: int = 1,
+    convolution_width: int = 3,
 ) -> OrderedDict[str, Tensor]:
     """The branch of a SpeechCLIP+ model: hybrid, and Cascaded+ and Hybrid+ with CIF."""
     draw, width, joint = _Draw(), sizes["width"], sizes["joint"]
@@ -75,8 +77,11 @@ def plus_state(
         names = {"cls": 1} if has_cif else {"parallel_cls": 1, "cascaded_cls": 8}
         state |= {f"cascaded_branch.{name}": draw(1, count, width) for name, count in names.items()}
     if has_cif:
-        state["cascaded_branch.downsampling.conv.0.weight"] = draw(width, width, 3)
-        state["cascaded_branch.downsampling.conv.0.bias"] = draw(width)
+        for number in range(num_convolutions):
+            # Each is followed by a dropout and a ReLU, which have no tensors.
+            convolution = f"cascaded_branch.downsampling.conv.{3 * number}"
+            state[f"{convolution}.weight"] = draw(width, width, convolution_width)
+            state[f"{convolution}.bias"] = draw(width)
         state |= _linear("cascaded_branch.downsampling.weight_proj.1", draw, width, 1)
     return state | _norm("cascaded_branch.bn_layer.bn_layer", draw, joint if has_cif else 8 * joint)
 
