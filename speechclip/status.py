@@ -1,7 +1,4 @@
-"""The status file of a job: it rewrites the file while it runs, and leaves it when it ends.
-
-`speechclip status` reads it. The file decides nothing: a job that can't write it warns and goes on.
-"""
+"""What a job says of itself: a small file that it rewrites while it runs, and leaves when it is over."""
 
 import logging
 import platform
@@ -22,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 State = Literal["running", "done", "work left", "failed", "interrupted"]
 WRITE_SECONDS = 10.0
-# After six missed rewrites we assume that the job was killed, or is cut off from its storage.
+# After so many rewrites missed it is taken for killed, or cut off from its storage.
 SILENT_SECONDS = 6 * WRITE_SECONDS
 
 
 class JobStatus(Record, frozen=True):
-    """The content of the file. `figures` are the fields of the last progress report, or of the summary at the end."""
+    """The content of the file. `figures` are those of the job's progress, or of its last line once it is over."""
 
     job: str = msgspec.field(name="run")
     command: str
@@ -39,19 +36,15 @@ class JobStatus(Record, frozen=True):
     figures: dict[str, Any] = {}
 
     def is_silent(self, now: datetime) -> bool:
-        """Whether its state is `running` although the file was not rewritten for a minute."""
+        """Whether it says that it runs, but has not said so for long."""
         return self.state == "running" and (now - self.updated).total_seconds() > SILENT_SECONDS
 
 
 class Reporter(AbstractContextManager["Reporter"]):
-    """While it is open, a thread shows the job's progress every `show_seconds` and rewrites its file every ten seconds.
+    """While it is open, a thread tells every `tell_seconds` how far the job is, and keeps its file young.
 
-    `look` returns the figures, or None as long as there are none. `show` gets them, and whether they are the last. If
-    the file can't be written, there is one warning and the job goes on.
-
-        with Reporter(storage, path, job=name, command="train", look=lambda: last, show=print) as reporter:
-            ...
-            reporter.conclude(summary)
+    `look` gives the figures, None while there are none; `tell` shows them and hears whether they are the last. A file
+    that can't be written is one warning: the job goes on.
     """
 
     def __init__(
@@ -62,11 +55,11 @@ class Reporter(AbstractContextManager["Reporter"]):
         job: str,
         command: str,
         look: Callable[[], Record | None],
-        show: Callable[[Any, bool], None] = lambda figures, is_last: None,
-        show_seconds: float = WRITE_SECONDS,
+        tell: Callable[[Any, bool], None] = lambda figures, is_last: None,
+        tell_seconds: float = WRITE_SECONDS,
     ) -> None:
-        self._storage, self._path, self._look, self._show_figures = storage, path, look, show
-        self._show_seconds = show_seconds
+        self._storage, self._path, self._look, self._tell = storage, path, look, tell
+        self._tell_seconds = tell_seconds
         self._is_over, self._has_warned = threading.Event(), False
         now = datetime.now(UTC)
         self.status = JobStatus(
@@ -87,7 +80,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._write(msgspec.structs.replace(self.status, state=_state(error), error=sentence))
 
     def conclude(self, summary: Record | None = None) -> None:
-        """Show the last figures and stop the thread. The file will hold `summary`, or else the last figures."""
+        """Tell the last of it, and keep the job's summary for its file; nothing is told after."""
         if not self._is_over.is_set():
             self._is_over.set()
             self._thread.join()
@@ -97,9 +90,9 @@ class Reporter(AbstractContextManager["Reporter"]):
 
     def _report(self) -> None:
         unwritten = 0.0
-        while not self._is_over.wait(self._show_seconds):
+        while not self._is_over.wait(self._tell_seconds):
             self._show(is_last=False)
-            unwritten += self._show_seconds
+            unwritten += self._tell_seconds
             if unwritten >= WRITE_SECONDS:
                 self._write(self.status)
                 unwritten = 0.0
@@ -107,7 +100,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     def _show(self, *, is_last: bool) -> None:
         found = self._look()
         if found is not None:
-            self._show_figures(found, is_last)
+            self._tell(found, is_last)
             self._keep(found)
 
     def _keep(self, figures: Record) -> None:
@@ -124,13 +117,11 @@ class Reporter(AbstractContextManager["Reporter"]):
 
 
 def read_status(storage: Storage, path: str) -> JobStatus:
-    """The status in the file at `path`. Raises `FileNotFoundError`, or `Damaged` if the file holds something else."""
+    """The file at `path`; `FileNotFoundError` where there is none, `Damaged` where it is something else."""
     try:
         return from_json(storage.read(path), JobStatus)
     except msgspec.DecodeError as error:
-        raise Damaged(
-            f"{storage.address(path)}: not a status file of this version of speechclip ({error})", "delete it"
-        ) from None
+        raise Damaged(f"{storage.address(path)}: no status of a job that this speechclip knows ({error})") from None
 
 
 def _state(error: BaseException | None) -> State:

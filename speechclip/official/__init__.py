@@ -1,1 +1,1 @@
-"""The published SpeechCLIP checkpoints: read as data, never run, and turned into a run of ours."""
+"""Turns the published SpeechCLIP checkpoints into runs. No code in a checkpoint is ever run."""

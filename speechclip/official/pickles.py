@@ -1,7 +1,21 @@
-"""A pickle read as data: its opcodes are walked by a machine of our own, which looks no name up and calls nothing.
+"""Reads a pickle as data. No class or function that the pickle names is imported or called.
 
-A name in the file stays a `Name`, an object of any class becomes an `Inert` record. Where the file calls a name, the
-reader's own function for it is called, or a record made if it is `HARMLESS`; any other call is refused.
+A pickle is a small program for a machine with a stack. Python's own `pickle.load` runs it, and the program may call any
+function. For example these bytes run a shell command when they are loaded:
+
+    b"cos\\nsystem\\n(S'echo hello'\\ntR."
+
+        c os system      push the function os.system
+        ( S'…' t         push a tuple with one text
+        R                call the function with the tuple, push the result
+
+The machine here does the same steps with other effects:
+
+    the pickle pushes a class or function       a `Name` is pushed: two texts
+    the pickle makes an object of a class       an `Inert` record of the class's name and the object's state is made
+    the pickle calls a function in `build`      our function in `build` is called
+    the pickle calls a function in `HARMLESS`   an `Inert` record is made
+    the pickle calls any other function         the file is refused
 """
 
 import pickletools
@@ -17,7 +31,7 @@ Build = Callable[[tuple[Any, ...]], Any]
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that the file mentions."""
+    """The name of a class or function in the file."""
 
     module: str
     qualname: str
@@ -28,7 +42,11 @@ class Name:
 
 @dataclass(eq=False)
 class Inert:
-    """What the file says of an object: its class, the arguments of its making, its state, and what was put into it."""
+    """What the file says about an object that was not made.
+
+    `kind` is its class or the function that would make it, called with `arguments`. `state` is what would be given to
+    `__setstate__`. `items` and `entries` are what would be put into it as into a dict or a list.
+    """
 
     kind: Name
     arguments: tuple[Any, ...] = ()
@@ -37,7 +55,7 @@ class Inert:
     entries: list[Any] = field(default_factory=list)
 
 
-# Calls by which ordinary values are pickled: paths, NumPy's numbers, sets. They become records.
+# The calls with which pickles make ordinary values such as paths, NumPy's numbers and sets. They become records.
 HARMLESS = frozenset(
     f"{module}.{name}"
     for module, names in {
@@ -58,6 +76,7 @@ HARMLESS = frozenset(
     for name in names
 )
 _SCALARS = (str, bytes, int, float, bool, type(None), Name)
+# Opcodes that push their argument.
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
@@ -71,27 +90,38 @@ _RECALL = {"GET", "BINGET", "LONG_BINGET"}
 def read_pickle(
     data: bytes, source: str, *, build: Mapping[str, Build], persistent: Callable[[object], object]
 ) -> object:
-    """The value in a pickle, dicts, lists, tuples and scalars as they are; sets are lists.
+    """The value in the pickle `data`. Sets become lists; objects of classes become `Inert` records.
 
-    `build` are functions of ours by the dotted name that the file calls; `persistent` gives what a persistent id stands
-    for. `InvalidInput` where the file would call or make anything else, or is no whole pickle.
+        >>> read_pickle(pickle.dumps({"step": 5, "seeds": {1}}), "x.ckpt", build={}, persistent=str)
+        {'step': 5, 'seeds': [1]}
+
+    `source` is the file's name for messages. `build` has our function for each dotted name that the file may call.
+    `persistent` gives the value for a persistent id; torch writes one for each tensor storage.
+
+    Raises `InvalidInput` if the file would call any other function, or if it is no complete pickle.
     """
     machine = _Machine(source, build, persistent)
     try:
         with warnings.catch_warnings():
-            # Of odd escapes in a text, which are no affair of whoever reads the file.
+            # Python warns about odd escapes in a text. The reader of a checkpoint can do nothing about them.
             warnings.simplefilter("ignore", DeprecationWarning)
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name == "STOP":
                     return machine.stack.pop()
                 machine.step(opcode.name, argument)
     except (ValueError, LookupError, TypeError, OverflowError) as error:
-        raise InvalidInput(f"{source}: its pickle is damaged ({_first_line(error)}); fetch the file again") from None
+        raise InvalidInput(
+            f"{source}: its pickle is damaged ({_first_line(error)})", "download the file again"
+        ) from None
     raise AssertionError("genops ends with STOP or an error")
 
 
 class _Machine:
-    """The stack, the marks in it and the memo of a pickle that is being read."""
+    """The state of a pickle that is being read.
+
+    `stack` has the values so far, `marks` the places in it where a tuple, list or dict begins, and `memo` the values
+    that the pickle refers to again by a number.
+    """
 
     def __init__(self, source: str, build: Mapping[str, Build], persistent: Callable[[object], object]) -> None:
         self.source, self.build, self.persistent = source, build, persistent
@@ -100,7 +130,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Do one opcode."""
+        """Carry out one opcode."""
         if opcode in _VALUES:
             self.stack.append(argument)
         elif opcode in _CONSTANTS:
@@ -113,7 +143,7 @@ class _Machine:
             self._make(opcode, argument)
 
     def _collect(self, opcode: str) -> bool:
-        """Lists, tuples, dicts and what is put into them; False for another opcode."""
+        """Carry out an opcode that makes or fills a tuple, list or dict. Returns False for any other opcode."""
         match opcode:
             case "EMPTY_TUPLE":
                 self.stack.append(())
@@ -140,7 +170,7 @@ class _Machine:
         return True
 
     def _make(self, opcode: str, argument: Any) -> None:
-        """Names, objects and the stack's own business."""
+        """Carry out an opcode that makes a name, a call or a record, or that only moves values on the stack."""
         match opcode:
             case "PROTO" | "FRAME":
                 pass
@@ -175,6 +205,7 @@ class _Machine:
                 raise self._refusal(f"uses the opcode {opcode}")
 
     def _take(self, count: int) -> list[Any]:
+        """Remove the last `count` values from the stack."""
         if len(self.stack) < count:
             raise ValueError("the stack is empty")
         taken = self.stack[-count:]
@@ -182,6 +213,7 @@ class _Machine:
         return taken
 
     def _marked(self) -> list[Any]:
+        """Remove the values after the last mark from the stack."""
         place = self.marks.pop()
         taken = self.stack[place:]
         del self.stack[place:]
@@ -189,7 +221,7 @@ class _Machine:
 
     def _pairs(self, values: list[Any]) -> Iterator[tuple[Any, Any]]:
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Deeply shared tuples take for ever to hash.
+            # Hashing a tuple of tuples that share their content could take for ever.
             if not isinstance(key, _SCALARS):
                 raise self._refusal(f"has a key of the kind {type(key).__name__}")
             yield key, value
@@ -210,10 +242,11 @@ class _Machine:
 
     def _name(self, module: object, qualname: object = None) -> Name:
         if not isinstance(module, str) or not isinstance(qualname, str):
-            raise self._refusal("names a thing by something else than words")
+            raise self._refusal("has a name that is not a text")
         return Name(module, qualname)
 
     def _call(self, name: object, arguments: object) -> Any:
+        """What stands for the result of the call: our function's result, or a record."""
         if not isinstance(arguments, tuple):
             raise self._refusal("makes a call without arguments")
         if isinstance(name, Name) and str(name) in self.build:
@@ -228,7 +261,7 @@ class _Machine:
         return Inert(kind, arguments)
 
     def _set_state(self) -> None:
-        """The state of a record; an OrderedDict's attributes (torch's `_metadata`) are left behind."""
+        """Give a record its state. Attributes of an OrderedDict (torch's `_metadata`) are ignored."""
         target, state = self._take(2)
         if isinstance(target, Inert):
             target.state = state
@@ -238,8 +271,8 @@ class _Machine:
 
     def _refusal(self, deed: str) -> InvalidInput:
         return InvalidInput(
-            f"{self.source}: its pickle {deed}, which no official checkpoint does; nothing of it was run, "
-            "and nothing else should load this file"
+            f"{self.source}: its pickle {deed}, which no official checkpoint does; no code of the file was run",
+            "do not load this file with any other program",
         )
 
 

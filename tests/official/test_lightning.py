@@ -1,4 +1,4 @@
-"""Lightning files: values at once, tensors when asked for, and one sentence for whatever else is in the file."""
+"""A Lightning file gives its values and tensors; any other file is refused in one sentence."""
 
 import contextlib
 import hashlib
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_checkpoint_gets_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"")
     refuses(path, "is no PyTorch checkpoint")
     torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=False)
-    refuses(path, r"was written by torch before 1\.6; where you trust it, load it there and save it anew")
+    refuses(path, r"was written by torch before 1\.6 .*if you trust the file, load it with that torch")
     refuses(tmp_path / "none.ckpt", "no such file")
     refuses(tmp_path, "no such file")
     with zipfile.ZipFile(path, "w") as made:
@@ -168,17 +168,17 @@ def test_a_missing_short_or_packed_part_is_said(checkpoint: Path, tmp_path: Path
     rewrite(checkpoint, path, lambda name, data: (name, data[:-4] if name == entry else data))
     refuses(path, "has 508 bytes, not 512", read)
     rewrite(checkpoint, path, lambda name, data: (name, data + b"1234" if name == entry else data))
-    refuses(path, "is packed or of a wrong size", read)
+    refuses(path, "is compressed or of a wrong size", read)
     rewrite(checkpoint, path, lambda name, data: (name, data), compression=zipfile.ZIP_DEFLATED)
-    refuses(path, "is packed or of a wrong size", read)
+    refuses(path, "is compressed or of a wrong size", read)
     rewrite(checkpoint, path, lambda name, data: (name, b"big" if name.endswith("byteorder") else data))
     refuses(path, "big-endian", read)
 
 
-# Python's own zip writer warns of what the test is about.
+# Python's zip writer warns about the duplicate that this test needs.
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_a_name_that_stands_twice_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """Another reader might take the other one."""
+    """Of two entries with one name, another reader might read the other one."""
     path = rewrite(checkpoint, tmp_path / "x.ckpt", lambda name, data: (name, data))
     with zipfile.ZipFile(path, "a") as made:
         made.writestr("base/data.pkl", b"\x80\x02}.")
@@ -244,7 +244,7 @@ def test_a_storage_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_leads_out_of_the_zip_leads_nowhere(checkpoint: Path, tmp_path: Path) -> None:
-    """Keys are only looked up in the zip: `../` finds an entry of that very name or none."""
+    """A storage's name is looked up in the zip only. A name with `../` never opens a file on the disk."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
 
@@ -268,7 +268,7 @@ def test_bytes_flipped_at_random_end_in_a_checkpoint_or_a_sentence(checkpoint: P
     for seed in range(count(150, 1_000)):
         generator = random.Random(seed)
         data = bytearray(original)
-        # Most bytes are numbers of tensors, which tell little: the zip's own and the pickle's come in first.
+        # Most bytes are numbers of tensors, where a flip tests little. Those of the zip and the pickle get more flips.
         ranges = [(directory, len(data)), (0, 12_000), (0, len(data))]
         for _ in range(generator.randint(1, 5)):
             data[generator.randrange(*generator.choice(ranges))] = generator.randrange(256)

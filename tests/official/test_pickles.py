@@ -1,4 +1,4 @@
-"""Pickles that would run code are refused, or read as records, and run nothing."""
+"""A pickle that would run code is refused, any other is read as data; neither runs code."""
 
 import contextlib
 import copyreg
@@ -39,7 +39,7 @@ class Calls:
 
 
 class Wakes:
-    """A class whose own code runs when it is loaded."""
+    """A class with code that runs when pickle loads an object of it."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -65,7 +65,7 @@ def touch(marker: Path) -> str:
 
 
 def evil(kind: str, marker: Path) -> bytes:
-    """A pickle that makes the file `marker` where it is loaded by pickle itself."""
+    """A pickle that creates the file `marker` when Python's pickle loads it."""
     command = touch(marker)
     quoted = f"S'{command}'\n".encode()
     python = f"open({str(marker)!r}, 'w').close()"
@@ -99,7 +99,7 @@ def evil(kind: str, marker: Path) -> bytes:
 
 
 def _short(module: str, name: str, argument: str) -> bytes:
-    """A call by STACK_GLOBAL, whose name may have dots."""
+    """A pickle that calls a function by the opcode STACK_GLOBAL, whose names may have dots."""
     words = b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
     text = b"X" + len(argument).to_bytes(4, "little") + argument.encode()
     return b"\x80\x04" + words + b"\x93" + text + b"\x85R."
@@ -130,7 +130,7 @@ def test_a_pickle_that_would_run_code_is_refused_in_one_sentence_and_not_run(kin
     assert "\n" not in str(refusal.value)
 
 
-# Those that pickle itself carries out at once, without more than this machine's shell.
+# The kinds that Python's pickle runs at once, with only a shell.
 AT_ONCE = [
     "os.system", "posix.system", "builtins.exec", "__builtin__.eval", "builtins.exec.__call__", "a nested one", "INST",
     "OBJ", "EXT1",
@@ -193,7 +193,7 @@ STRANGE = {
     "items of a name": (b"\x80\x02cos\nsystem\nK\x01K\x02s.", "sets items of Name"),
     "an append to a number": (b"\x80\x02K\x01K\x02a.", "appends to int"),
     "an object of no class": (b"\x80\x02K\x01)\x81.", "something that is no class"),
-    "a name of numbers": (b"\x80\x04K\x01K\x02\x93.", "something else than words"),
+    "a name of numbers": (b"\x80\x04K\x01K\x02\x93.", "a name that is not a text"),
     "a call of a record": (b"\x80\x02cmine\nTable\n)\x81)R.", "would call Inert"),
     "a call without a tuple": (b"\x80\x02cpathlib\nPosixPath\n]R.", "a call without arguments"),
     "a storage of a strange kind": (b"\x80\x02K\x07Q.", "strange storage 7"),
@@ -216,7 +216,7 @@ def test_what_no_checkpoint_holds_is_refused(what: str) -> None:
 
 
 def test_bytes_flipped_at_random_run_nothing_and_end_in_a_value_or_a_sentence(tmp_path: Path) -> None:
-    """No zip's checksum stands before these: the machine meets every flip."""
+    """Here no checksum of a zip finds the changed bytes first."""
     marker = tmp_path / "ran"
     content = {"a": [1, 2.5, "text", (1, 2)], "b": Wakes(marker), "c": OrderedDict(d=Path("x")), "e": {1, 2}}
     originals = [pickle.dumps(content, protocol) for protocol in (2, 4)]
@@ -234,6 +234,6 @@ def test_bytes_flipped_at_random_run_nothing_and_end_in_a_value_or_a_sentence(tm
 
 
 def test_every_opcode_is_read_or_refused() -> None:
-    """A Python that adds an opcode is noticed here."""
+    """This fails when a new Python adds an opcode."""
     known = {opcode.name for opcode in pickletools.opcodes}
     assert len(known) == 68

@@ -346,7 +346,7 @@ class ModelledStore:
 
         def begin_then_tag(path: str, kept: GcRecord) -> bool:
             is_begun = begin(path, kept)
-            with pytest.raises(NotStored, match="was deleted"):
+            with pytest.raises(NotStored, match="was freed"):
                 other.tags.create(name, version)
             return is_begun
 
