@@ -1,7 +1,9 @@
-"""The project's settings: defaults here, then `metadata` of ray_config.yaml, then the command line.
+"""The settings of a command: defaults in code, then a file, then `--set key=value`, then the command's options.
 
-`ray_config.yaml` stays a valid `ray up` file: Ray ignores what stands under its free-form `metadata:`. Of ours are
-`metadata.speechclip` and `metadata.runtime_env` there, and nothing else.
+The file is `ray_config.yaml`. Its settings are under `metadata.speechclip` and `metadata.runtime_env`. Ray ignores
+`metadata`, so the same file also works with `ray up`. docs/configuration.md lists every key.
+
+    load_settings("ray_config.yaml", {"store": "s3://bucket/features"}, ["featurize.max_rejected=0.1"])
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ METADATA = ("speechclip", "runtime_env")
 
 
 class RunSettings(Record, frozen=True):
-    """What changes only speed and sizes, never a value."""
+    """The settings of `featurize` that change only speed and the sizes of objects, never a feature."""
 
     num_cpus: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tasks: TaskSizes = TaskSizes()
@@ -34,7 +36,7 @@ class RunSettings(Record, frozen=True):
 
 
 class Settings(Record, frozen=True):
-    """Everything that `metadata.speechclip` may hold, and `metadata.runtime_env`; every command reads it."""
+    """Every key of `metadata.speechclip`, and `metadata.runtime_env`. Each command reads them."""
 
     manifest: str | None = None
     store: str | None = None
@@ -55,7 +57,7 @@ class Settings(Record, frozen=True):
     runtime_env: RuntimeEnv = RuntimeEnv()
 
     def encoder_requests(self) -> list[EncoderRequest]:
-        """The encoders asked for; layers and window are choices of speech alone."""
+        """The encoders that are asked for. `layers` and `window` apply to speech only."""
         names = {modality: getattr(self, modality) for modality in MODALITIES}
         requests = [
             EncoderRequest(
@@ -70,24 +72,26 @@ class Settings(Record, frozen=True):
         ]
         if not requests:
             raise InvalidInput(
-                "no encoder named: give --speech, --image or --text (as in --speech hubert:untrained-tiny)"
+                "no encoder named", "give --speech, --image or --text (as in --speech hubert:untrained-tiny)"
             )
         return requests
 
     def need(self, name: str, option: str = "") -> str:
-        """A setting that this command can't do without; `InvalidInput` says where to give it (by default `--name`)."""
+        """A setting that the command needs. Raises `InvalidInput` that names the option (by default `--name`)."""
         value = getattr(self, name)
         if value is None:
             raise InvalidInput(
-                f"no {name}: give {option or f'--{name}'}, or set metadata.speechclip.{name} in {DEFAULT_CONFIG}"
+                f"no {name} given",
+                f"give {option or f'--{name}'}, or set metadata.speechclip.{name} in {DEFAULT_CONFIG}",
             )
         return str(value)
 
 
 def load_settings(path: str | None, options: Mapping[str, Any], overrides: Sequence[str]) -> Settings:
-    """The settings of a file (by default ./ray_config.yaml if it is there), then `a.b=v` overrides, then options.
+    """The settings of a file, changed by `overrides` such as `a.b=value`, then by `options`.
 
-    Unknown keys are `InvalidInput` that names the key.
+    Without `path` the file is ./ray_config.yaml, if there is one. Raises `InvalidInput` that names an unknown key or a
+    wrong value.
     """
     tree = _read_file(path)
     for override in overrides:
@@ -96,14 +100,14 @@ def load_settings(path: str | None, options: Mapping[str, Any], overrides: Seque
     try:
         settings = msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"settings: {explain(error)}; see docs/configuration.md for the keys") from None
+        raise InvalidInput(f"settings: {explain(error)}", "see docs/configuration.md for the keys") from None
     refuse_secrets(settings.runtime_env)
     paths = {name: getattr(settings, name) for name in ("manifest", "store", "run")}
     return msgspec.structs.replace(settings, **{name: whole_path(path) for name, path in paths.items() if path})
 
 
 def whole_path(value: str) -> str:
-    """An address as it is, a local path from the root: Ray's workers stand in other folders."""
+    """A local path as an absolute one, because Ray's workers run in other folders. An address stays as it is."""
     return value if "://" in value else str(Path(value).absolute())
 
 
@@ -116,28 +120,28 @@ def _read_file(path: str | None) -> dict[str, Any]:
         metadata = (document or {}).get("metadata") or {}
         found = {name: metadata.get(name) or {} for name in METADATA}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise InvalidInput(f"{source}: can't be read as a config ({error})") from None
+        raise InvalidInput(f"{source}: can't be read as a config ({error})", "give another file by -c") from None
     for name in metadata:
         if name not in found:
-            raise InvalidInput(f"{source}: metadata holds the unknown key {name!r}; known are {' and '.join(METADATA)}")
+            raise InvalidInput(f"{source}: metadata has the unknown key {name!r}", f"use {' or '.join(METADATA)}")
     for name, tree in found.items():
         if not isinstance(tree, dict):
-            raise InvalidInput(f"{source}: metadata.{name} must be a mapping")
+            raise InvalidInput(f"{source}: metadata.{name} is not a mapping", "write it as keys with values")
     if "runtime_env" in found["speechclip"]:
-        raise InvalidInput(f"{source}: runtime_env stands in metadata, beside speechclip, not in it")
+        raise InvalidInput(f"{source}: metadata.speechclip has runtime_env", "write it as metadata.runtime_env")
     return found["speechclip"] | {"runtime_env": found["runtime_env"]}
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     name, is_given, value = override.partition("=")
     if not is_given:
-        raise InvalidInput(f"--set {override}: write it as key=value, such as featurize.max_rejected=0.1")
+        raise InvalidInput(f"--set {override}: no value", "write it as key=value, such as featurize.max_rejected=0.1")
     *parents, last = name.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise InvalidInput(f"--set {override}: {parent} holds a value, not keys")
+            raise InvalidInput(f"--set {override}: {parent} is a value and has no keys", "see docs/configuration.md")
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise InvalidInput(f"--set {override}: the value is no YAML; quote it") from None
+        raise InvalidInput(f"--set {override}: the value is not valid YAML", "quote it") from None

@@ -1,31 +1,34 @@
-"""Every error we raise on purpose, grouped by what a handler does about it.
+"""Every error that speechclip raises on purpose, grouped by what the caller can do.
 
     SpeechClipError
-    ├── InvalidInput          the caller changes something: an option, a config, a spec
-    ├── StoreError            the store is not what its catalog says
-    │   ├── Damaged               a checksum does not match: read again, then repair
-    │   ├── NotStored             no committed feature by that name
-    │   ├── LostRace              other writers were first, each time: run again later
-    │   └── UnsupportedStore      a newer format, or a backend without conditional writes
-    ├── StorageFailed         the storage did not answer, after all retries: mend that, run again
-    │   └── StorageRefused        it answered no: another attempt goes no better
-    ├── MachineFailed         no memory, no disk, a killed decoder: nothing is said of the asset, run again
-    ├── WorkLeft              the run ended early on purpose; what was done is kept (exit code 3)
-    └── Rejected              this asset can't become a feature; record it and go on
-        ├── by the bytes          Undecodable, Truncated, EmptyAudio, Silent, TooShort, TooLong, NotFinite,
+    ├── InvalidInput          change an option, a file or an argument
+    ├── StoreError            the store is not as its catalog states
+    │   ├── Damaged               a checksum does not match, or a file is gone: repair the store
+    │   ├── NotStored             the store or the feature is not there
+    │   ├── LostRace              other writers were first at every attempt: run again later
+    │   └── UnsupportedStore      the format is newer than this code, or the backend can't keep writers apart
+    ├── StorageFailed         the storage did not answer, after all retries: remove the cause and run again
+    │   └── StorageRefused        the storage said no, so another attempt would not help
+    ├── MachineFailed         no memory, no disk or a killed decoder: the asset may be fine, run again
+    ├── WorkLeft              the run ended early on purpose and keeps what it committed (exit code 3)
+    └── Rejected              this asset can't become a feature: record the reason and go on
+        ├── by its bytes          Undecodable, Truncated, EmptyAudio, Silent, TooShort, TooLong, NotFinite,
         │                         BrokenImage, EmptyText
         └── SourceProblem         SourceMissing, SourceChanged, SourceUnreadable, SegmentOutside, DecoderMissing
 
-Each error has two parts: `problem` (what happened, with the values) and `advice` (what to do). `str(error)` joins
-them by a semicolon. Both are positional arguments, so an error can be pickled and reaches the driver from a Ray worker
-unchanged. A class may have a standard advice, so that the code that raises it need not know the command line.
+Each error has two parts: `problem` says what happened, with the values, and `advice` says what to do. `str(error)`
+joins them by a semicolon. Both are positional arguments, so an error can be pickled and comes from a Ray worker to the
+driver unchanged. A class may have a standard advice. Then the code that raises it need not know the command line.
+
+    raise Damaged("frames/3f/t-0.tar: the file is gone")
+    # frames/3f/t-0.tar: the file is gone; run `speechclip repair`
 """
 
 from typing import ClassVar
 
 
 class SpeechClipError(Exception):
-    """The root: `except SpeechClipError` catches what we raise on purpose and no bug."""
+    """The base class: `except SpeechClipError` catches every error raised on purpose, and no bug."""
 
     standard_advice: ClassVar[str] = ""
 
@@ -39,65 +42,75 @@ class SpeechClipError(Exception):
 
 
 class InvalidInput(SpeechClipError):
-    """Something the caller gave can't be used as it is."""
+    """Something that the caller gave can't be used as it is."""
 
 
 class StoreError(SpeechClipError):
-    """The store is not what its catalog says it is."""
+    """The store is not as its catalog states."""
 
 
 class Damaged(StoreError):
-    """Stored bytes do not match their checksum."""
+    """Stored bytes do not match their checksum, or a file is gone that must be there."""
+
+    standard_advice = "run `speechclip repair`"
 
 
 class NotStored(StoreError):
-    """The snapshot holds no such feature."""
+    """There is no such store, version or feature."""
+
+    standard_advice = (
+        "run `speechclip featurize` to add what is missing, or `speechclip history` to see what each version holds"
+    )
 
 
 class LostRace(StoreError):
-    """Other writers were first at every attempt; nothing was changed."""
+    """Other writers were first at every attempt. Nothing was changed."""
+
+    standard_advice = "run the command again later"
 
 
 class UnsupportedStore(StoreError):
-    """This store can't be read or written safely by this version of the code."""
+    """This version of the code can't safely read or write this store."""
+
+    standard_advice = "use a backend that honours conditional writes"
 
 
 class StorageFailed(SpeechClipError):
-    """The storage did not answer, after all retries; all that was committed is kept."""
+    """The storage did not answer, after all retries. Everything committed before is kept."""
 
 
 class StorageRefused(StorageFailed):
-    """The storage answered no, or what leads there is wrong: another attempt goes no better."""
+    """The storage said no, or its address or credentials are wrong. Another attempt would not help."""
 
 
 class MachineFailed(SpeechClipError):
-    """This machine could not decode an asset for want of memory or disk; that says nothing of the asset."""
+    """This machine had too little memory or disk to decode an asset. The asset itself may be fine."""
 
 
 class WorkLeft(SpeechClipError):
-    """The run stopped with work left or with too much rejected; all that was committed is kept."""
+    """The run stopped with work left, or with too many rejected assets. Everything committed before is kept."""
 
 
 class Rejected(SpeechClipError):
-    """The asset can't become a feature because of its bytes: recorded in the catalog, for every manifest."""
+    """The asset can't become a feature because of its bytes. The catalog records that for every manifest."""
 
     reason: ClassVar[str] = "rejected"
 
 
 class Undecodable(Rejected):
-    """No decoder recognises or survives the bytes."""
+    """No decoder can read the bytes, or the decoder crashes."""
 
     reason = "undecodable"
 
 
 class Truncated(Rejected):
-    """The container says that more should follow than is there."""
+    """The file is shorter than its own header says."""
 
     reason = "truncated"
 
 
 class EmptyAudio(Rejected):
-    """No bytes, or a header without samples."""
+    """The file is empty, or has a header but no samples."""
 
     reason = "empty-audio"
 
@@ -115,13 +128,13 @@ class TooShort(Rejected):
 
 
 class TooLong(Rejected):
-    """More samples than the encoder's window rule takes."""
+    """More samples than the encoder's window rule allows."""
 
     reason = "too-long"
 
 
 class NotFinite(Rejected):
-    """NaN or infinity among the samples, or in the feature."""
+    """NaN or infinity among the samples or in the feature."""
 
     reason = "not-finite"
 
@@ -133,37 +146,37 @@ class BrokenImage(Rejected):
 
 
 class EmptyText(Rejected):
-    """Nothing but white space."""
+    """The text is empty or only white space."""
 
     reason = "empty-text"
 
 
 class SourceProblem(Rejected):
-    """The bytes could not be had: belongs to one manifest and its source, never to the asset."""
+    """The bytes could not be read from their source. The catalog records that for one manifest, not for the asset."""
 
     reason = "source"
 
 
 class SourceMissing(SourceProblem):
-    """Nothing lies at the source's address."""
+    """There is no file at the source's address."""
 
     reason = "source-missing"
 
 
 class SourceChanged(SourceProblem):
-    """The source's bytes are not those that were ingested."""
+    """The source's bytes have changed since they were ingested."""
 
     reason = "source-changed"
 
 
 class SourceUnreadable(SourceProblem):
-    """The source is there and can't be read: permission, a directory, a loop of links."""
+    """The source is there but can't be read: no permission, a directory, or a loop of links."""
 
     reason = "source-unreadable"
 
 
 class SegmentOutside(SourceProblem):
-    """The row's segment holds nothing of its recording."""
+    """The segment begins after the end of its recording."""
 
     reason = "segment-outside"
 
@@ -174,7 +187,7 @@ class DecoderMissing(SourceProblem):
     reason = "decoder-missing"
 
 
-# What an asset or a source can be rejected for, as `speechclip rejected` lists it.
+# The reasons for which an asset can be rejected, as `speechclip rejected` lists them.
 REASONS = tuple(
     kind.reason
     for kind in (

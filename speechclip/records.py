@@ -11,7 +11,7 @@ MODALITIES: tuple[Modality, ...] = ("speech", "image", "text")
 
 
 _Kind = TypeVar("_Kind")
-_Sealed = TypeVar("_Sealed", bound="Sealed")
+_Checksummed = TypeVar("_Checksummed", bound="Checksummed")
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,12 +97,12 @@ class Receipt(Record, frozen=True):
     speech_seconds: float = 0.0
 
 
-class Sealed(Record, frozen=True, kw_only=True):
+class Checksummed(Record, frozen=True, kw_only=True):
     """A record that proves itself: `checksum` is the xxh3-64 of its JSON without one."""
 
     checksum: str = ""
 
-    def seal(self: _Sealed) -> _Sealed:
+    def with_checksum(self: _Checksummed) -> _Checksummed:
         """The same with its checksum."""
         bare = msgspec.structs.replace(self, checksum="")
         return msgspec.structs.replace(bare, checksum=xxhash.xxh3_64_hexdigest(to_json(bare)))
@@ -115,7 +115,7 @@ def from_json(data: bytes, kind: type[_Kind]) -> _Kind:
     except UnicodeDecodeError as error:
         # What msgspec raises where a key, not a value, is no UTF-8.
         raise msgspec.DecodeError(str(error)) from None
-    if isinstance(found, Sealed) and found.checksum and found != found.seal():
+    if isinstance(found, Checksummed) and found.checksum and found != found.with_checksum():
         raise msgspec.DecodeError("its checksum does not match")
     return found
 

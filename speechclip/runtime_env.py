@@ -1,4 +1,4 @@
-"""What Ray prepares for the workers of a job, as `metadata.runtime_env` says; no secret may be in it."""
+"""`metadata.runtime_env`: what Ray prepares for the workers of a job. It must not hold a secret."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from speechclip.errors import InvalidInput
 from speechclip.records import Record
 
 WHERE = "metadata.runtime_env"
-# TOKENIZERS_PARALLELISM and KEYBOARD are harmless; AWS_ACCESS_KEY_ID, HF_TOKEN and PGPASSWORD are not.
+# Matches AWS_ACCESS_KEY_ID, HF_TOKEN and PGPASSWORD, but not TOKENIZERS_PARALLELISM and KEYBOARD.
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION|(TOKEN|KEY|PWD)S?(?![A-Z])")
-# What such a name leads to then is not the secret itself.
+# Such a variable holds the path of a secret, not the secret.
 NAMES_A_FILE = re.compile(r"_(FILE|PATH|DIR)$")
-# Of AWS, GitHub, Hugging Face and Slack; a private key, a signed token, a password within an address.
+# Keys and tokens of AWS, GitHub, Hugging Face and Slack, a private key, a signed token, a password in an address.
 SECRET_VALUE = re.compile(
     r"\b(AKIA|ASIA)[A-Z0-9]{12}|\bgh[oprsu]_\w{20}|\bgithub_pat_|\bhf_[A-Za-z0-9]{20}|\bxox[a-z]-"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|\beyJ[\w-]+\.eyJ|://[^/\s:@]*:[^/\s@]+@"
@@ -22,7 +22,7 @@ SECRET_VALUE = re.compile(
 
 
 class RuntimeEnv(Record, frozen=True):
-    """Ray's own fields, each as Ray takes it; what is not given is left to Ray."""
+    """The fields of Ray's `runtime_env`, with the same types. Ray decides about a field that is not given."""
 
     env_vars: dict[str, str] = {}
     working_dir: str | None = None
@@ -39,20 +39,20 @@ class RuntimeEnv(Record, frozen=True):
     config: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """What is given, as `ray.init` takes it."""
+        """The fields that are given, as a dictionary for `ray.init`."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value not in (None, {})}
 
 
 def refuse_secrets(runtime_env: RuntimeEnv) -> None:
-    """`InvalidInput` that names where a secret seems to stand, and does not repeat it."""
+    """Raise `InvalidInput` if a name or a value looks like a secret. The message names the place, not the secret."""
     named = [name for name in runtime_env.env_vars if _is_secret_name(name)]
     places = [f"env_vars.{name}" for name in named] or [
         place for place, text in _texts(runtime_env.fields()) if SECRET_VALUE.search(text)
     ]
     if places:
         raise InvalidInput(
-            f"{WHERE}.{places[0]} looks like a secret, and whoever sees the job sees its runtime_env; "
-            "give it to the nodes instead, by workload identity, a profile or their own environment"
+            f"{WHERE}.{places[0]} looks like a secret, and everybody who sees the job sees its runtime_env",
+            "give it to the nodes, by workload identity, a profile or their own environment",
         )
 
 
@@ -61,7 +61,7 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in it, with its place."""
+    """Every text in the tree, with its place, such as `env_vars.A` or `pip.1`."""
     if isinstance(tree, str):
         yield place, tree
     elif isinstance(tree, dict | list | tuple):

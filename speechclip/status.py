@@ -1,4 +1,7 @@
-"""What a job says of itself: a small file that it rewrites while it runs, and leaves when it is over."""
+"""The status file of a job: it rewrites the file while it runs, and leaves it when it ends.
+
+`speechclip status` reads it. The file decides nothing: a job that can't write it warns and goes on.
+"""
 
 import logging
 import platform
@@ -19,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 State = Literal["running", "done", "work left", "failed", "interrupted"]
 WRITE_SECONDS = 10.0
-# After so many rewrites missed it is taken for killed, or cut off from its storage.
+# After six missed rewrites we assume that the job was killed, or is cut off from its storage.
 SILENT_SECONDS = 6 * WRITE_SECONDS
 
 
 class JobStatus(Record, frozen=True):
-    """The content of the file. `figures` are those of the job's progress, or of its last line once it is over."""
+    """The content of the file. `figures` are the fields of the last progress report, or of the summary at the end."""
 
     job: str = msgspec.field(name="run")
     command: str
@@ -36,15 +39,19 @@ class JobStatus(Record, frozen=True):
     figures: dict[str, Any] = {}
 
     def is_silent(self, now: datetime) -> bool:
-        """Whether it says that it runs, but has not said so for long."""
+        """Whether its state is `running` although the file was not rewritten for a minute."""
         return self.state == "running" and (now - self.updated).total_seconds() > SILENT_SECONDS
 
 
 class Reporter(AbstractContextManager["Reporter"]):
-    """While it is open, a thread tells every `tell_seconds` how far the job is, and keeps its file young.
+    """While it is open, a thread shows the job's progress every `show_seconds` and rewrites its file every ten seconds.
 
-    `look` gives the figures, None while there are none; `tell` shows them and hears whether they are the last. A file
-    that can't be written is one warning: the job goes on.
+    `look` returns the figures, or None as long as there are none. `show` gets them, and whether they are the last. If
+    the file can't be written, there is one warning and the job goes on.
+
+        with Reporter(storage, path, job=name, command="train", look=lambda: last, show=print) as reporter:
+            ...
+            reporter.conclude(summary)
     """
 
     def __init__(
@@ -55,11 +62,11 @@ class Reporter(AbstractContextManager["Reporter"]):
         job: str,
         command: str,
         look: Callable[[], Record | None],
-        tell: Callable[[Any, bool], None] = lambda figures, is_last: None,
-        tell_seconds: float = WRITE_SECONDS,
+        show: Callable[[Any, bool], None] = lambda figures, is_last: None,
+        show_seconds: float = WRITE_SECONDS,
     ) -> None:
-        self._storage, self._path, self._look, self._tell = storage, path, look, tell
-        self._tell_seconds = tell_seconds
+        self._storage, self._path, self._look, self._show_figures = storage, path, look, show
+        self._show_seconds = show_seconds
         self._is_over, self._has_warned = threading.Event(), False
         now = datetime.now(UTC)
         self.status = JobStatus(
@@ -80,7 +87,7 @@ class Reporter(AbstractContextManager["Reporter"]):
         self._write(msgspec.structs.replace(self.status, state=_state(error), error=sentence))
 
     def conclude(self, summary: Record | None = None) -> None:
-        """Tell the last of it, and keep the job's summary for its file; nothing is told after."""
+        """Show the last figures and stop the thread. The file will hold `summary`, or else the last figures."""
         if not self._is_over.is_set():
             self._is_over.set()
             self._thread.join()
@@ -90,9 +97,9 @@ class Reporter(AbstractContextManager["Reporter"]):
 
     def _report(self) -> None:
         unwritten = 0.0
-        while not self._is_over.wait(self._tell_seconds):
+        while not self._is_over.wait(self._show_seconds):
             self._show(is_last=False)
-            unwritten += self._tell_seconds
+            unwritten += self._show_seconds
             if unwritten >= WRITE_SECONDS:
                 self._write(self.status)
                 unwritten = 0.0
@@ -100,7 +107,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     def _show(self, *, is_last: bool) -> None:
         found = self._look()
         if found is not None:
-            self._tell(found, is_last)
+            self._show_figures(found, is_last)
             self._keep(found)
 
     def _keep(self, figures: Record) -> None:
@@ -117,11 +124,13 @@ class Reporter(AbstractContextManager["Reporter"]):
 
 
 def read_status(storage: Storage, path: str) -> JobStatus:
-    """The file at `path`; `FileNotFoundError` where there is none, `Damaged` where it is something else."""
+    """The status in the file at `path`. Raises `FileNotFoundError`, or `Damaged` if the file holds something else."""
     try:
         return from_json(storage.read(path), JobStatus)
     except msgspec.DecodeError as error:
-        raise Damaged(f"{storage.address(path)}: no status of a job that this speechclip knows ({error})") from None
+        raise Damaged(
+            f"{storage.address(path)}: not a status file of this version of speechclip ({error})", "delete it"
+        ) from None
 
 
 def _state(error: BaseException | None) -> State:

@@ -2,7 +2,7 @@
 
 import pickle
 
-from speechclip.errors import Damaged, SpeechClipError
+from speechclip.errors import Damaged, LostRace, NotStored, SpeechClipError, UnsupportedStore
 
 
 class _Advised(SpeechClipError):
@@ -19,6 +19,13 @@ def test_a_class_may_bring_its_own_advice() -> None:
     assert str(_Advised("it broke")) == "it broke; ask for help"
     assert str(_Advised("it broke", "")) == "it broke"
     assert str(_Advised("it broke", "sleep")) == "it broke; sleep"
+
+
+def test_errors_of_the_store_say_what_to_do_without_being_told() -> None:
+    assert str(Damaged("a.tar: the file is gone")) == "a.tar: the file is gone; run `speechclip repair`"
+    for kind in (Damaged, NotStored, LostRace, UnsupportedStore):
+        assert kind("x").advice
+        assert kind("x", "y").advice == "y"
 
 
 def test_an_error_is_pickled_with_both_parts() -> None:

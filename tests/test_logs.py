@@ -1,4 +1,4 @@
-"""What stderr holds: sentences, or a JSON object a line."""
+"""stderr holds sentences for people, or one JSON object a line for machines."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_machines_read_an_object_a_line() -> None:
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
-def test_a_command_ends_in_json_too(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_that_ends_a_command_is_json_too(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--log-format", "json"] if way == "option" else []
     if way == "environment":
         monkeypatch.setenv("SPEECHCLIP_LOG_FORMAT", "json")

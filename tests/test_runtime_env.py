@@ -20,25 +20,25 @@ def read(folder: Path, runtime_env: Any, *overrides: str) -> dict[str, Any]:
     return load_settings(write(folder, {"runtime_env": runtime_env}), {}, overrides).runtime_env.fields()
 
 
-def test_it_stands_beside_the_settings_and_set_changes_it(tmp_path: Path) -> None:
+def test_it_is_a_key_of_metadata_and_set_changes_it(tmp_path: Path) -> None:
     given = {"env_vars": {"OMP_NUM_THREADS": "1"}, "pip": ["six"]}
     assert read(tmp_path, given) == given
     assert read(tmp_path, given, "runtime_env.env_vars.A='2'")["env_vars"] == {"OMP_NUM_THREADS": "1", "A": "2"}
     assert read(tmp_path, None) == {}
 
 
-def test_its_fields_are_rays() -> None:
+def test_it_has_the_fields_of_rays_runtime_env() -> None:
     assert set(RuntimeEnv.__struct_fields__) == {name for name in RaysOwn.known_fields if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"speech_clip": {}}, "metadata holds the unknown key 'speech_clip'; known are speechclip and runtime_env"),
+        ({"speech_clip": {}}, "metadata has the unknown key 'speech_clip'; use speechclip or runtime_env"),
         ({"runtime_env": {"env_var": {}}}, "there is no key runtime_env.env_var"),
         ({"runtime_env": {"env_vars": {"A": 1}}}, "runtime_env.env_vars[...] must be a text, not a whole number"),
-        ({"runtime_env": ["pip"]}, "metadata.runtime_env must be a mapping"),
-        ({"speechclip": {"runtime_env": {}}}, "runtime_env stands in metadata, beside speechclip, not in it"),
+        ({"runtime_env": ["pip"]}, "metadata.runtime_env is not a mapping"),
+        ({"speechclip": {"runtime_env": {}}}, "metadata.speechclip has runtime_env; write it as metadata.runtime_env"),
     ],
     ids=["metadata", "runtime_env", "a number", "a list", "misplaced"],
 )

@@ -1,4 +1,4 @@
-"""The file that a job leaves of itself, whatever ends it."""
+"""The status file of a job, and its state after each way in which a job can end."""
 
 import contextlib
 import threading
@@ -20,7 +20,7 @@ class Count(Record, frozen=True):
 
 
 def reporter(storage: Storage, **options: object) -> Reporter:
-    plain = {"look": lambda: Count(done=3), "tell_seconds": 0.01}
+    plain = {"look": lambda: Count(done=3), "show_seconds": 0.01}
     return Reporter(storage, PATH, job="one", command="featurize", **(plain | options))  # type: ignore[arg-type]
 
 
@@ -36,7 +36,7 @@ def reporter(storage: Storage, **options: object) -> Reporter:
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
-def test_the_file_tells_how_the_job_ended(tmp_path: Path, error: BaseException | None, state: State, says: str) -> None:
+def test_the_file_says_how_the_job_ended(tmp_path: Path, error: BaseException | None, state: State, says: str) -> None:
     storage = Storage(str(tmp_path))
     with pytest.raises(type(error)) if error else contextlib.nullcontext(), reporter(storage):
         found = read_status(storage, PATH)
@@ -47,29 +47,29 @@ def test_the_file_tells_how_the_job_ended(tmp_path: Path, error: BaseException |
     assert (found.state, found.error, found.figures) == (state, says, {"done": 3})
 
 
-def test_lines_come_while_it_runs_and_the_last_one_once(tmp_path: Path) -> None:
-    told: list[tuple[int, bool]] = []
+def test_figures_are_shown_while_it_runs_and_the_last_ones_once(tmp_path: Path) -> None:
+    shown: list[tuple[int, bool]] = []
     enough = threading.Event()
 
-    def tell(count: Count, is_last: bool) -> None:
-        told.append((count.done, is_last))
-        if len(told) >= 3:
+    def show(count: Count, is_last: bool) -> None:
+        shown.append((count.done, is_last))
+        if len(shown) >= 3:
             enough.set()
 
-    with reporter(Storage(str(tmp_path)), tell=tell) as report:
+    with reporter(Storage(str(tmp_path)), show=show) as report:
         assert enough.wait(10)
         report.conclude(Count(done=7))
-        before = len(told)
-    assert told[before - 1 :] == [(3, True)]
-    assert all(not is_last for _, is_last in told[:-1])
+        before = len(shown)
+    assert shown[before - 1 :] == [(3, True)]
+    assert all(not is_last for _, is_last in shown[:-1])
     assert read_status(Storage(str(tmp_path)), PATH).figures == {"done": 7}
 
 
-def test_a_job_of_which_nothing_is_known_yet_tells_nothing(tmp_path: Path) -> None:
-    told: list[object] = []
-    with reporter(Storage(str(tmp_path)), look=lambda: None, tell=lambda *one: told.append(one)):
+def test_a_job_without_figures_shows_nothing(tmp_path: Path) -> None:
+    shown: list[object] = []
+    with reporter(Storage(str(tmp_path)), look=lambda: None, show=lambda *one: shown.append(one)):
         pass
-    assert told == []
+    assert shown == []
     assert read_status(Storage(str(tmp_path)), PATH).figures == {}
 
 
@@ -85,15 +85,15 @@ def test_a_storage_that_fails_is_a_warning_and_the_job_goes_on(
     assert caplog.messages == ["jobs/one.json: the job's status can't be written (the storage is full)"]
 
 
-def test_a_job_that_was_killed_falls_silent() -> None:
+def test_a_running_job_that_writes_nothing_for_a_minute_is_silent() -> None:
     now = datetime.now(UTC)
     status = JobStatus(job="one", command="train", state="running", started=now, updated=now, host="h")
     assert not status.is_silent(now + timedelta(seconds=SILENT_SECONDS - 1))
     assert status.is_silent(now + timedelta(seconds=SILENT_SECONDS + 1))
 
 
-def test_what_is_no_status_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_status_is_damaged(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.replace(PATH, to_json(Count(done=1)))
-    with pytest.raises(Damaged, match="no status of a job that this speechclip knows"):
+    with pytest.raises(Damaged, match="not a status file of this version of speechclip"):
         read_status(storage, PATH)

@@ -30,7 +30,7 @@ def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None
         options.batches,
         node_wait_seconds=settings.node_wait_seconds,
         no_progress_seconds=options.no_progress_seconds,
-        tell=say,
+        notify=say,
     )
 
 

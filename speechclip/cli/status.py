@@ -39,7 +39,7 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
         if name not in (None, "last"):
             paths = [path for path in paths if path == job_path(str(name))]
             if not paths:
-                raise NotStored(f"{storage.root}: no job {name}; `speechclip status` lists the last ones")
+                raise NotStored(f"{storage.root}: no job {name}", "`speechclip status` lists the last ones")
         for path in paths[-1 if name == "last" else -SHOWN_JOBS :]:
             try:
                 found.append(read_status(storage, path))

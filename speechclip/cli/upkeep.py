@@ -37,13 +37,10 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
     if report.findings:
         # Without the log nobody knows what should be there.
         rest = f"to be encoded anew: {counted(_num_keys(report), 'asset')}" if report.versions else "the rest unchecked"
-        raise Damaged(
-            f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, {rest}; run "
-            "`speechclip repair`"
-        )
+        raise Damaged(f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, {rest}")
     unequal = [found.feature_set for found in again if not found.is_equal]
     if unequal:
-        raise Damaged(f"{', '.join(unequal)}: encoded anew beyond the bound; look at weights and library versions")
+        raise Damaged(f"{', '.join(unequal)}: encoded anew beyond the bound", "look at weights and library versions")
 
 
 @click.command()

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers
 from speechclip.encoders.families import EncoderName
+from speechclip.encoders.threads import one_blas_thread
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.records import Modality
 from speechclip.spec import RESAMPLE_RULE, CodecName, EncoderSpec, Window
@@ -70,6 +71,7 @@ class ToyEncoder:
             architecture=ARCHITECTURES[modality],
         )
 
+    @one_blas_thread()
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
     ) -> list[np.ndarray[Any, Any]]:

@@ -21,6 +21,7 @@ from speechclip.batching import batch_by_length
 from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers, spec_name
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze
 from speechclip.encoders.padded import encode_padded
+from speechclip.encoders.threads import one_thread
 from speechclip.encoders.weights import weights_digest
 from speechclip.encoders.windows import encode_crops, resolve_window
 from speechclip.spec import RESAMPLE_RULE, EncoderSpec
@@ -56,6 +57,7 @@ class TransformerStates(ABC):
     ) -> Iterator[Float[Tensor, "batch frames width"]]:
         """The states of `spec.layers` in order. `mask` is true for the frames that may be attended to; None for all."""
 
+    @one_thread()
     @torch.inference_mode()
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32
@@ -65,6 +67,7 @@ class TransformerStates(ABC):
         assert_exact(self._device)
         return encode_crops(self.spec, inputs, functools.partial(self._encode, dtype=dtype))
 
+    @one_thread()
     @torch.inference_mode()
     def encode_padded(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """What fairseq makes of these waveforms as one padded batch (see `padded`). To compare with, never to store."""

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import DTypeLike
 
 from speechclip.encoders.frozen import assert_exact, assert_frozen
+from speechclip.encoders.threads import one_thread
 from speechclip.spec import EncoderSpec
 
 BATCH = 64
@@ -32,6 +33,7 @@ class VectorEncoder:
         found: dict[str, torch.Tensor] = self._model.state_dict()
         return found
 
+    @one_thread()
     @torch.inference_mode()
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32

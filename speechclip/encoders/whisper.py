@@ -14,6 +14,7 @@ from torch import Tensor
 from speechclip.encoders.base import COMPUTE_RULE, Choices, choose_layers, spec_name
 from speechclip.encoders.families import EncoderName
 from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, freeze, use_device
+from speechclip.encoders.threads import one_thread
 from speechclip.encoders.untrained import fill_untrained
 from speechclip.encoders.weights import find_folder, load_strictly, weights_digest
 from speechclip.errors import InvalidInput
@@ -56,6 +57,7 @@ class WhisperStates:
         self._mel_filters = torch.from_numpy(_mel_filters(model.num_mel_bins)).to(self._device)
         self._window = torch.hann_window(FFT_SAMPLES, device=self._device)
 
+    @one_thread()
     @torch.inference_mode()
     def encode(
         self, inputs: Sequence[np.ndarray[Any, Any]], dtype: DTypeLike = np.float32

@@ -1,4 +1,8 @@
-"""Features as the official evaluation has them, made online from the sources in padded batches, and never stored."""
+"""Features as the official evaluation computes them: from the sources, in padded batches, and never stored.
+
+`evaluate --compat-batch 8` uses them. The official code pads each batch to its longest utterance, and HuBERT sees the
+padding: an utterance gets another feature in another batch. Source: docs/model.md, "Traps".
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,8 +12,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from speechclip.encoders import Encoder
+from speechclip.encoders.hubert import HubertEncoder
 from speechclip.encoders.padded import official_length
-from speechclip.encoders.transformer import TransformerStates
 from speechclip.encoders.windows import FULL_RULE
 from speechclip.errors import InvalidInput
 from speechclip.featurization.tasks import decode_task
@@ -19,19 +23,22 @@ from speechclip.store.frame_reader import FrameReader
 
 
 class PaddedFrames(FrameReader):
-    """The whole utterances of a split, encoded in padded batches in the manifest's order; read as stored frames are.
+    """The frames of a split's whole utterances, encoded in padded batches, in the order of the manifest.
 
-    A batch is encoded when one of it is asked for, and only the last is held; `batches` is the order that encodes each
-    once. An utterance whose source can't be decoded is not `in` it. A recording of several rows counts once.
+    A batch is encoded when one of its utterances is read, and only the last batch stays in memory. To encode each batch
+    once, read in the order that `batches` gives. An utterance whose source can't be decoded is left out. A recording
+    that several rows share is encoded once.
     """
 
     def __init__(self, encoder: Encoder, manifest: Manifest, split: str, batch_size: int) -> None:
-        if not isinstance(encoder, TransformerStates):
+        if not isinstance(encoder, HubertEncoder):
             raise InvalidInput(
-                f"{encoder.encoder_name}: --compat-batch repeats what fairseq does to a HuBERT; evaluate without it"
+                f"{encoder.encoder_name}: --compat-batch repeats what fairseq does to a HuBERT", "evaluate without it"
             )
         if batch_size < 1:
-            raise InvalidInput(f"--compat-batch is {batch_size}; give the utterances of a batch, officially 8")
+            raise InvalidInput(
+                f"--compat-batch is {batch_size}", "give the number of utterances in a batch, officially 8"
+            )
         self._encoder, self.batch_size = encoder, batch_size
         self.fingerprint = encoder.spec.fingerprint
         rules = encoder.spec.rules | {"window": FULL_RULE}
@@ -49,18 +56,18 @@ class PaddedFrames(FrameReader):
 
     @property
     def note(self) -> str:
-        """What of each utterance is judged, for a report."""
+        """How the report names these frames: ``padded in batches of 8``."""
         return f"padded in batches of {self.batch_size}"
 
     def batches(self, keys: Sequence[str]) -> list[list[int]]:
-        """The positions in `keys`, batch by batch: in this order each batch is encoded once."""
+        """The positions in `keys` of the utterances of each batch, in the order of the batches."""
         found: dict[int, list[int]] = {}
-        for place, key in enumerate(keys):
-            found.setdefault(self._batch_of[key], []).append(place)
+        for position, key in enumerate(keys):
+            found.setdefault(self._batch_of[key], []).append(position)
         return [found[number] for number in sorted(found)]
 
     def num_frames(self, key: str) -> int:
-        """How many frames the official head sees of `key`, from the lengths alone."""
+        """How many frames of `key` the official head sees, computed from the lengths of its batch."""
         longest = max(self._num_samples[other] for other in self._batches[self._batch_of[key]])
         return official_length(self._num_samples[key], self.spec.num_frames(longest))
 
@@ -79,16 +86,18 @@ class PaddedFrames(FrameReader):
     def window(
         self, key: str, *, layers: Sequence[int] | None = None, start: int = 0, stop: int | None = None
     ) -> Shaped[np.ndarray, "layers frames width"]:
-        """Frames [start, stop) of the named hidden states."""
-        rows = [self.spec.layers.index(layer) for layer in self.spec.layers if layers is None or layer in layers]
+        """Frames [start, stop) of these layers, in this order. By default all layers."""
+        rows = [self.spec.layers.index(layer) for layer in (self.spec.layers if layers is None else layers)]
         return self[key][rows, start:stop]
 
     def _encode(self, batch: int) -> dict[str, np.ndarray]:
         keys = self._batches[batch]
         waveforms = [self._decode(self._assets[key]) for key in keys]
-        # Their sources could be decoded a moment ago; what has changed since is caught by its sha256.
+        # All of them could be decoded in the constructor. A changed file fails the check of its sha256 here.
         if any(waveform is None for waveform in waveforms):
-            raise InvalidInput(f"a source of {keys} has changed or gone since the evaluation began; run it again")
+            raise InvalidInput(
+                f"a source of {keys} was changed or deleted after the evaluation started", "run the command again"
+            )
         return dict(zip(keys, self._encoder.encode_padded([one for one in waveforms if one is not None]), strict=True))
 
     def _decode(self, asset: Asset) -> np.ndarray | None:

@@ -24,7 +24,7 @@ from speechclip.heads import Head, HeadOutput, KeywordHead
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import Branch, embed_branches, embed_images, embed_together, find_texts
 from speechclip.store import Snapshot, Vectors
-from speechclip.store.feature_sets import choose_feature_set, open_pair, open_vectors
+from speechclip.store.feature_sets import choose_feature_set, open_frames, open_vectors
 from speechclip.store.frame_reader import FrameReader
 from speechclip.training.batches import Rows, group_codes, stored_rows
 from speechclip.training.run import Run
@@ -163,9 +163,8 @@ def _padded_speech(padded: PaddedFrames, speech: str | None) -> _Speech:
 
 
 def _stored_speech(run: Run, snapshot: Snapshot, speech: str | None) -> _Speech:
-    identity = run.info.identity
-    fingerprint = identity.speech.fingerprint if speech is None else _other_window(run, snapshot, speech)
-    frames, _ = open_pair(snapshot, fingerprint, identity.image.fingerprint)
+    own = run.info.identity.speech.fingerprint
+    frames = open_frames(snapshot, own if speech is None else _other_window(run, snapshot, speech))
     window = frames.spec.window
     return _Speech(frames, f"first of {window}" if frames.spec.num_crops else window)
 

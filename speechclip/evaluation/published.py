@@ -1,4 +1,4 @@
-"""What others published on the same data, in percent, for a table beside a run's own figures.
+"""Published figures on Flickr8k and SpokenCOCO, in percent, which reports show beside a run's own.
 
 Source: docs/model.md, "Published results".
 """
@@ -14,15 +14,16 @@ SPEECHCLIP = "SpeechCLIP (SLT 2022, arXiv 2210.00705), its tables"
 QUOTED = f"quoted in {SPEECHCLIP}"
 RELEASED = "the name of the released checkpoint"
 
-# Test utterances and images; a text set has a row for each utterance.
+# How many utterances ask and how many images compete on the test split. As many captions compete as utterances ask.
 TEST_POOLS: dict[CorpusName, tuple[int, int]] = {"flickr8k": (5_000, 1_000), "spokencoco": (25_031, 5_000)}
 
 
 class PublishedScores(Record, frozen=True):
-    """One row of a published table.
+    """One row of a published table: what `model` reaches on `corpus`, in percent.
 
-    `figures` of the measures: `speech-image` and `speech-text` R@1, 5, 10 from speech, then R@1, 5, 10 to speech;
-    `keywords` the hit rates of slots 1 to 8 and their mean; `dev` one mean recall of both directions, at `cutoff`.
+    What `figures` holds depends on `measure`. `speech-image` and `speech-text`: R@1, R@5, R@10 from speech, then the
+    same to speech. `keywords`: the hit rates of the slots 1 to 8, then their mean. `dev`: one figure, the mean recall
+    of both directions at `cutoff` on the dev split.
     """
 
     corpus: CorpusName
@@ -34,13 +35,13 @@ class PublishedScores(Record, frozen=True):
 
 
 def published_rows(recipe_name: str) -> tuple[PublishedScores, ...]:
-    """The published rows of the corpus that a recipe is for, none where it is no recipe of SpeechCLIP's."""
+    """The published rows on a recipe's corpus; none for a recipe that is not SpeechCLIP's."""
     corpus = corpus_of(recipe_name)
     return tuple(row for row in PUBLISHED if row.corpus == corpus)
 
 
 def corpus_of(recipe_name: str) -> CorpusName | None:
-    """The corpus of a recipe named as `base-parallel-flickr8k`; None for other names."""
+    """The corpus in a recipe's name: ``flickr8k`` for ``base-parallel-flickr8k``; None for names of another form."""
     corpora: tuple[CorpusName, ...] = ("flickr8k", "spokencoco")
     if not recipe_name.startswith(("base-", "large-")):
         return None
@@ -48,18 +49,16 @@ def corpus_of(recipe_name: str) -> CorpusName | None:
 
 
 def _rows(
-    corpus: CorpusName, measure: Measure, table: dict[str, tuple[float, ...]], source: str = SPEECHCLIP
+    corpus: CorpusName,
+    measure: Measure,
+    table: dict[str, tuple[float, ...]],
+    source: str = SPEECHCLIP,
+    *,
+    cutoff: int = 0,
 ) -> list[PublishedScores]:
     return [
-        PublishedScores(corpus=corpus, measure=measure, model=model, figures=figures, source=source)
+        PublishedScores(corpus=corpus, measure=measure, model=model, figures=figures, source=source, cutoff=cutoff)
         for model, figures in table.items()
-    ]
-
-
-def _dev(corpus: CorpusName, table: dict[str, tuple[int, float]]) -> list[PublishedScores]:
-    return [
-        PublishedScores(corpus=corpus, measure="dev", model=model, figures=(mean,), source=RELEASED, cutoff=cutoff)
-        for model, (cutoff, mean) in table.items()
     ]
 
 
@@ -129,29 +128,40 @@ PUBLISHED: tuple[PublishedScores, ...] = (
         },
     ),
     *_rows("spokencoco", "keywords", {"Cascaded Large": (27.5, 22.4, 35.8, 61.0, 21.6, 54.2, 60.1, 22.9, 38.2)}),
-    *_dev(
+    *_rows(
         "flickr8k",
-        {
-            "Parallel Base, epoch 131": (1, 36.01),
-            "Cascaded Base, epoch 58": (1, 7.77),
-            "Parallel Large, epoch 56": (10, 89.00),
-            "Cascaded Large, epoch 187": (10, 62.77),
-            "SpeechCLIP+ Cascaded+ Base": (10, 42.11),
-            "SpeechCLIP+ Hybrid Base": (10, 80.01),
-            "SpeechCLIP+ Hybrid+ Base": (10, 81.03),
-            "SpeechCLIP+ Cascaded+ Large": (10, 60.05),
-            "SpeechCLIP+ Hybrid Large": (10, 90.10),
-            "SpeechCLIP+ Hybrid+ Large": (10, 89.35),
-        },
+        "dev",
+        {"Parallel Base, epoch 131": (36.01,), "Cascaded Base, epoch 58": (7.77,)},
+        RELEASED,
+        cutoff=1,
     ),
-    *_dev(
-        "spokencoco",
+    *_rows(
+        "flickr8k",
+        "dev",
         {
-            "Parallel Large, epoch 14": (10, 84.01),
-            "Cascaded Large, epoch 12": (10, 36.15),
-            "SpeechCLIP+ Cascaded+ Large": (10, 31.30),
-            "SpeechCLIP+ Hybrid Large": (10, 79.30),
-            "SpeechCLIP+ Hybrid+ Large": (10, 83.54),
+            "Parallel Large, epoch 56": (89.00,),
+            "Cascaded Large, epoch 187": (62.77,),
+            "SpeechCLIP+ Cascaded+ Base": (42.11,),
+            "SpeechCLIP+ Hybrid Base": (80.01,),
+            "SpeechCLIP+ Hybrid+ Base": (81.03,),
+            "SpeechCLIP+ Cascaded+ Large": (60.05,),
+            "SpeechCLIP+ Hybrid Large": (90.10,),
+            "SpeechCLIP+ Hybrid+ Large": (89.35,),
         },
+        RELEASED,
+        cutoff=10,
+    ),
+    *_rows(
+        "spokencoco",
+        "dev",
+        {
+            "Parallel Large, epoch 14": (84.01,),
+            "Cascaded Large, epoch 12": (36.15,),
+            "SpeechCLIP+ Cascaded+ Large": (31.30,),
+            "SpeechCLIP+ Hybrid Large": (79.30,),
+            "SpeechCLIP+ Hybrid+ Large": (83.54,),
+        },
+        RELEASED,
+        cutoff=10,
     ),
 )

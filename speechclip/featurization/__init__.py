@@ -1,1 +1,1 @@
-"""Featurization: from a manifest to committed features, by a plan of tasks."""
+"""From a manifest to committed features: the plan, one task of it, and the driver that commits."""

@@ -1,7 +1,10 @@
-"""Featurize: the open plan, its receipts, their commits and the ledger; free of Ray, which only carries the tasks.
+"""The driver of a featurize job: make the plan, commit receipts, and count the ledger. It does not need Ray.
 
-The ledger adds up: planned = stored before + encoded + rejected + missing, each unique (feature set, asset) pair or
-unreadable source counted once.
+    work = prepare_work(store, manifest, encoders, TaskSizes())
+    summary = featurize_work(work, encode_inline(work))
+
+The ledger: planned = stored before + encoded + rejected + missing. It counts each pair of a feature set and an asset
+once, and each source that could not be read once.
 """
 
 import functools
@@ -31,13 +34,16 @@ COMPACT_ATTEMPTS = 5
 
 
 def new_job() -> str:
-    """A name for one run, as `speechclip history` shows it: when it began, and six hex digits of chance."""
+    """A name for a job: its start in UTC and six random hex digits, as in `20260131T120000-3f2a91`."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything a driver needs: the store, the manifest, what was found missing, and the open plan."""
+    """All that a driver needs: the store, the manifest, what was missing before, and the plan.
+
+    The keys of `requests` and `specs` are fingerprints. `before` has one entry for each feature set.
+    """
 
     store: FeatureStore
     manifest: Manifest
@@ -54,7 +60,7 @@ class Work:
 
 
 def survey(store: FeatureStore, manifest: Manifest, specs: Iterable[EncoderSpec]) -> tuple[Coverage, ...]:
-    """What the manifest asks of each encoder and what the store has of it now; changes nothing."""
+    """How much of each encoder's features the store holds for this manifest. Changes nothing."""
     snapshot = store.newest()
     return tuple(cover(manifest, spec, snapshot) for spec in specs)
 
@@ -66,17 +72,20 @@ def prepare_work(
     sizes: TaskSizes,
     retry: Collection[str] = (),
 ) -> Work:
-    """Make the store if need be, keep specs and manifest in it, and open the plan of what is missing or to retry."""
+    """Create the store if there is none, add the specs and the manifest to it, and open the plan of what is missing.
+
+    An asset that was rejected for a reason in `retry`, such as `source-missing`, counts as missing.
+    """
     store.create()
     for request, spec in encoders:
         store.add_spec(spec, request.encoder_name)
     store.add_manifest(manifest)
-    # A compaction would take the number of a version that is lost.
+    # A compaction makes a new version. It must not take the number of a version that is lost and has a tag.
     store.snapshot().check_tags()
     try:
         store.compact(attempts=COMPACT_ATTEMPTS)
     except LostRace as error:
-        # It only saves readers time; whoever comes first next time makes up for it.
+        # Compaction only makes readers faster. The next job tries again.
         logger.info("the catalog is not compacted now: %s", error)
     snapshot = store.snapshot()
     before = tuple(cover(manifest, spec, snapshot, retry) for _, spec in encoders)
@@ -86,9 +95,10 @@ def prepare_work(
 
 
 class Summary(Record, frozen=True):
-    """The last line of a run. planned = stored_before + encoded + rejected + missing.
+    """The ledger of a job, which it prints as its last line. planned = stored_before + encoded + rejected + missing.
 
-    Of the plan's tasks, `tasks_skipped` needed nothing more before, and `tasks_failed` still have no receipt.
+    `tasks_done` were committed by this job, `tasks_skipped` needed nothing more when it began, and `tasks_failed` have
+    no receipt yet. `bytes` and `seconds` are of this job. `catalog_version` is the newest version at its end.
     """
 
     job: str = msgspec.field(name="run")
@@ -187,8 +197,8 @@ def featurize_work(
         job=work.job,
         command=command,
         look=tally.look if work.plan.num_tasks else lambda: None,
-        tell=on_progress,
-        tell_seconds=progress_seconds,
+        show=on_progress,
+        show_seconds=progress_seconds,
     ) as reporter:
         try:
             commit_receipts(tally.watch(receipts), committer, max_rejected=max_rejected)
@@ -247,7 +257,7 @@ class _RejectionLimit:
 
 
 def encode_inline(work: Work, batch_sizes: BatchSizes = BatchSizes()) -> Iterator[Receipt]:  # noqa: B008 (frozen)
-    """The receipts of all open tasks, made in this process one after the other, on its GPU if it has one."""
+    """Yield the receipts of all open tasks. This process encodes one task after the other, on its GPU if it has one."""
     loaded: dict[str, TaskEncoder] = {}
     for task in work.plan:
         name = task.feature_set

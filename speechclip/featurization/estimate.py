@@ -1,4 +1,4 @@
-"""What a plan will cost: bytes, objects and hours, from the last run's rate or a short calibration."""
+"""What a plan will cost in bytes, objects and hours. The rate is that of the last job, or of a short calibration."""
 
 import time
 
@@ -14,7 +14,10 @@ CALIBRATION_SECONDS = 4.0
 
 
 class Estimate(Record, frozen=True):
-    """What remains of one feature set. `worker_seconds` is the time of one encoder, known by `rate_from`."""
+    """What is left to do for one feature set.
+
+    `worker_seconds` is the time that one encoder needs, and `rate_from` says where its rate is from.
+    """
 
     feature_set: str
     is_trained: bool
@@ -29,7 +32,7 @@ class Estimate(Record, frozen=True):
 
 
 def estimate(part: Coverage, encoder: Encoder, store: FeatureStore, sizes: TaskSizes) -> Estimate:
-    """The cost of what is missing; changes nothing."""
+    """The cost of encoding what is missing. Changes nothing."""
     speed = store.speed(part.spec.fingerprint) if part.missing and store.exists() else None
     if not part.missing:
         seconds, rate_from = 0.0, "nothing to do"
@@ -53,7 +56,10 @@ def estimate(part: Coverage, encoder: Encoder, store: FeatureStore, sizes: TaskS
 
 
 def calibrate(encoder: Encoder) -> float:
-    """Seconds per second of speech, or per image or text: the second of two small batches on this machine."""
+    """Seconds that this machine needs for one second of speech, or for one image or text.
+
+    It measures the second of two small batches, because the first call is slower.
+    """
     if encoder.spec.modality == "speech":
         noise = np.random.default_rng(0).standard_normal(round(CALIBRATION_SECONDS * SAMPLE_RATE)).astype(np.float32)
         inputs, amount = [noise], CALIBRATION_SECONDS

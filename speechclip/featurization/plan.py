@@ -1,4 +1,7 @@
-"""The plan: manifest x specs, minus what is stored, cut into tasks, and kept on storage so that names stay stable."""
+"""The plan: the assets of a manifest that have no feature yet, cut into tasks.
+
+The plan is kept in the store, so that a later job continues it and its shards get the same names.
+"""
 
 import hashlib
 import logging
@@ -29,7 +32,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class TaskSizes(Record, frozen=True):
-    """How much goes into one task: speed and object sizes, never values."""
+    """How much goes into one task. Changes speed and the sizes of objects, never a feature."""
 
     shard_bytes: Positive = 128 << 20
     shard_items: Positive = 1024
@@ -38,9 +41,9 @@ class TaskSizes(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Coverage:
-    """One feature set of a plan: what the manifest asks for and what a snapshot has of it.
+    """How much of one feature set a snapshot holds for a manifest.
 
-    `num_planned` counts unique assets plus sources that could not be read at ingest; it equals
+    `num_planned` is the number of different assets, and of sources that ingest could not read. It equals
     `num_stored + num_rejected + len(missing)`.
     """
 
@@ -52,22 +55,22 @@ class Coverage:
 
     @property
     def missing_seconds(self) -> float:
-        """Seconds of speech that remain to be encoded."""
+        """Seconds of speech that are left to encode."""
         return sum(self.spec.encoded_seconds(asset.seconds) for asset in self.missing)
 
     def remaining_bytes(self, sizes: TaskSizes) -> int:
-        """Bytes that the missing assets will take: arrays, tar headers and notes, or whole chunks with their keys."""
+        """Bytes that a job will write for the missing assets."""
         return sum(task_bytes(self.spec, task) for task in cut_missing("plan", self, sizes))
 
     def remaining_objects(self, sizes: TaskSizes) -> int:
-        """Objects that will be written: two per task."""
+        """Objects that a job will write: two for each task."""
         return 2 * len(cut_missing("plan", self, sizes))
 
 
 def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None, retry: Collection[str] = ()) -> Coverage:
-    """What the manifest asks of this encoder and what the snapshot (None: an empty store) has of it.
+    """How much of this feature set the snapshot holds for the manifest. None stands for an empty store.
 
-    What was rejected for a reason in `retry` counts as missing.
+    An asset that was rejected for a reason in `retry` counts as missing.
     """
     assets = manifest.assets(spec.modality)
     problems = manifest.source_problems(spec.modality)
@@ -81,7 +84,11 @@ def cover(manifest: Manifest, spec: EncoderSpec, snapshot: Snapshot | None, retr
 def cut(
     spec: EncoderSpec, assets: Sequence[Asset], sizes: TaskSizes, name: str = "plan", matrix: str = ""
 ) -> list[Task]:
-    """Full-size tasks of these assets, in their order."""
+    """The assets in tasks of full size, in the order in which they are given.
+
+    A task of frames has at most `shard_items` assets and, unless it has only one, `shard_bytes`. A task of vectors has
+    `chunk_rows` assets.
+    """
     groups: list[list[Asset]] = []
     num_bytes = 0
     for asset in assets:
@@ -184,10 +191,9 @@ class Plan:
 def open_plan(
     store: FeatureStore, manifest: Manifest, coverage: Sequence[Coverage], snapshot: Snapshot, sizes: TaskSizes
 ) -> Plan:
-    """The plan that covers what is missing: the open one of this manifest and these specs, or else a new one, stored.
+    """The plan of what is missing: the stored plan of this manifest and these specs, or a new one.
 
-    An open plan goes on with the task sizes that it was cut with, so a rerun makes the shards that the first run
-    would have made.
+    A stored plan keeps its task sizes. So a job that continues makes the shards that the first job would have made.
     """
     missing = {part.spec.fingerprint: {asset.key: asset for asset in part.missing} for part in coverage}
     if not any(missing.values()):
@@ -197,13 +203,13 @@ def open_plan(
         plan_id = f"{identity}-{ordinal:04d}"
         if store.storage.size(plan_path(plan_id)) is None:
             tasks = [task for part in coverage for task in cut_missing(plan_id, part, sizes)]
-            # Whoever creates the file first decides; everyone then follows what lies there.
+            # If two drivers race, the first file stays, and both drivers follow it.
             store.storage.create(plan_path(plan_id), to_parquet(tasks))
         try:
             tasks = from_parquet(store.storage.read(plan_path(plan_id)))
         except Damaged as error:
-            # What it had committed is known by the catalog; what is left makes a new plan.
-            logger.warning("%s: %s; going on with a new plan", plan_path(plan_id), error)
+            # The catalog knows what was committed. The rest goes into a new plan.
+            logger.warning("%s: %s; a new plan takes its place", plan_path(plan_id), error.problem)
             continue
         open_tasks = _open_tasks(tasks, snapshot, missing)
         covered: dict[str, set[str]] = {name: set() for name in missing}
@@ -212,7 +218,7 @@ def open_plan(
         if all(wanted.keys() <= covered[name] for name, wanted in missing.items()):
             specs = {part.spec.fingerprint: part.spec for part in coverage}
             for name, matrix in {(task.feature_set, task.matrix) for task in tasks if task.matrix}:
-                # Its metadata at its final shape, before any task writes its chunk.
+                # Write the metadata with the final shape before any task writes its chunk.
                 create_matrix(store.storage, specs[name], matrix)
             return Plan.of(plan_id, open_tasks, specs, len(tasks) - len(open_tasks))
     raise AssertionError("ten thousand plans of one manifest")
@@ -221,24 +227,25 @@ def open_plan(
 def _known(
     fingerprint: str, manifest: Manifest, snapshot: Snapshot | None, retry: Collection[str]
 ) -> tuple[set[str], set[str]]:
+    """The keys that are stored, and those that are rejected for a reason that is not in `retry`."""
     if snapshot is None:
         return set(), set()
     rejections = snapshot.rejections(fingerprint, manifest.digest).select(["asset", "reason"]).to_pylist()
-    # An asset may have a source's reason and one by its bytes: either calls it back.
+    # An asset may be rejected by its source and by its bytes. Either reason is enough to retry it.
     retried = {row["asset"] for row in rejections if row["reason"] in retry}
     return snapshot.stored_keys(fingerprint), {row["asset"] for row in rejections} - retried
 
 
 def _open_tasks(tasks: Sequence[Task], snapshot: Snapshot, missing: dict[str, dict[str, Asset]]) -> tuple[Task, ...]:
-    """The tasks not committed yet that still have something missing; a shard then holds the missing alone."""
+    """The tasks that are not committed and still have a missing asset. A task of frames keeps only those assets."""
     done = {name: snapshot.committed_tasks(name) for name in missing}
     open_tasks = []
     for task in tasks:
         known = missing[task.feature_set]
-        # The manifest's own records, not their equals in the plan: nothing is held twice.
+        # Use the records of the manifest, not the equal ones of the plan, so that memory holds each only once.
         assets = tuple(known.get(asset.key, asset) for asset in task.assets)
         wanted = tuple(asset for asset in assets if asset.key in known)
         if wanted and task.id not in done[task.feature_set]:
-            # A chunk of vectors keeps its rows where they are.
+            # A chunk of vectors keeps all its rows, because each row has a fixed place.
             open_tasks.append(msgspec.structs.replace(task, assets=assets if task.matrix else wanted))
     return tuple(open_tasks)

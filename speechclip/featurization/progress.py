@@ -1,4 +1,4 @@
-"""How far a featurize run has come, counted from its receipts alone."""
+"""How far a featurize job is, counted from its receipts."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,10 +10,11 @@ from speechclip.spec import EncoderSpec
 
 
 class FeaturizeProgress(Record, frozen=True):
-    """One look at a run. `tasks` are those of the plan that were open when it began.
+    """The state of a job at one moment. `tasks` is the number of tasks that were open when it began.
 
-    `bound_by` is what its encoders spent most time on since the last look, as `encoding`; `eta_seconds` is None until
-    there is a rate, and a lower bound while one of the modalities has none yet (`is_eta_whole` says so).
+    `bound_by` is what the encoders spent most time on since the last report: `encoding`, `writing`, `fetching and
+    decoding`, or `starting` before the first receipt. `eta_seconds` is the estimated time left. It is None before the
+    first receipt, and too small while one modality has no receipt yet; then `is_eta_whole` is false.
     """
 
     tasks: int
@@ -33,7 +34,7 @@ class FeaturizeProgress(Record, frozen=True):
 
 @dataclass
 class _Branch:
-    """The tasks of one modality."""
+    """The progress of one modality. `started` is when its first task began, by the clock of the tally."""
 
     left: int = 0
     done: int = 0
@@ -41,13 +42,14 @@ class _Branch:
     stored: int = 0
 
     def eta(self, now: float) -> float | None:
+        """Seconds until its tasks are done, at its rate so far. None if it has no rate yet."""
         if not self.left:
             return 0.0
         return self.left * (now - self.started) / self.done if self.done else None
 
 
 class Tally:
-    """Counts receipts as they come; `look` may be called from another thread."""
+    """Counts receipts as they come. Another thread may call `look` at the same time."""
 
     def __init__(
         self, plan: Plan, specs: Mapping[str, EncoderSpec], clock: Callable[[], float] = time.monotonic
@@ -64,13 +66,13 @@ class Tally:
         self._bound_by = "starting"
 
     def watch(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
-        """The receipts, each counted once whoever takes them is done with it."""
+        """Yield the receipts, and count each one when the caller asks for the next."""
         for receipt in receipts:
             yield receipt
             self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
-        """Count one."""
+        """Count one receipt."""
         branch = self._branches[self._modalities[receipt.feature_set]]
         if not branch.done:
             branch.started = self._clock() - receipt.seconds - receipt.idle_seconds
@@ -84,7 +86,7 @@ class Tally:
         self._spent["writing"] += receipt.write_seconds
 
     def look(self) -> FeaturizeProgress:
-        """How far it has come by now."""
+        """The progress now."""
         if any(self._spent.values()):
             self._bound_by = max(self._spent, key=lambda name: self._spent[name])
             self._spent = dict.fromkeys(self._spent, 0.0)

@@ -1,4 +1,4 @@
-"""The sources of a manifest that have no feature, each with its reason: what `speechclip rejected` lists."""
+"""The sources of a manifest that cannot become a feature, each with its reason, as `speechclip rejected` lists them."""
 
 from speechclip.manifest import Manifest
 from speechclip.records import Record

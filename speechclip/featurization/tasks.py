@@ -1,4 +1,7 @@
-"""One task on its road: fetch and decode on any CPU, encode and write beside the weights, come back as a receipt."""
+"""One task: any CPU fetches and decodes its assets, an encoder makes features of them, and storage gets one object.
+
+receipt = TaskEncoder(encoder, storage, BatchSizes())(decode_task(task, encoder.spec))
+"""
 
 import functools
 import time
@@ -27,7 +30,7 @@ PROVENANCE_LIBRARIES = ("speechclip", "torch", "transformers", "open_clip_torch"
 
 
 class EncoderRequest(Record, frozen=True):
-    """How to build an encoder: the words of the command line. The spec that results holds what they mean."""
+    """How to build an encoder, in the words of the command line. `build().spec` holds what they mean."""
 
     encoder_name: str
     modality: Modality
@@ -37,7 +40,7 @@ class EncoderRequest(Record, frozen=True):
 
     @classmethod
     def again(cls, spec: EncoderSpec, encoder_name: str) -> "EncoderRequest":
-        """The words that build the encoder of a stored feature set again."""
+        """The request that builds the encoder of a stored feature set again."""
         return cls(
             encoder_name=encoder_name,
             modality=spec.modality,
@@ -47,21 +50,24 @@ class EncoderRequest(Record, frozen=True):
         )
 
     def build(self, device: str = "cpu") -> Encoder:
-        """The encoder, its weights loaded."""
+        """The encoder with its weights loaded, on `cpu`, `cuda`, or `auto` for a GPU if there is one."""
         return load_encoder(
             self.encoder_name, self.modality, layers=self.layers, codec=self.codec, device=device, window=self.window
         )
 
 
 class BatchSizes(Record, frozen=True):
-    """How much one call of an encoder takes, padding included: speed, never values."""
+    """How much one call of an encoder gets, padding included. Changes speed, never a feature."""
 
     speech_seconds: Annotated[float, msgspec.Meta(gt=0)] = 40.0
     items: Annotated[int, msgspec.Meta(ge=1)] = 64
 
 
 class DecodedTask(Record, frozen=True):
-    """A task on its way from a decode worker to an encoder: its inputs as raw bytes, in the order of its assets."""
+    """A decoded task on the way to its encoder: the inputs as raw bytes, in the order of its assets.
+
+    `keys`, `dtypes`, `shapes` and `buffers` have one entry for each asset that is not rejected.
+    """
 
     task: Task
     keys: tuple[str, ...]
@@ -71,15 +77,16 @@ class DecodedTask(Record, frozen=True):
     rejected: tuple[RejectedAsset, ...]
 
     def inputs(self) -> list[np.ndarray]:
-        """The arrays, as `prepare` made them."""
+        """The arrays that `encoders.prepare` made."""
         parts = zip(self.buffers, self.dtypes, self.shapes, strict=True)
         return [np.frombuffer(data, dtype).reshape(shape).copy() for data, dtype, shape in parts]
 
 
 def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
-    """Fetch, decode and prepare every asset of the task; what can't be is rejected with its reason.
+    """Fetch, decode and prepare every asset of the task. An asset that can't be decoded is rejected with its reason.
 
-    Weather is raised: a storage that does not answer, or `MachineFailed` for want of memory.
+    Raises `StorageFailed` if the storage does not answer, and `MachineFailed` if memory is used up: neither says
+    anything about the asset.
     """
     keys, inputs, rejected = [], [], []
     for asset in task.assets:
@@ -90,7 +97,7 @@ def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
             rejected.append(_rejection(asset, error))
         except MemoryError:
             raise MachineFailed(
-                f"{asset.uri or asset.key}: no memory left to decode it; give the machine more and run again"
+                f"{asset.uri or asset.key}: no memory left to decode it", "give the machine more memory and run again"
             ) from None
     return DecodedTask(
         task=task,
@@ -103,7 +110,7 @@ def decode_task(task: Task, spec: EncoderSpec) -> DecodedTask:
 
 
 def encode_task(decoded: DecodedTask, encoder: Encoder, storage: Storage, sizes: BatchSizes) -> Receipt:
-    """Encode what was decoded and put it on storage; a shard that an earlier run left whole is adopted unencoded."""
+    """Encode a decoded task and write its shard or chunk. A whole one that an earlier job left is reused as it is."""
     task, spec = decoded.task, encoder.spec
     assert spec.fingerprint == task.feature_set, f"task of {task.feature_set} given to {spec.fingerprint}"
     started = time.monotonic()
@@ -136,14 +143,14 @@ def encode_task(decoded: DecodedTask, encoder: Encoder, storage: Storage, sizes:
 
 
 class TaskEncoder:
-    """An encoder at work, task after task; each receipt also says how long it had waited for the task."""
+    """Encodes one task after the other with one encoder. Each receipt also says how long the encoder had waited."""
 
     def __init__(self, encoder: Encoder, storage: Storage, sizes: BatchSizes) -> None:
         self.encoder, self.storage, self.sizes = encoder, storage, sizes
         self._free_since = time.monotonic()
 
     def __call__(self, decoded: DecodedTask) -> Receipt:
-        """`encode_task` of the next one."""
+        """Encode the next task and write it."""
         idle = time.monotonic() - self._free_since
         receipt = encode_task(decoded, self.encoder, self.storage, self.sizes)
         self._free_since = time.monotonic()
@@ -168,7 +175,7 @@ def _decode(asset: Asset, spec: EncoderSpec) -> Any:
 
 
 def _rejection(asset: Asset, error: Rejected) -> RejectedAsset:
-    """By the source for one manifest, or by the bytes for all: then a later decoder may see them otherwise."""
+    """The record of a rejection. One by the bytes names the decoder, because a later decoder may read them."""
     if isinstance(error, SourceProblem):
         return RejectedAsset(
             key=asset.key, reason=error.reason, detail=str(error), source=asset.uri or asset.text or ""
@@ -180,7 +187,7 @@ def _rejection(asset: Asset, error: Rejected) -> RejectedAsset:
 def encode_inputs(
     decoded: DecodedTask, encoder: Encoder, sizes: BatchSizes
 ) -> tuple[dict[str, np.ndarray], tuple[RejectedAsset, ...]]:
-    """The features by key in the task's order, and those that came out as NaN or too large for the codec."""
+    """The features by key, in the order of the task, and the assets whose feature is NaN or too large for the codec."""
     inputs = decoded.inputs()
     is_speech = encoder.spec.modality == "speech"
     lengths = [len(array) if is_speech else 1 for array in inputs]
@@ -202,7 +209,7 @@ def encode_inputs(
 def _find(
     storage: Storage, spec: EncoderSpec, task: Task, keys: Sequence[str]
 ) -> tuple[str, tuple[StoredAsset, ...]] | None:
-    """The whole and verified work of a run that ended between the shard and its commit."""
+    """The path and the assets of this task's shard or chunk, if an earlier job wrote it whole and did not commit it."""
     if not spec.is_frames:
         path = matrix_path(spec.fingerprint, task.matrix)
         stored = find_chunk(storage, spec, task, path)

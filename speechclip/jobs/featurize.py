@@ -1,9 +1,12 @@
-"""Featurize on Ray Data: one row is one task; CPU tasks decode, fixed actor pools encode, receipts reach the driver."""
+"""Featurize on Ray Data. One row is one task: CPU tasks decode it, an actor encodes it, and the driver gets a receipt.
+
+for receipt in encode_on_ray(work, BatchSizes(), node_wait_seconds=300, no_progress_seconds=1800):
+    ...
+"""
 
 import functools
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,35 +18,36 @@ import ray.data.exceptions
 from speechclip.errors import SpeechClipError, WorkLeft
 from speechclip.featurization.driver import Work
 from speechclip.featurization.tasks import BatchSizes, DecodedTask, EncoderRequest, TaskEncoder, decode_task
-from speechclip.jobs.metrics import FeaturizeMeters
-from speechclip.jobs.nodes import Node, Tell, wait_for_room
+from speechclip.jobs.metrics import FeaturizeMetrics
+from speechclip.jobs.nodes import Node, Notify, wait_for_nodes
 from speechclip.records import MODALITIES, Modality, Receipt, Task
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-# The share of the CPUs that no encoder may take, so that decoding always goes on.
+# The share of the CPUs that encoders leave free, so that decoding never stops.
 DECODE_SHARE = 0.25
-# Ray Data's driver spends as long on a block of eight tasks as on a block of one. Few enough that a slow CPU actor
-# still shows progress in time, and that a plan this large keeps every actor busy to its end.
+# Ray Data's driver needs the same time for a block of eight tasks as for a block of one. More than eight would be too
+# many: a slow actor on a CPU must still show progress in time, and all actors must have work until the end of the plan.
 TASKS_A_BLOCK = 8
 LARGE_PLAN = 2000
-# Ray is asked for this part of the CPUs that a fixed pool uses: so it finds room again when half the nodes are gone.
+# A fixed pool asks Ray for this part of the CPUs that it uses. So it still fits when half of the nodes are lost.
 ASKED_SHARE = 0.5
-# Beside GPUs decoding takes every CPU; so little that a node of one CPU decodes beside encoders of all modalities.
+# On a cluster with GPUs, decoding uses every CPU. A decode task asks for less than one, so that a node of one CPU can
+# decode beside the encoders of all modalities.
 DECODE_CPUS_BESIDE_GPUS = 0.7
-# Encoders of speech that take turns on one GPU, where it has as many CPUs: one packs and writes while another computes.
+# Speech encoders that share one GPU if it has at least as many CPUs: one packs and writes while another computes.
 SPEECH_ENCODERS_A_GPU = 3
-# For glibc: what such an encoder has freed it keeps for its next task; to fault in 128 MiB anew takes it longer.
+# For glibc: keep freed memory for the next task. To get 128 MiB from the kernel again takes longer.
 KEEP_FREED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 @dataclass(frozen=True)
 class Pools:
-    """How one CPU and GPU budget is cut: actors per modality, and what each actor and decode task asks of Ray.
+    """How the CPUs and GPUs are divided: actors by modality, and the resources of each actor and each decode task.
 
-    Without `decode_tasks` as many decode as find room, on nodes that come later too.
+    If `decode_tasks` is None, Ray starts as many decode tasks as fit, also on nodes that come later.
     """
 
     actors: dict[Modality, int]
@@ -54,17 +58,17 @@ class Pools:
 
 
 def size_pools(num_cpus: float, num_gpus: float, num_tasks: dict[Modality, int]) -> Pools:
-    """Pools that fit a cluster of this size, and half of it where it has no GPUs.
+    """Pools that fit on a cluster of this size. Without GPUs they also fit on half of it.
 
-    Everything is fractional, so that a single logical CPU still runs decode and three encoders side by side. An actor
-    never asks for just what a decode task asks for: Ray Data would fuse the two and decode inside the actor.
+    All resources are fractions, so that one logical CPU can run decode tasks and three encoders at the same time. An
+    actor never asks for exactly as much as a decode task, because Ray Data would then decode inside the actor.
     """
     wanted = {modality: num_tasks[modality] for modality in MODALITIES if num_tasks.get(modality)}
     return _pools_on_gpus(num_cpus, num_gpus, wanted) if num_gpus else _pools_on_cpus(num_cpus, wanted)
 
 
 def _pools_on_cpus(num_cpus: float, wanted: dict[Modality, int]) -> Pools:
-    """Encoders take what decoding leaves, speech most of it."""
+    """Encoders use the CPUs that decoding leaves. Speech gets most of them."""
     decode_cpus = min(1.0, DECODE_SHARE * num_cpus)
     encode_cpus = num_cpus * (1 - DECODE_SHARE)
     slots = max(len(wanted), round(encode_cpus))
@@ -84,7 +88,7 @@ def _pools_on_cpus(num_cpus: float, wanted: dict[Modality, int]) -> Pools:
 
 
 def _pools_on_gpus(num_cpus: float, num_gpus: float, wanted: dict[Modality, int]) -> Pools:
-    """All modalities share each GPU, whose actors need little of a CPU; decoding takes the rest."""
+    """All modalities share each GPU. Its actors need little of a CPU, and decoding gets the rest."""
     of_speech = min(SPEECH_ENCODERS_A_GPU, max(1, int(num_cpus / num_gpus)))
     a_gpu = {modality: of_speech if modality == "speech" else 1 for modality in wanted}
     actors = {modality: min(int(num_gpus) * a_gpu[modality], count) for modality, count in wanted.items()}
@@ -98,12 +102,12 @@ def _pools_on_gpus(num_cpus: float, num_gpus: float, wanted: dict[Modality, int]
 
 
 def _rounded_down(share: float) -> float:
-    """Ray counts resources in ten-thousandths; rounded up, the parts would not fit the whole."""
+    """The share in thousandths. If it were rounded up, the parts together could be more than the whole."""
     return int(1000 * share) / 1000
 
 
 def count_blocks(num_tasks: int) -> int:
-    """Into how many blocks Ray Data gets the tasks of one feature set: one each, and up to eight in a large plan."""
+    """The number of blocks in which Ray Data gets these tasks: one task a block, up to eight in a large plan."""
     return math.ceil(num_tasks / min(TASKS_A_BLOCK, max(1, num_tasks // LARGE_PLAN)))
 
 
@@ -113,50 +117,52 @@ def encode_on_ray(
     *,
     node_wait_seconds: float,
     no_progress_seconds: float,
-    tell: Tell = logger.info,
+    notify: Notify = logger.info,
 ) -> Iterator[Receipt]:
-    """The receipts of all open tasks, as the cluster that `ray.init` joined finishes them.
+    """Yield the receipt of each open task of the plan as soon as the cluster has encoded it. Call `connect` first.
 
-    `WorkLeft` where no node with a CPU comes in time, or where the nodes that the work needs are lost for good.
+    Raises `WorkLeft` if no node with a CPU comes within `node_wait_seconds`, or if no receipt comes for
+    `no_progress_seconds`.
     """
     if not work.plan.num_tasks:
         return
     num_tasks = {modality: amount.num_tasks for modality, amount in work.plan.by_modality.items()}
     advice = "add nodes, or start one by `ray start --num-cpus 1` or more"
-    there = wait_for_room(_lacks_cpus, [{"CPU": 1}], seconds=node_wait_seconds, advice=advice, tell=tell)
+    there = wait_for_nodes(_missing_cpus, [{"CPU": 1}], seconds=node_wait_seconds, advice=advice, notify=notify)
     pools = size_pools(sum(node.cpus for node in there), sum(node.gpus for node in there), num_tasks)
     logger.info("pools: %s", pools)
     _configure_data(no_progress_seconds)
     branches = [_branch(work, name, pools, batch_sizes) for name in work.plan.by_feature_set]
     dataset = functools.reduce(lambda left, right: left.union(right), branches)
-    meters = FeaturizeMeters(work)
+    metrics = FeaturizeMetrics(work)
     try:
         for row in dataset.iter_rows():
             receipt = msgspec.msgpack.decode(row["receipt"], type=Receipt)
-            meters.count(receipt)
+            metrics.count(receipt)
             yield receipt
     except ray.exceptions.RayTaskError as error:
-        # An error of ours crosses as itself; anything else is a bug and keeps its traceback.
+        # A SpeechClipError is raised as in the worker. Another error is a bug and keeps its traceback.
         if isinstance(error.cause, SpeechClipError):
             raise error.cause from None
         raise
     except ray.data.exceptions.ExecutionTimeoutError as error:
         raise WorkLeft(
-            f"nothing moved for {no_progress_seconds:g} s: nodes that this run began with are gone, or one task takes "
-            "longer; what was committed is kept; add nodes or raise featurize.no_progress_seconds, and run again"
+            f"no task was finished for {no_progress_seconds:g} s: nodes of this job are lost, or one task takes "
+            "longer; what was committed is kept",
+            "add nodes or set a larger featurize.no_progress_seconds, and run again",
         ) from error
     except ray.exceptions.RayError as error:
         raise WorkLeft(
-            f"Ray stopped before the plan was done ({error}); what was committed is kept, run again"
+            f"Ray stopped before the plan was done ({error}); what was committed is kept", "run the same command again"
         ) from error
 
 
-def _lacks_cpus(there: Sequence[Node]) -> str:
+def _missing_cpus(there: Sequence[Node]) -> str:
     return "" if sum(node.cpus for node in there) >= 1 else "the Ray cluster has no CPU for decoding"
 
 
 def _branch(work: Work, name: str, pools: Pools, batch_sizes: BatchSizes) -> ray.data.Dataset:
-    """Decode tasks and encoder actors of one feature set."""
+    """The receipts of one feature set as a dataset: its tasks, decoded, then encoded."""
     spec = work.specs[name]
     rows = [{"task": msgspec.msgpack.encode(task)} for task in work.plan.tasks(name)]
     decoded = ray.data.from_items(rows, override_num_blocks=count_blocks(len(rows))).map(
@@ -181,20 +187,15 @@ def _decode_row(row: dict[str, bytes], spec: EncoderSpec) -> dict[str, bytes]:
 
 
 class _EncodeRow:
-    """An actor: loads its encoder once and turns decoded tasks into receipts."""
+    """An actor that loads its encoder once and makes receipts from decoded tasks."""
 
     def __init__(self, request: EncoderRequest, spec: EncoderSpec, store: str, batch_sizes: BatchSizes) -> None:
         encoder = request.build("cuda" if ray.get_gpu_ids() else "cpu")
-        # To load torch takes seconds, and a toy needs none.
-        if "torch" in sys.modules:
-            import torch
-
-            # One thread a CPU actor: the pools are sized by it, and equal plans give equal bytes.
-            torch.set_num_threads(1)
         if encoder.spec != spec:
             raise WorkLeft(
-                f"{request.encoder_name}: this worker resolves it to {encoder.spec.fingerprint}, "
-                f"the driver to {spec.fingerprint}; give all nodes the same weights"
+                f"{request.encoder_name}: it is {encoder.spec.fingerprint} on this worker's node and "
+                f"{spec.fingerprint} on the driver's",
+                "give all nodes the same weights",
             )
         self.encode = TaskEncoder(encoder, Storage(store), batch_sizes)
 
@@ -204,7 +205,7 @@ class _EncodeRow:
 
 
 def _configure_data(no_progress_seconds: float) -> None:
-    # The command line has its own line of progress.
+    # The command line shows its own progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

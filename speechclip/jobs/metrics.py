@@ -1,7 +1,7 @@
-"""Our own figures for Prometheus, by Ray's metrics: what a running job has put on storage, and how training goes.
+"""Metrics of a job for Prometheus, by Ray's own export: how much is on storage, and how training goes.
 
-They are counted by the driver, from receipts and progress lines alone, so they say what is so and not what was meant.
-docs/metrics.md has the names.
+The driver counts them from receipts and progress reports. So they count features that are on storage, not features
+that were asked for. docs/metrics.md lists the names.
 """
 
 from typing import TYPE_CHECKING
@@ -12,22 +12,22 @@ from speechclip.featurization.driver import Work
 from speechclip.records import Receipt
 
 if TYPE_CHECKING:
-    # Not for real: every process that decodes would load torch, which takes it longer than all else.
-    from speechclip.training.trainer import TrainingProgress
+    # Only for type checkers. Otherwise each process that decodes would import torch, which takes seconds.
+    from speechclip.training.progress import TrainingProgress
 
 SECONDS_BOUNDARIES = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 BY_MODALITY = ("modality",)
 
 
-class FeaturizeMeters:
-    """The figures of one featurize job."""
+class FeaturizeMetrics:
+    """The metrics of one featurize job."""
 
     def __init__(self, work: Work) -> None:
         self._modalities = {name: spec.modality for name, spec in work.specs.items()}
         self._left = dict.fromkeys(self._modalities.values(), 0)
         self._left |= {modality: amount.num_tasks for modality, amount in work.plan.by_modality.items()}
         self._stored = Counter("speechclip_assets_stored", "Assets with a feature on storage", BY_MODALITY)
-        self._rejected = Counter("speechclip_assets_rejected", "Assets that became none", (*BY_MODALITY, "reason"))
+        self._rejected = Counter("speechclip_assets_rejected", "Assets without one", (*BY_MODALITY, "reason"))
         self._speech = Counter("speechclip_speech_seconds", "Seconds of speech encoded")
         self._bytes = Counter("speechclip_stored_bytes", "Bytes of shards and chunks", BY_MODALITY)
         self._tasks = Gauge("speechclip_tasks_left", "Tasks of the plan without a receipt", BY_MODALITY)
@@ -38,7 +38,7 @@ class FeaturizeMeters:
             self._tasks.set(count, {"modality": modality})
 
     def count(self, receipt: Receipt) -> None:
-        """Add what one task came to."""
+        """Add one receipt."""
         modality = self._modalities[receipt.feature_set]
         tags: dict[str, str] = {"modality": modality}
         self._left[modality] -= 1
@@ -52,8 +52,8 @@ class FeaturizeMeters:
             _add(self._speech, receipt.speech_seconds, {})
 
 
-class TrainMeters:
-    """The figures of one training job, by what its worker 0 reports."""
+class TrainMetrics:
+    """The metrics of one training job, from the progress reports of its worker 0."""
 
     def __init__(self) -> None:
         self._step = Gauge("speechclip_train_step", "Steps done")
@@ -62,7 +62,7 @@ class TrainMeters:
         self._recall = Gauge("speechclip_train_dev_recall", "Mean recall at 10 on dev, from 0 to 1")
 
     def show(self, progress: "TrainingProgress") -> None:
-        """Take over one progress line."""
+        """Set the metrics to one progress report."""
         self._step.set(progress.step)
         self._loss.set(progress.loss)
         self._wait.set(progress.wait_share)
@@ -71,6 +71,6 @@ class TrainMeters:
 
 
 def _add(counter: Counter, amount: float, tags: dict[str, str]) -> None:
-    # Ray refuses an increment of nothing.
+    # Ray raises an error for an increment of 0.
     if amount > 0:
         counter.inc(amount, tags)

@@ -1,4 +1,4 @@
-"""Room on the Ray cluster: a job may come before its nodes, and says so while it waits for them."""
+"""The nodes of a Ray cluster. A job may start before its nodes: it then says so and waits for them."""
 
 import logging
 import os
@@ -14,53 +14,55 @@ from speechclip.errors import InvalidInput, WorkLeft
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-Tell = Callable[[str], None]
+# A function that shows a sentence to the user.
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a living node offers to all jobs together."""
+    """The logical CPUs and GPUs of one living node, for all jobs together."""
 
     cpus: float
     gpus: float = 0.0
 
 
 def nodes() -> list[Node]:
-    """The cluster's living nodes."""
+    """The living nodes of the cluster."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cpus=each.get("CPU", 0.0), gpus=each.get("GPU", 0.0)) for each in found]
 
 
 def is_shared() -> bool:
-    """Whether this is a cluster that was there before us, and may get more nodes; a private one won't."""
+    """Whether this job joined a cluster, which may get more nodes. A private Ray gets none."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def wait_for_room(
-    lacking: Callable[[Sequence[Node]], str],
+def wait_for_nodes(
+    what_is_missing: Callable[[Sequence[Node]], str],
     bundles: Sequence[dict[str, float]],
     *,
     seconds: float,
     advice: str,
-    tell: Tell,
+    notify: Notify,
 ) -> list[Node]:
-    """The cluster's nodes, once `lacking` has nothing to say of them; an autoscaler is asked for `bundles` meanwhile.
+    """The nodes of the cluster, as soon as `what_is_missing` returns an empty text for them.
 
-    After `seconds`: `WorkLeft` with what is lacking; on a private Ray, which nothing joins, `InvalidInput` at once.
+    While it waits, it asks an autoscaler for `bundles`, such as `[{"CPU": 1}]`. Raises `WorkLeft` after `seconds`. On
+    a private Ray, which no node joins, it raises `InvalidInput` at once.
     """
     there = nodes()
-    lack = lacking(there)
-    if not lack:
+    problem = what_is_missing(there)
+    if not problem:
         return there
     if not is_shared():
-        raise InvalidInput(f"{lack}; {advice}")
-    tell(f"{lack}; waiting {seconds:g} s for nodes to come")
+        raise InvalidInput(problem, advice)
+    notify(f"{problem}; waiting {seconds:g} s for more nodes")
     request_resources(bundles=list(bundles))
     try:
         deadline = time.monotonic() + seconds
-        while lack := lacking(there := nodes()):
+        while problem := what_is_missing(there := nodes()):
             if time.monotonic() >= deadline:
-                raise WorkLeft(f"{lack}, and no node came within {seconds:g} s; {advice}, and run again")
+                raise WorkLeft(f"{problem}, and no node came within {seconds:g} s", f"{advice}, and run again")
             time.sleep(POLL_SECONDS)
     finally:
         request_resources(bundles=[])

@@ -1,7 +1,6 @@
-"""Training on Ray Train: workers read frames straight from the store and speak to each other by torch's collectives.
+"""Training on Ray Train. The workers read frames from the store and exchange gradients by torch.distributed.
 
-Our own checkpoints in the run's folder are the truth: workers that are started again, as many as before or not, go on
-from the last one.
+After a failure the workers start again, as many as before or fewer, from our own checkpoints in the run's folder.
 """
 
 import logging
@@ -17,9 +16,10 @@ import torch
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.cluster import connect
-from speechclip.jobs.mailbox import Board
-from speechclip.jobs.metrics import TrainMeters
-from speechclip.jobs.workers import Crew, run_workers
+from speechclip.jobs.mailbox import Mailbox, post
+from speechclip.jobs.metrics import TrainMetrics
+from speechclip.jobs.nodes import Notify
+from speechclip.jobs.workers import WorkerCount, run_workers
 from speechclip.manifest import Manifest
 from speechclip.records import Record, to_json
 from speechclip.runtime_env import RuntimeEnv
@@ -30,9 +30,10 @@ from speechclip.training.blueprint import configure_head
 from speechclip.training.checkpoint import RunFolder, check_continues
 from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo, what_differs
 from speechclip.training.loader import Loader
+from speechclip.training.progress import TrainingProgress
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import find_tower
-from speechclip.training.trainer import Trainer, TrainingProgress
+from speechclip.training.trainer import Trainer
 from speechclip.training.vocabulary import Vocabulary, count_tokens
 from speechclip.training.world import World
 
@@ -40,10 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 class TrainRequest(Record, frozen=True):
-    """A run to train. `speech`, `image` and `text` name feature sets where the store has several; without
-    `catalog_version` the run's own is taken, or the newest. What follows changes only speed.
+    """A run to train.
 
-    With `min_workers` a run that finds or keeps fewer nodes goes on with so few workers, and takes more as they come.
+    `speech`, `image` and `text` choose a feature set if the store has several. Without `catalog_version` the run uses
+    the version that it began with, or the newest one. The fields after `catalog_version`, except `text`, change only
+    speed. If fewer than `workers` fit on the cluster, the run goes on with at least `min_workers` (by default all) and
+    takes more as nodes come.
     """
 
     manifest: str
@@ -63,7 +66,7 @@ class TrainRequest(Record, frozen=True):
 
 
 class _Assignment(Record, frozen=True):
-    """What each worker is told."""
+    """What the driver sends to each worker."""
 
     request: TrainRequest
     identity: RunIdentity
@@ -72,57 +75,57 @@ class _Assignment(Record, frozen=True):
 def train(
     request: TrainRequest,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_found: Callable[[str], None] | None = None,
+    notify: Notify | None = None,
 ) -> RunInfo:
-    """Train the head, or go on where its folder stopped; a finished run of the same identity is returned as it is.
+    """Train the head, or go on from the last checkpoint in its folder. A finished run is returned as it is.
 
-    `on_found` is told in words what of the run the folder holds already.
-    `InvalidInput` where the folder holds another run or a private Ray is too small, `WorkLeft` where workers fail or a
-    cluster has no room for them.
+    `on_progress` gets each progress report of worker 0, `notify` sentences such as "goes on after step 400". Raises
+    `InvalidInput` if the folder holds another run or a private Ray is too small, and `WorkLeft` if workers fail again
+    and again or do not fit on the cluster.
     """
-    folder, found = RunFolder(request.out), on_found or logger.info
+    folder, notify = RunFolder(request.out), notify or logger.info
     identity, vocabulary = identify(request, folder)
     finished = folder.finished()
     if finished is not None and finished.identity == identity:
-        found("finished already, nothing to train")
+        notify("finished already, nothing to train")
         return finished
-    crew, last = _crew(request), check_continues(folder, identity)
+    count, last = _worker_count(request), check_continues(folder, identity)
     if last is not None:
-        found(f"goes on after step {last.step}")
+        notify(f"goes on after step {last.step}")
     if vocabulary is not None:
         folder.write_vocabulary(vocabulary)
     if not ray.is_initialized():
-        found("starting Ray")
+        notify("starting Ray")
     connect(request.num_cpus, request.runtime_env)
-    tell, meters = on_progress or _log, TrainMeters()
+    report, metrics = on_progress or _log, TrainMetrics()
 
-    def show(line: bytes) -> None:
-        progress = msgspec.json.decode(line, type=TrainingProgress)
-        meters.show(progress)
-        tell(progress)
+    def show(message: bytes) -> None:
+        progress = msgspec.json.decode(message, type=TrainingProgress)
+        metrics.show(progress)
+        report(progress)
 
     def last_step() -> int:
         last = folder.last_checkpoint()
         return last.step if last else 0
 
-    with Board(show) as lines:
-        config = {"assignment": to_json(_Assignment(request=request, identity=identity)), "lines": lines}
-        run_workers(_work, config, crew, last_step=last_step, tell=found)
+    with Mailbox(show) as queue:
+        config = {"assignment": to_json(_Assignment(request=request, identity=identity)), "queue": queue}
+        run_workers(_train_on_worker, config, count, last_step=last_step, notify=notify)
     finished = folder.finished()
     assert finished is not None
     return finished
 
 
 def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Vocabulary | None]:
-    """What the run is made from, and the words of a head with keywords.
+    """What the run is made from, and the vocabulary if the head hears keywords.
 
-    `InvalidInput` where the folder holds a finished run of something else, or the recipe's head can't stand on these
+    Raises `InvalidInput` if the folder holds a finished run of another identity, or if the recipe does not fit these
     features.
     """
     finished, last = folder.finished(), folder.last_checkpoint()
     known = finished or last
     if finished is not None and finished.identity.imported:
-        raise InvalidInput(f"{request.out}: holds a head imported from a checkpoint; train into a new folder")
+        raise InvalidInput(f"{request.out}: holds a head imported from a checkpoint", "train into a new folder")
     version = request.catalog_version
     if version is None and known is not None:
         version = known.identity.catalog_version
@@ -133,7 +136,7 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     speech = choose_feature_set(snapshot, "speech", request.speech)
     image = choose_feature_set(snapshot, "image", request.image)
     recipe.check_fits(speech.spec)
-    # Image, text and keywords must lie in one space: that of the image's CLIP.
+    # Images, texts and keywords must be vectors of the same CLIP.
     text = choose_feature_set(snapshot, "text", request.text or image.encoder_name) if recipe.text_weight else None
     source = FeatureSetRef.of(text.spec, text.encoder_name) if text else None
     vocabulary, tower = None, None
@@ -141,8 +144,9 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
         tower = find_tower(image.encoder_name, image.spec, text.spec.codec if text else "fp16")
         if text and text.spec.fingerprint != tower.fingerprint:
             raise InvalidInput(
-                f"texts {text.spec.fingerprint} and images of {image.encoder_name} lie in different spaces; keywords "
-                "are read by the text tower of one CLIP; name that CLIP's texts by --text"
+                f"texts {text.spec.fingerprint} and images of {image.encoder_name} are of different CLIP models, but a "
+                "head with keywords needs both of the same",
+                "choose the texts of the image's CLIP by --text",
             )
         vocabulary = count_tokens(caption for caption in manifest.table["text"].to_pylist() if caption)
         source = source or FeatureSetRef.of(tower, image.encoder_name)
@@ -158,14 +162,14 @@ def identify(request: TrainRequest, folder: RunFolder) -> tuple[RunIdentity, Voc
     )
     if finished is not None and finished.identity != identity:
         raise InvalidInput(
-            f"{request.out}: holds a finished run of another making ({what_differs(finished.identity, identity)}); "
-            "train into a new folder"
+            f"{request.out}: holds a finished run of another identity ({what_differs(finished.identity, identity)})",
+            "train into a new folder",
         )
     return identity, vocabulary
 
 
 def _check_targets(request: TrainRequest, manifest: Manifest) -> None:
-    """Refuse a manifest whose training rows lack what the recipe trains towards, or the captions of its vocabulary."""
+    """Raise `InvalidInput` if no training row has an image, or a text although the recipe needs texts."""
     recipe = request.recipe
     table = manifest.select([recipe.train_split]).table
     needed = {"image": "an image"} | ({"text": "a text"} if recipe.text_weight or recipe.has_keywords else {})
@@ -173,18 +177,18 @@ def _check_targets(request: TrainRequest, manifest: Manifest) -> None:
         if table[f"{name}_key"].null_count == len(table):
             raise InvalidInput(
                 f"{request.manifest}: none of the {len(table):,} utterances of split {recipe.train_split!r} has "
-                f"{one}, and recipe {recipe.name} ({recipe.head}) needs them; "
-                f"ingest the corpus with its {name}s, or choose another recipe"
+                f"{one}, and recipe {recipe.name} ({recipe.head}) needs them",
+                f"ingest the corpus with its {name}s, or choose another recipe",
             )
 
 
-def _work(config: dict[str, Any]) -> None:
-    """One worker, from start to end of the run, or from the last checkpoint."""
+def _train_on_worker(config: dict[str, Any]) -> None:
+    """What each worker runs: train from the last checkpoint, or from the start, to the end."""
     assignment = msgspec.json.decode(config["assignment"], type=_Assignment)
     request, identity, recipe = assignment.request, assignment.identity, assignment.request.recipe
     torch.set_num_threads(_threads())
     store = FeatureStore(request.store)
-    # The copy in the store: a path of the driver's machine means nothing on another node.
+    # Read the copy in the store, because the driver's file may not exist on this node.
     manifest = store.read_manifest(identity.manifest)
     snapshot = store.snapshot(identity.catalog_version)
     frames, vectors = open_pair(snapshot, identity.speech.fingerprint, identity.image.fingerprint)
@@ -201,28 +205,29 @@ def _work(config: dict[str, Any]) -> None:
         vocabulary=folder.read_vocabulary(identity),
         validate=validator(manifest, recipe.dev_split, frames, vectors),
         device=ray.train.torch.get_device(),
-        on_progress=lambda progress: config["lines"].put.remote(to_json(progress)),
+        on_progress=lambda progress: post(config["queue"], to_json(progress)),
     )
     trainer.fit()
 
 
 def _threads() -> int:
-    """This worker's share of the machine's CPUs: Ray itself leaves every worker one thread."""
-    beside_each_other: int = ray.train.get_context().get_local_world_size()
-    return max(1, len(os.sched_getaffinity(0)) // beside_each_other)
+    """This worker's share of the machine's CPUs. Ray would give every worker only one thread."""
+    workers_here: int = ray.train.get_context().get_local_world_size()
+    return max(1, len(os.sched_getaffinity(0)) // workers_here)
 
 
-def _crew(request: TrainRequest) -> Crew:
-    """How many workers it may be; `InvalidInput` for more than a batch has rows."""
+def _worker_count(request: TrainRequest) -> WorkerCount:
+    """How many workers the run may have. Raises `InvalidInput` for more workers than a batch has rows."""
     workers = request.workers
     if workers < 1 or workers > request.recipe.batch_size:
         raise InvalidInput(
-            f"{workers} workers asked for, expected 1 to the batch's {request.recipe.batch_size}; change --workers"
+            f"{workers} workers asked for, expected 1 to {request.recipe.batch_size}, the rows of a batch",
+            "change --workers",
         )
-    least = workers if request.min_workers is None else request.min_workers
-    if least < 1 or least > workers:
-        raise InvalidInput(f"at least {least} workers asked for, expected 1 to {workers}; change --min-workers")
-    return Crew(workers, least, request.node_wait_seconds)
+    minimum = workers if request.min_workers is None else request.min_workers
+    if minimum < 1 or minimum > workers:
+        raise InvalidInput(f"at least {minimum} workers asked for, expected 1 to {workers}", "change --min-workers")
+    return WorkerCount(workers, minimum, request.node_wait_seconds)
 
 
 def _log(progress: TrainingProgress) -> None:

@@ -88,7 +88,7 @@ def _refuse_unsafe() -> None:
     for name, value in os.environ.items():
         if name.upper() in UNSAFE and value.lower() not in ("", "0", "false", "off", "no", "n"):
             raise UnsupportedStore(
-                f"{name} is set, and with it two runs could overwrite each other's commits; unset it"
+                f"{name} is set, and with it two runs could overwrite each other's commits", "unset it"
             )
 
 

@@ -23,7 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from speechclip.errors import Damaged, LostRace, NotStored, StoreError
 from speechclip.storage import THREADS, Storage
 from speechclip.storage.retry import one_line
-from speechclip.store.grace import is_adoptable
+from speechclip.store.grace import is_reusable
 from speechclip.store.journal import FeatureSetChange, Journal, LogEntry, Note, checksum, parse_entry
 from speechclip.store.layout import CATALOG, data_file_copy_path, data_file_path, log_path, partition
 from speechclip.store.new_table import make_table
@@ -82,8 +82,8 @@ class Catalog:
             table = self._load(version)
         except TableNotFoundError:
             if self.journal.has(0):
-                raise Damaged(f"{self.storage.root}: the catalog's log is gone; run `speechclip repair`") from None
-            raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`") from None
+                raise Damaged(f"{self.storage.root}: the catalog's log is gone") from None
+            raise NotStored(f"{self.storage.root}: no feature store here") from None
         except (DeltaError, OverflowError) as error:
             raise self._unopened(version, error) from None
         self._check(table, is_head=version is None)
@@ -137,7 +137,7 @@ class Catalog:
         try:
             text = self.storage.read(log_path(version)) if copy is None else copy.text.encode()
         except FileNotFoundError:
-            raise Damaged(f"{log_path(version)}: the entry and its copy are gone; run `speechclip repair`") from None
+            raise Damaged(f"{log_path(version)}: the entry and its copy are gone") from None
         return parse_entry(version, text)
 
     def history(self, newest: int, oldest: int = 0) -> Iterator[LogEntry]:
@@ -164,7 +164,7 @@ class Catalog:
             table = self.open()
             if self._holds(table, digest):
                 # Its answer was lost, or the disk was full right after it: then it has no copy yet.
-                self.journal.seal(int(table.version()))
+                self.journal.copy_up_to(int(table.version()))
                 return int(table.version())
             version = int(table.version()) + 1
             made = change(table, version)
@@ -181,7 +181,7 @@ class Catalog:
             # attempt takes minutes where it rewrites a whole set, or in bad weather.
             pause = (time.monotonic() - started) * 2 ** min(attempt, 4)
             time.sleep(random.uniform(0, min(pause, LONGEST_PAUSE_SECONDS)))
-        raise LostRace(f"{self.storage.root}: {attempts} commits in a row lost to other writers; run again later")
+        raise LostRace(f"{self.storage.root}: {attempts} commits in a row lost to other writers")
 
     def _holds(self, table: DeltaTable, digest: str) -> bool:
         """Whether this version comes after the commit of that digest; the client looks through the log for it."""
@@ -258,13 +258,13 @@ class Catalog:
     def _put(self, path: str, data: bytes) -> bool:
         if self.storage.create(path, data):
             return True
-        return is_adoptable(self.storage, path) and self.storage.read(path) == data
+        return is_reusable(self.storage, path) and self.storage.read(path) == data
 
     def _seal(self, version: int) -> None:
         """What follows a commit: a checkpoint now and then, and the journal's copy; after a kill the next makes up."""
         if version % CHECKPOINT_EVERY == 0:
             self.checkpoint(version)
-        self.journal.seal(version)
+        self.journal.copy_up_to(version)
 
     def _load(self, version: int | None) -> DeltaTable:
         return self.storage.delta(
@@ -278,12 +278,10 @@ class Catalog:
         if root_of(paths) != self._stated_root(version):
             raise Damaged(
                 f"{self.storage.root}: the log of catalog version {version} does not lead to the files that its commit "
-                "stated; run `speechclip repair`"
+                "stated"
             )
         if is_head and self.journal.has(version + 1) and self.storage.size(log_path(version + 1)) is None:
-            raise Damaged(
-                f"{self.storage.root}: {log_path(version + 1)} was committed and is gone; run `speechclip repair`"
-            )
+            raise Damaged(f"{self.storage.root}: {log_path(version + 1)} was committed and is gone")
         others = [(number, known) for number, known in self._paths.items() if number != version]
         self._paths = {**dict(others[1 - REMEMBERED :]), version: paths}
 
@@ -296,24 +294,22 @@ class Catalog:
             # Another tool's vacuum or change of a property names the same files.
             if entry.added or entry.removed:
                 raise Damaged(
-                    f"{self.storage.root}: {log_path(ours)} was written by another tool and changes the catalog; run "
-                    "`speechclip repair`, and leave the catalog to speechclip"
+                    f"{self.storage.root}: {log_path(ours)} was written by another tool and changes the catalog",
+                    "repair the store, and change its catalog by speechclip alone",
                 )
         return root_of([])
 
     def _unopened(self, version: int | None, error: Exception) -> StoreError:
         """Why the table could not be opened: no such version, or a damaged log."""
         if version is not None and self.storage.size(log_path(version)) is None and not self.journal.has(version):
-            return NotStored(f"{self.storage.root}: there is no catalog version {version}; see `speechclip history`")
-        return Damaged(
-            f"{self.storage.root}: the catalog's log can't be read ({one_line(error)}); run `speechclip repair`"
-        )
+            return NotStored(f"{self.storage.root}: there is no catalog version {version}")
+        return Damaged(f"{self.storage.root}: the catalog's log can't be read ({one_line(error)})")
 
     def _read_part(self, path: str) -> "pa.Table | Damaged":
         try:
             return decode_data_file(path, self.storage.read(data_file_path(path)))
         except FileNotFoundError:
-            return Damaged(f"{data_file_path(path)}: the catalog's file is gone; run `speechclip repair`")
+            return Damaged(f"{data_file_path(path)}: the catalog's file is gone")
         except Damaged as error:
             return error
 

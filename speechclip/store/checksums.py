@@ -33,7 +33,7 @@ def verify_blocks(data: UInt8[np.ndarray, " bytes"], expected: UInt64[np.ndarray
     """Raise `Damaged` unless the blocks of `data`, which starts at a block's first byte, have these checksums."""
     for index, start in enumerate(range(0, len(data), BLOCK_BYTES)):
         if _block_sum(data, start) != expected[index]:
-            raise Damaged(f"{what}: block {index} does not match its checksum; run `speechclip repair`")
+            raise Damaged(f"{what}: block {index} does not match its checksum")
 
 
 def _block_sum(data: UInt8[np.ndarray, " bytes"], start: int) -> int:

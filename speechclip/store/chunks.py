@@ -30,16 +30,14 @@ def read_rows(
     try:
         data = storage.read(file)
     except FileNotFoundError:
-        raise Damaged(f"{file}: the chunk is gone; run `speechclip repair`") from None
+        raise Damaged(f"{file}: the chunk is gone") from None
     rows = rows_in(data, spec, name, count)
-    if not is_sealed(data, rows[0].nbytes, count):
-        raise Damaged(
-            f"{file}: {len(data)} bytes that are not {count} rows and their checksum; run `speechclip repair`"
-        )
+    if not is_whole_chunk(data, rows[0].nbytes, count):
+        raise Damaged(f"{file}: {len(data)} bytes that are not {count} rows and their checksum")
     return rows
 
 
-def is_sealed(data: bytes, row_bytes: int, count: int) -> bool:
+def is_whole_chunk(data: bytes, row_bytes: int, count: int) -> bool:
     """Whether a chunk file is as long as so many rows and ends in their checksum; others Zarr refuses."""
     size = row_bytes * count
     return len(data) == size + _CRC_BYTES and data[size:] == _crc(data[:size])

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from speechclip.errors import Damaged, InvalidInput, NotStored, UnsupportedStore
 from speechclip.manifest import Manifest
-from speechclip.records import Receipt, Record, Sealed, from_json, to_json
+from speechclip.records import Checksummed, Receipt, Record, from_json, to_json
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store import changes
@@ -29,6 +29,8 @@ from speechclip.store.vectors import Vectors
 
 # Reading a snapshot takes a request for each file of the catalog; a long run adds one every twenty seconds.
 COMPACT_FROM = 500
+_ENCODE_AGAIN = "featurize again with the same encoder"
+_ADD_AGAIN = "featurize again with that manifest"
 # How many of the newest commits are asked for an encoder's speed.
 SPEED_FROM = 64
 
@@ -39,7 +41,7 @@ class StoreFile(Record, frozen=True):
     format: int
 
 
-class StoredSpec(Sealed, frozen=True, kw_only=True):
+class StoredSpec(Checksummed, frozen=True, kw_only=True):
     """The content of `spec.json`: the spec, and the words that built the encoder the first time."""
 
     spec: EncoderSpec
@@ -77,10 +79,10 @@ class FeatureStore:
         try:
             found = from_json(data, StoreFile).format
         except msgspec.DecodeError as error:
-            raise Damaged(f"{self.storage.address(STORE_FILE)}: damaged ({error}); run `speechclip repair`") from None
+            raise Damaged(f"{self.storage.address(STORE_FILE)}: damaged ({error})") from None
         if found > FORMAT:
             raise UnsupportedStore(
-                f"{self.storage.root}: a store of format {found}, this speechclip knows {FORMAT}; upgrade speechclip"
+                f"{self.storage.root}: a store of format {found}, this speechclip knows {FORMAT}", "upgrade speechclip"
             )
         return True
 
@@ -89,10 +91,9 @@ class FeatureStore:
         if not self.exists():
             if self.storage.size(log_path(0)) is not None:
                 raise Damaged(
-                    f"{self.storage.address(STORE_FILE)}: the file is gone, or a first run is about to make it; run "
-                    "`speechclip repair`"
+                    f"{self.storage.address(STORE_FILE)}: the file is gone, or a first run is about to make it"
                 )
-            raise NotStored(f"{self.storage.root}: no feature store here; make one by `speechclip featurize`")
+            raise NotStored(f"{self.storage.root}: no feature store here")
 
     def create(self) -> None:
         """Make the store, unless it is there; `UnsupportedStore` where the backend can't keep writers apart."""
@@ -116,7 +117,7 @@ class FeatureStore:
         self.check_exists()
         number = self.version_of(version)
         if number is not None:
-            self.tags.check_kept(number)
+            self.tags.check_readable(number)
         return Snapshot(self, self.catalog.open(number))
 
     def version_of(self, version: int | str | None) -> int | None:
@@ -171,7 +172,10 @@ class FeatureStore:
 
     def add_spec(self, spec: EncoderSpec, encoder_name: str) -> None:
         """Keep the spec of a feature set, once; one that is damaged is replaced, for its name proves ours."""
-        path, data = spec_path(spec.fingerprint), to_json(StoredSpec(spec=spec, encoder_name=encoder_name).seal())
+        path, data = (
+            spec_path(spec.fingerprint),
+            to_json(StoredSpec(spec=spec, encoder_name=encoder_name).with_checksum()),
+        )
         if not self.storage.create(path, data):
             try:
                 self.read_spec(spec.fingerprint)
@@ -184,13 +188,11 @@ class FeatureStore:
         try:
             kept = from_json(self.storage.read(path), StoredSpec)
         except FileNotFoundError:
-            raise NotStored(
-                f"{self.storage.root}: no feature set {fingerprint}; `speechclip history` lists what came when"
-            ) from None
+            raise NotStored(f"{self.storage.root}: no feature set {fingerprint}") from None
         except (msgspec.DecodeError, InvalidInput) as error:
-            raise Damaged(f"{path}: {error}; run `speechclip featurize` with the same encoder again") from None
+            raise Damaged(f"{path}: {error}", _ENCODE_AGAIN) from None
         if kept.spec.fingerprint != fingerprint:
-            raise Damaged(f"{path}: not the spec of its name; run `speechclip featurize` with the same encoder again")
+            raise Damaged(f"{path}: not the spec that its name states", _ENCODE_AGAIN)
         return kept
 
     def add_manifest(self, manifest: Manifest) -> None:
@@ -208,9 +210,9 @@ class FeatureStore:
         try:
             manifest = Manifest.read(self.storage.address(path))
         except InvalidInput as error:
-            raise Damaged(f"{path}: {error}; run `speechclip featurize` with that manifest again") from None
+            raise Damaged(f"{path}: {error}", _ADD_AGAIN) from None
         if manifest.digest != digest:
-            raise Damaged(f"{path}: other rows than its name says; run `speechclip featurize` with that manifest again")
+            raise Damaged(f"{path}: not the rows that its name states", _ADD_AGAIN)
         return manifest
 
     def manifest_digests(self) -> list[str]:
@@ -237,7 +239,8 @@ class Snapshot:
         for tag in self.store.lost_tags(self.version):
             raise Damaged(
                 f"{self.store.storage.root}: tag {tag.name} names catalog version {tag.version}, and the newest is "
-                f"{self.version}: entries of the log are lost; run `speechclip verify`"
+                f"{self.version}: entries of the log are lost",
+                "verify the store to see what can be done",
             )
 
     def feature_sets(self) -> list[FeatureSetInfo]:
@@ -284,7 +287,7 @@ class Snapshot:
         rows = self._entries(fingerprint)
         return rows.filter(is_stored(rows))
 
-    def copies(self, fingerprint: str) -> pa.Table:
+    def all_stored(self, fingerprint: str) -> pa.Table:
         """The catalog's rows of all stored assets, of one that is stored twice also the row that no reader picks."""
         rows = self._rows(fingerprint)
         return rows.filter(is_stored(rows))

@@ -44,5 +44,5 @@ class Features:
             return self._index[key]
         except KeyError:
             raise NotStored(
-                f"{key}: not stored in {self.fingerprint}; run `speechclip featurize`, or look for it in `rejected`"
+                f"{key}: not stored in {self.fingerprint}", "compute it first, or see whether it was rejected and why"
             ) from None

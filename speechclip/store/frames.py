@@ -123,10 +123,7 @@ class Frames(Features):
         length = sums_length(self.spec, location.num_frames)
         own = self._sums(location.shard)[location.sums_offset : location.sums_offset + length]
         if digest_of(own) != location.checksum:
-            raise Damaged(
-                f"{sums_path(location.shard)}: the checksums of {location.key} do not match the catalog's; "
-                "run `speechclip repair`"
-            )
+            raise Damaged(f"{sums_path(location.shard)}: the checksums of {location.key} do not match the catalog's")
         count = len(self.spec.layers) * place.blocks
         sums = np.frombuffer(own, "<u8", count, place.first_sum * SUM_BYTES)
         return sums.reshape(len(self.spec.layers), place.blocks)
@@ -135,7 +132,7 @@ class Frames(Features):
         try:
             return self.storage.read(sums_path(shard))
         except FileNotFoundError:
-            raise Damaged(f"{sums_path(shard)}: the checksum file is gone; run `speechclip repair`") from None
+            raise Damaged(f"{sums_path(shard)}: the checksum file is gone") from None
 
     def _map(self, shard: str) -> np.ndarray:
         address = self.storage.address(shard)
@@ -150,9 +147,7 @@ class Frames(Features):
             else:
                 data = np.frombuffer(self.storage.read(shard, start, end), np.uint8)
         except FileNotFoundError:
-            raise Damaged(f"{shard}: the catalog names this shard and it is gone; run `speechclip repair`") from None
+            raise Damaged(f"{shard}: the catalog names this shard and it is gone") from None
         if len(data) != end - start:
-            raise Damaged(
-                f"{shard}: {end} bytes expected, the file ends at {start + len(data)}; run `speechclip repair`"
-            )
+            raise Damaged(f"{shard}: {end} bytes expected, the file ends at {start + len(data)}")
         return data

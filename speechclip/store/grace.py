@@ -12,7 +12,7 @@ from speechclip.storage import Storage
 GRACE_SECONDS = 7 * 86_400.0
 
 
-def is_adoptable(storage: Storage, *paths: str) -> bool:
+def is_reusable(storage: Storage, *paths: str) -> bool:
     """Whether files lie at all these paths, each younger than half the grace period."""
     times = [storage.modified(path) for path in paths]
     oldest = time.time() - GRACE_SECONDS / 2

@@ -103,7 +103,7 @@ def parse_entry(version: int, text: bytes) -> LogEntry:
             removed=tuple(action.remove.path for action in actions if action.remove is not None),
         )
     except (msgspec.DecodeError, StopIteration, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Damaged(f"{log_path(version)}: no entry of a log ({error}); run `speechclip repair`") from None
+        raise Damaged(f"{log_path(version)}: no entry of a log ({error})") from None
 
 
 class Journal:
@@ -119,17 +119,17 @@ class Journal:
         except FileNotFoundError:
             return None
         if found.decode("ascii", "replace") != checksum(body):
-            raise Damaged(f"{journal_path(version)}: the copy does not match its checksum; run `speechclip repair`")
+            raise Damaged(f"{journal_path(version)}: the copy does not match its checksum")
         copy = from_json(body, JournalEntry)
         if copy.version not in (None, version):
-            raise Damaged(f"{journal_path(version)}: the copy of version {copy.version}; run `speechclip repair`")
+            raise Damaged(f"{journal_path(version)}: the copy of version {copy.version}")
         return copy
 
     def has(self, version: int) -> bool:
         """Whether that version's entry was copied, whatever has become of the copy."""
         return self.storage.size(journal_path(version)) is not None
 
-    def seal(self, version: int) -> None:
+    def copy_up_to(self, version: int) -> None:
         """Copy the entries up to `version` that have no copy yet, oldest first: below a copy there is no gap."""
         first = version
         while first > 0 and not self.has(first - 1):

@@ -45,7 +45,7 @@ def shape_of(matrix: str) -> Shape:
     """The shape that the name, or path, of a matrix states."""
     found = _NAME.search(matrix)
     if found is None or int(found[2]) == 0:
-        raise Damaged(f"{matrix}: no name of a matrix, which ends in <rows>x<rows a chunk>; run `speechclip repair`")
+        raise Damaged(f"{matrix}: no name of a matrix, which ends in <rows>x<rows a chunk>")
     return Shape(int(found[1]), int(found[2]))
 
 

@@ -35,4 +35,6 @@ def make_table(storage: Storage, path: str, schema: pa.Schema, **settings: Any) 
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))
                 continue
         return
-    raise StoreError(f"{storage.address(path)}: no table could be made there ({cause}); mend that and run again")
+    raise StoreError(
+        f"{storage.address(path)}: no table could be made there ({cause})", "remove the cause and run the command again"
+    )

@@ -1,4 +1,4 @@
-"""Is this a backend on which no writer overwrites another? Asked once, before anything is stored."""
+"""Find out whether the backend keeps writers apart, so that none overwrites another. Done once, for a new store."""
 
 import os
 import threading
@@ -16,13 +16,12 @@ from speechclip.store.new_table import make_table
 
 SCHEMA = pa.schema([pa.field("number", pa.int64())])
 NUM_WRITERS, MAX_ROUNDS = 4, 5
-ADVICE = "use a backend that honours conditional writes"
 
 
 def probe(storage: Storage) -> None:
-    """Refuse, as `UnsupportedStore`, a backend on which two writers could overwrite each other; leaves nothing."""
+    """Raise `UnsupportedStore` if two writers could overwrite each other's files. Leaves no file behind."""
     folder = f"{PROBE}{os.urandom(8).hex()}"
-    # Refuses an address that Delta's client can't take, before anything is written.
+    # This raises if Delta's client can't use the address. Do it before anything is written.
     storage.delta_uri(folder)
     try:
         _probe_create(storage, folder)
@@ -32,43 +31,43 @@ def probe(storage: Storage) -> None:
 
 
 def _probe_create(storage: Storage, folder: str) -> None:
-    """Through our own client: a file that is there is not overwritten."""
+    """Check our own client: `create` must not overwrite a file."""
     storage.replace(f"{folder}/plain", b"")
     try:
         is_created = storage.create(f"{folder}/file", b"first")
         is_overwritten = storage.create(f"{folder}/file", b"second")
     except StorageRefused as error:
-        raise UnsupportedStore(f"{error}; plain writes work, so {ADVICE} (If-None-Match)") from None
+        raise UnsupportedStore(f"{error.problem}, although plain writes work (If-None-Match)") from None
     if not is_created or is_overwritten:
         raise UnsupportedStore(
             f"{storage.root}: the backend ignores conditional writes (If-None-Match), so two runs could overwrite each "
-            f"other; {ADVICE}"
+            "other"
         )
 
 
 def _probe_commit(storage: Storage, path: str) -> None:
-    """Through Delta's own client: of several writers that commit one version at the same moment, one succeeds.
+    """Check Delta's client: if several writers commit the same version at the same moment, exactly one succeeds.
 
-    One after the other would prove nothing: the client looks for the version before it writes.
+    Writers that commit one after the other would prove nothing, because the client looks for the version first.
     """
     make_table(storage, path, SCHEMA)
     for _ in range(MAX_ROUNDS):
         believed = _race(storage, path)
         newest = _open(storage, path)
         won = {writer for writer in range(NUM_WRITERS) if _holds(storage, path, newest, writer)}
-        # A server may turn all of them away, for them to come back (409).
+        # A server may refuse all of them and ask for a retry (409).
         if believed or won:
             break
-    # A winner whose answer was lost believes that it lost.
+    # If the answer to the winner was lost, the winner thinks that it lost.
     if newest.version() != 1 or len(won) != 1 or not believed <= won:
         raise UnsupportedStore(
-            f"{storage.root}: {len(believed)} of {NUM_WRITERS} simultaneous Delta commits believe to be version 1, so "
-            f"two runs could overwrite each other; {ADVICE}"
+            f"{storage.root}: of {NUM_WRITERS} simultaneous Delta commits {len(believed)} seem to be version 1, so two "
+            "runs could overwrite each other"
         )
 
 
 def _race(storage: Storage, path: str) -> set[int]:
-    """Who of the writers, all at the same version, believes that its commit succeeded."""
+    """The writers that think that their commit succeeded. All of them commit the same version."""
     tables = [_open(storage, path) for _ in range(NUM_WRITERS)]
     start = threading.Barrier(NUM_WRITERS)
 

@@ -94,7 +94,7 @@ def encode_data_file(rows: pa.Table, generation: int = 0) -> tuple[str, bytes]:
 def check_data_file(path: str, data: bytes) -> None:
     """`Damaged` if the name of the file at `path` denies these bytes."""
     if _name_of(data) != path.rpartition("/")[2]:
-        raise Damaged(f"{path}: the catalog's file does not match its checksum; run `speechclip repair`")
+        raise Damaged(f"{path}: the catalog's file does not match its checksum")
 
 
 def decode_data_file(path: str, data: bytes) -> pa.Table:

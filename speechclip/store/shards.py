@@ -22,7 +22,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
 from speechclip.store.codec import Member, Members, codec_of
-from speechclip.store.grace import is_adoptable
+from speechclip.store.grace import is_reusable
 from speechclip.store.layout import shard_path, sums_path
 from speechclip.store.shard_layout import member_places, member_sums, members_at, npy_header
 
@@ -99,7 +99,7 @@ def provenance_in(tar: bytes) -> dict[str, Any]:
             first = next(member for member in members if member.name.endswith(".json"))
         notes = msgspec.json.decode(tar[first.offset_data : first.offset_data + first.size], type=dict[str, Any])
     except (tarfile.TarError, StopIteration, ValueError, OverflowError) as error:
-        raise Damaged(f"the notes in a shard can't be read ({error}); run `speechclip repair`") from None
+        raise Damaged(f"the notes in a shard can't be read ({error})") from None
     return provenance_of(notes)
 
 
@@ -125,15 +125,15 @@ def write_shard(
     sums, stored = describe_shard(tar, spec)
     for generation in range(1000):
         path = shard_path(spec.fingerprint, task, keys, generation)
-        if storage.create(path, tar) or (is_adoptable(storage, path) and storage.read(path) == tar):
+        if storage.create(path, tar) or (is_reusable(storage, path) and storage.read(path) == tar):
             if storage.create(sums_path(path), sums):
                 return path, stored
-            if is_adoptable(storage, sums_path(path)) and storage.read(sums_path(path)) == sums:
+            if is_reusable(storage, sums_path(path)) and storage.read(sums_path(path)) == sums:
                 return path, stored
         found = None if is_exact else find_shard(storage, spec, path, keys)
         if found is not None:
             return path, found
-    raise Damaged(f"{task}: a thousand damaged shards of that name; run `speechclip verify`")
+    raise Damaged(f"{task}: a thousand damaged shards of that name")
 
 
 def find_shard(storage: Storage, spec: EncoderSpec, path: str, keys: Sequence[str]) -> tuple[StoredAsset, ...] | None:
@@ -141,7 +141,7 @@ def find_shard(storage: Storage, spec: EncoderSpec, path: str, keys: Sequence[st
 
     It can be reused if it is young, matches its checksums and holds exactly these keys in this order.
     """
-    if not is_adoptable(storage, path, sums_path(path)):
+    if not is_reusable(storage, path, sums_path(path)):
         return None
     try:
         sums, stored = describe_shard(storage.read(path), spec)
@@ -161,7 +161,7 @@ def entries_in(tar: bytes, spec: EncoderSpec) -> Iterator[ShardEntry]:
                     yield _entry(tar, file, spec, first)
     # A damaged NumPy header is Python text that does not parse.
     except (tarfile.TarError, ValueError, SyntaxError, TokenError, OverflowError) as error:
-        raise Damaged(f"no shard of {spec.fingerprint} ({error}); run `speechclip repair`") from None
+        raise Damaged(f"no shard of {spec.fingerprint} ({error})") from None
 
 
 def _suffix(member: Member) -> str:

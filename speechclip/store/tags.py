@@ -1,9 +1,14 @@
-"""Tags: names that people give to versions of the catalog, and the record of which versions each `gc` left readable.
+"""Tags: names for versions of the catalog. And the records of `gc`: which versions each of them left readable.
 
-Neither takes a lock. A `gc` announces itself, looks at the tags, and then creates its record; a tag is written first,
-and whoever made it then stops what is announced, by creating the record in its stead, one that keeps every version.
-Only one of the two can create it: no tag is ever acknowledged that names a freed version, wherever either is killed.
-A `tag` that is killed before it is acknowledged can leave one: it is told, and stops nobody.
+A tag must never name a version whose files `gc` deletes, although neither takes a lock. The two agree like this:
+
+- `gc` writes an announcement, then reads the tags, and then creates its record, at a path that follows from the
+  announcement. Only after that it deletes files.
+- `tag` writes the tag, and then creates the record of each announced `gc` itself: one that keeps every version.
+- Storage lets only one of the two create that record. If the tag was first, that `gc` stops. If `gc` was first, `tag`
+  reads the record and fails if it does not keep the version.
+
+A `tag` that is killed in between can leave a tag of a deleted version. `verify` reports it, and it stops nobody.
 """
 
 import contextlib
@@ -15,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from speechclip.errors import Damaged, InvalidInput, NotStored
-from speechclip.records import Sealed, from_json, to_json
+from speechclip.records import Checksummed, from_json, to_json
 from speechclip.storage import Storage
 from speechclip.store.layout import ANNOUNCEMENTS, COLLECTIONS, TAGS, announcement_path, collection_path, tag_path
 
@@ -23,16 +28,16 @@ _Kind = TypeVar("_Kind")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 
-class Tag(Sealed, frozen=True, kw_only=True):
-    """A name for a version; what it names is never freed."""
+class Tag(Checksummed, frozen=True, kw_only=True):
+    """A name for a version. `gc` deletes no file of that version."""
 
     name: str
     version: int
     time: datetime
 
 
-class GcRecord(Sealed, frozen=True, kw_only=True):
-    """What one `gc` set out to keep: every version from `since` on, and those in `versions`."""
+class GcRecord(Checksummed, frozen=True, kw_only=True):
+    """Which versions one `gc` left readable: every version from `since` on, and those in `versions`."""
 
     time: datetime
     since: int
@@ -44,30 +49,36 @@ class GcRecord(Sealed, frozen=True, kw_only=True):
 
 
 class Tags:
-    """The tags and collections of one store."""
+    """The tags of one store, and the records of its `gc` runs."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
     def create(self, name: str, version: int) -> Tag:
-        """Name a version; `InvalidInput` if the name is taken by another, `NotStored` if `gc` has freed the version."""
+        """Name a version.
+
+        Raises `InvalidInput` if another version has that name, and `NotStored` if `gc` has deleted the version. To
+        give a version the name that it already has is no error.
+        """
         if not _NAME.fullmatch(name):
-            raise InvalidInput(f"tag {name!r}: take a letter, then up to 63 letters, digits, dots, dashes, underscores")
+            raise InvalidInput(
+                f"tag {name!r}", "take a letter, then up to 63 letters, digits, dots, dashes, underscores"
+            )
         if not self.storage.exists(tag_path(name)):
-            # Nothing is written for what was freed long ago; what is freed from now on is found below.
-            self.check_kept(version)
-        tag = Tag(name=name, version=version, time=datetime.now(UTC)).seal()
+            # Write nothing if the version was deleted long ago. A `gc` that comes from now on is found below.
+            self.check_readable(version)
+        tag = Tag(name=name, version=version, time=datetime.now(UTC)).with_checksum()
         is_new = self.storage.create(tag_path(name), to_json(tag))
         if not is_new:
             tag = self.read(name)
             if tag.version != version:
                 raise InvalidInput(
-                    f"tag {name} names version {tag.version} already; take another name, or first "
-                    f"`speechclip tag --delete {name}`"
+                    f"tag {name} names version {tag.version} already",
+                    f"take another name, or delete that tag first: {_deletion(name)}",
                 )
         try:
             self._stop_announced()
-            self.check_kept(version)
+            self.check_readable(version)
         except NotStored:
             if is_new:
                 self.delete(name)
@@ -75,83 +86,88 @@ class Tags:
         return tag
 
     def read(self, name: str) -> Tag:
-        """The tag of that name; `NotStored` if there is none."""
-        # No other name can have been created, and a path must not be made of it.
+        """The tag of that name. Raises `NotStored` if there is none."""
+        # No tag can have any other name, and such a name must not become part of a path.
         if _NAME.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
                 return self._read_tag(tag_path(name))
         known = ", ".join(tag.name for tag in self.readable()) or "none"
-        raise NotStored(f"{self.storage.root}: no tag {name!r}; there are: {known}")
+        raise NotStored(f"{self.storage.root}: no tag {name!r}", f"name one of these: {known}")
 
     def list(self) -> list[Tag]:
-        """All tags, by name; `Damaged` if one of them is."""
-        return [tag for path in self.storage.list(TAGS) if (tag := self._there(path)) is not None]
+        """All tags, in the order of their names. Raises `Damaged` if one of them is damaged."""
+        return [tag for path in self.storage.list(TAGS) if (tag := self._tag_at(path)) is not None]
 
     def readable(self, newest: int | None = None) -> Iterator[Tag]:
-        """The tags that are whole and name what no collection has freed, by name.
+        """Yield, by name, the tags that are not damaged and whose version `gc` has not deleted.
 
-        With `newest`, none above it: its version is lost, or was committed after one looked.
+        With `newest`, leave out the tags of later versions. The log entry of such a version is lost, or it was
+        committed after the caller looked for the newest one.
         """
-        void = {path for path, _ in self.damaged()}
+        damaged = {path for path, _ in self.damaged()}
         for path in self.storage.list(TAGS):
-            tag = None if path in void else self._there(path)
+            tag = None if path in damaged else self._tag_at(path)
             if tag is not None and (newest is None or tag.version <= newest):
                 yield tag
 
     def damaged(self) -> Iterator[tuple[str, Damaged]]:
-        """The files that should hold the record of a collection, or a tag of a version that is there, and do not."""
-        collections: list[GcRecord] = []
+        """Yield the damaged records of `gc`, the damaged tags, and the tags whose version `gc` has deleted."""
+        records: list[GcRecord] = []
         for path in self.storage.list(COLLECTIONS):
             try:
-                collections.append(self._read(path, GcRecord))
+                records.append(self._read(path, GcRecord))
             except Damaged as error:
                 yield path, error
         for path in self.storage.list(TAGS):
             try:
-                tag = self._there(path)
+                tag = self._tag_at(path)
             except Damaged as error:
                 yield path, error
             else:
-                if tag is not None and not all(found.keeps(tag.version) for found in collections):
-                    yield path, Damaged(f"{path}: {_void_sentence(tag)}")
+                if tag is not None and not all(record.keeps(tag.version) for record in records):
+                    problem = f"the tag names catalog version {tag.version}, which `gc` had deleted"
+                    yield path, Damaged(f"{path}: {problem}", f"delete the tag: {_deletion(tag.name)}")
 
     def delete(self, name: str) -> None:
-        """Take a name away; the version stays until `gc` frees it."""
+        """Delete a tag. Its version stays until `gc` deletes its files."""
         self.storage.delete([tag_path(name)])
 
     def announce(self) -> str:
-        """Say that a `gc` is about to begin, so that whoever makes a tag stops it; the path of the announcement."""
+        """Announce a `gc`, so that a tag that is made meanwhile can stop it. Returns the path of the announcement."""
         path = announcement_path(datetime.now(UTC))
         self.storage.create(path, b"")
         return path
 
-    def begin(self, announcement: str, collection: GcRecord) -> bool:
-        """Record what the announced `gc` keeps, so that it may free the rest; False if a tag came and stopped it."""
-        is_begun = self.storage.create(collection_path(announcement), to_json(collection.seal()))
+    def begin(self, announcement: str, record: GcRecord) -> bool:
+        """Store the record of the announced `gc`. Returns False if a new tag has stopped that `gc`."""
+        is_begun = self.storage.create(collection_path(announcement), to_json(record.with_checksum()))
         self.storage.delete([announcement])
         return is_begun
 
     def _stop_announced(self) -> None:
-        """Let no `gc` begin that may not have seen a tag that is there now."""
+        """Stop each announced `gc`, which may have read the tags before the newest one was there."""
         for announcement in self.storage.list(ANNOUNCEMENTS):
             self.begin(announcement, GcRecord(time=datetime.now(UTC), since=0, versions=()))
 
-    def freed(self, version: int) -> GcRecord | None:
-        """The collection that did not keep this version, if there was one."""
-        return next((found for found in self._collections() if not found.keeps(version)), None)
+    def deleted_by(self, version: int) -> GcRecord | None:
+        """The record of a `gc` that did not keep this version. None if every `gc` kept it."""
+        return next((record for record in self._records() if not record.keeps(version)), None)
 
     def since(self) -> int:
-        """The oldest version that no collection has freed, those aside that were tagged then."""
-        return max((found.since for found in self._collections()), default=0)
+        """The oldest version that every `gc` kept. Older versions are readable only if they were tagged."""
+        return max((record.since for record in self._records()), default=0)
 
-    def check_kept(self, version: int) -> None:
-        """`NotStored` if `gc` has freed what that version named."""
-        freed = self.freed(version)
-        if freed is not None:
-            raise NotStored(_freed_sentence(version, freed))
+    def check_readable(self, version: int) -> None:
+        """Raise `NotStored` if `gc` has deleted files of that version."""
+        record = self.deleted_by(version)
+        if record is not None:
+            raise NotStored(
+                f"catalog version {version} was deleted by `gc` on {record.time:%Y-%m-%d %H:%M} UTC",
+                "take a newer version, and tag versions that you want to keep",
+            )
 
-    def _there(self, path: str) -> Tag | None:
-        """The tag in that file, None where it was deleted since the listing."""
+    def _tag_at(self, path: str) -> Tag | None:
+        """The tag in that file. None if it was deleted after the caller listed it."""
         with contextlib.suppress(FileNotFoundError):
             return self._read_tag(path)
         return None
@@ -159,34 +175,24 @@ class Tags:
     def _read_tag(self, path: str) -> Tag:
         tag = self._read(path, Tag)
         if tag_path(tag.name) != path:
-            raise Damaged(f"{path}: it holds tag {tag.name}; {_tag_again(path)}")
+            raise Damaged(f"{path}: the file holds tag {tag.name}", _tag_again(path))
         return tag
 
     def _read(self, path: str, kind: type[_Kind]) -> _Kind:
         try:
             return from_json(self.storage.read(path), kind)
         except msgspec.DecodeError as error:
-            ask = _tag_again(path) if kind is Tag else "run `speechclip repair`"
-            raise Damaged(f"{path}: no {kind.__name__.lower()} ({error}); {ask}") from None
+            advice = _tag_again(path) if kind is Tag else None
+            raise Damaged(f"{path}: not a {kind.__name__} ({error})", advice) from None
 
-    def _collections(self) -> Iterator[GcRecord]:
+    def _records(self) -> Iterator[GcRecord]:
         return (self._read(path, GcRecord) for path in self.storage.list(COLLECTIONS))
 
 
 def _tag_again(path: str) -> str:
     name = path.rpartition("/")[2].removesuffix(".json")
-    return f"take it away by `speechclip tag --delete {name}` and tag the version again"
+    return f"delete the tag and tag the version again: {_deletion(name)}"
 
 
-def _void_sentence(tag: Tag) -> str:
-    return (
-        f"the tag names catalog version {tag.version}, which `speechclip gc` had freed; take it away by "
-        f"`speechclip tag --delete {tag.name}`"
-    )
-
-
-def _freed_sentence(version: int, freed: GcRecord) -> str:
-    return (
-        f"catalog version {version} was freed by `speechclip gc` on {freed.time:%Y-%m-%d %H:%M} UTC; take a newer one, "
-        "and tag what you want to keep"
-    )
+def _deletion(name: str) -> str:
+    return f"`speechclip tag --delete {name}`"

@@ -19,7 +19,7 @@ from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import empty_rows, encode_rows, key_row, read_rows
 from speechclip.store.codec import codec_of
 from speechclip.store.features import Features
-from speechclip.store.grace import is_adoptable
+from speechclip.store.grace import is_reusable
 from speechclip.store.layout import matrix_path
 from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix, shape_of
 
@@ -80,7 +80,7 @@ def _is_other(storage: Storage, path: str, data: bytes) -> bool:
 
 def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
     """What a task's chunk in the matrix at `path` holds; nothing where it is not written, damaged or too old."""
-    if not is_adoptable(storage, *(chunk_path(path, name, task.first_row) for name in ARRAYS)):
+    if not is_reusable(storage, *(chunk_path(path, name, task.first_row) for name in ARRAYS)):
         return ()
     return _in_chunk(storage, spec, task, path)
 
@@ -134,9 +134,7 @@ class Vectors(Features):
         chunk, within = divmod(int(offsets[row]), rows)
         found = self._chunk(shards[row], chunk * rows)
         if self.verify and digest_of(found[within].data) != checksums[row]:
-            raise Damaged(
-                f"{shards[row]}: row {offsets[row]} ({key}) does not match its checksum; run `speechclip repair`"
-            )
+            raise Damaged(f"{shards[row]}: row {offsets[row]} ({key}) does not match its checksum")
         vector: np.ndarray = found[within]
         return vector
 

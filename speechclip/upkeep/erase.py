@@ -44,7 +44,7 @@ def repack(
     left = [SCHEMA.empty_table()]
     shared: list[tuple[Frames | Vectors, pa.Table]] = []
     for name in sorted(doomed.keys() & {info.fingerprint for info in snapshot.feature_sets()}):
-        stays = _without(snapshot.copies(name), doomed[name])
+        stays = _without(snapshot.all_stored(name), doomed[name])
         found = _places(store, name, doomed[name]) if len(stays) else []
         left.append(stays.filter(is_among(places(stays), found)))
         spec, picked = store.read_spec(name).spec, _without(snapshot.stored(name), doomed[name])

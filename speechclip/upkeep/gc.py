@@ -118,7 +118,7 @@ def data_files_of(
     A tag whose maker was killed may name a version that was freed: that counts for nothing.
     """
     tagged = {tag.version for tag in store.tags.readable(newest)}
-    live = {newest, *tagged, *(version for version in versions if store.tags.freed(version) is None)}
+    live = {newest, *tagged, *(version for version in versions if store.tags.deleted_by(version) is None)}
     vital = {path for version in live for path in store.catalog.paths(version)}
     # What a version in the window named and a later one removed was added by an entry of the window, or before it.
     passing = {path for entry in store.catalog.history(newest, since) for path in entry.added}

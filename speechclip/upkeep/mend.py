@@ -226,7 +226,7 @@ def _mend_collection(store: FeatureStore, finding: Finding) -> bool:
     parts = {tag.version: store.catalog.paths(tag.version) for tag in tags}
     readable = [version for version, named in parts.items() if all(find_rows(store, p) is not None for p in named)]
     made = GcRecord(time=datetime.now(UTC), since=oldest_whole(store), versions=tuple(sorted(readable)))
-    store.storage.replace(finding.path, to_json(made.seal()))
+    store.storage.replace(finding.path, to_json(made.with_checksum()))
     return True
 
 

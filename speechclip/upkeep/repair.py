@@ -70,7 +70,7 @@ def repair(
     is_readable = not any(finding.kind in HIDING for finding in remaining)
     if is_readable:
         # The newest entry may have no copy, as a killed writer leaves it.
-        store.catalog.journal.seal(store.catalog.newest())
+        store.catalog.journal.copy_up_to(store.catalog.newest())
     if forget and is_readable and any(finding.kind == "catalog" for finding in remaining):
         given_up += forget_unreadable(store)
     parts = {_part(finding) for finding in remaining if finding.kind in _PARTS}

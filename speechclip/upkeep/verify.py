@@ -14,7 +14,7 @@ from speechclip.errors import Damaged, StoreError
 from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
-from speechclip.store.chunks import is_sealed, key_row, rows_in
+from speechclip.store.chunks import is_whole_chunk, key_row, rows_in
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.layout import (
     FEATURES,
@@ -226,7 +226,9 @@ def _verify_chunk(storage: Storage, place: _Place) -> Iterator[Finding]:
         row["asset"] for row in rows if digest_of(found["vectors"][row["offset"] - start].data) != row["checksum"]
     ]
     # One that is gone is told by its rows, of which none is there then.
-    unsealed = {name for name in ARRAYS if files[name] and not is_sealed(files[name], found[name][0].nbytes, count)}
+    unsealed = {
+        name for name in ARRAYS if files[name] and not is_whole_chunk(files[name], found[name][0].nbytes, count)
+    }
     if damaged:
         problem = f"{len(damaged)} of {len(rows)} rows from {start} on do not match their checksums"
         yield _finding("chunk", place, paths["vectors"], problem, damaged)

@@ -112,7 +112,7 @@ def test_a_job_that_was_killed_is_shown_as_silent(tmp_path: Path, capsys: pytest
     main(["status", "--store", str(tmp_path)])
     both = capsys.readouterr()
     assert killed.job in both.out
-    assert "20190101T000000-abcdef.json: no status of a job" in both.err
+    assert "20190101T000000-abcdef.json: not a status file" in both.err
     with pytest.raises(SystemExit) as end:
         main(["status", "20210101T000000-abcdef", "--store", str(tmp_path)])
     assert end.value.code == 1

@@ -179,7 +179,7 @@ def test_a_damaged_tag_hides_no_other(store: FeatureStore, capsys: pytest.Captur
     assert run(store, "history", "-n", 9) == 0
     assert "good" in capsys.readouterr().out
     assert run(store, "tag", "other", "goood") == 1
-    assert "no tag 'goood'; there are: good" in capsys.readouterr().err
+    assert "no tag 'goood'; name one of these: good" in capsys.readouterr().err
     assert run(store, "tag", "--delete", "torn") == 0
     assert run(store, "tag") == 0
 

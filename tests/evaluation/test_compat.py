@@ -76,6 +76,14 @@ def test_a_batch_of_one_gives_the_stored_features(encoder, manifest: Manifest, s
         assert padded.num_frames(key) == stored.num_frames(key)
 
 
+def test_a_window_has_the_layers_in_the_order_of_the_question(encoder, manifest: Manifest):
+    padded, key = PaddedFrames(encoder, manifest, "test", 2), keys(manifest)[0]
+    first, last = padded.spec.layers[0], padded.spec.layers[-1]
+    found = padded.window(key, layers=(last, first), start=1, stop=4)
+    np.testing.assert_array_equal(found, padded[key][[-1, 0], 1:4])
+    np.testing.assert_array_equal(padded.window(key), padded[key])
+
+
 def test_batches_are_those_of_the_manifests_order_and_change_the_features(
     encoder, manifest: Manifest, store: FeatureStore
 ):

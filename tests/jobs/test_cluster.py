@@ -1,4 +1,4 @@
-"""What the workers get of `metadata.runtime_env`, alone and beside what the job was submitted with."""
+"""The workers get `metadata.runtime_env`, except for the fields that the job was submitted with."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from speechclip.errors import InvalidInput
 from speechclip.jobs.cluster import join_runtime_env
 from speechclip.runtime_env import RuntimeEnv
 
-# The driver: its own cluster by default, or that of RAY_ADDRESS; then what a worker finds, and from where.
+# A driver on a private Ray. It prints the variables and the module that a worker finds, and its own variable.
 DRIVER = """
 import json, os, ray
 from speechclip.jobs.cluster import connect
@@ -35,24 +35,26 @@ def join(ours: RuntimeEnv, job: dict[str, Any] | None) -> dict[str, Any]:
     return join_runtime_env(ours, environment)
 
 
-def test_outside_of_a_job_all_of_it_is_given() -> None:
+def test_outside_of_a_job_the_workers_get_all_fields() -> None:
     assert join(RuntimeEnv(env_vars={"A": "1"}, pip=["six"]), None) == {"env_vars": {"A": "1"}, "pip": ["six"]}
     assert join(RuntimeEnv(), None) == {}
 
 
-def test_what_the_job_was_submitted_with_wins_variable_by_variable_and_field_by_field() -> None:
+def test_a_field_or_variable_that_the_job_was_submitted_with_wins() -> None:
     job = {"env_vars": {"A": "job"}, "working_dir": "gcs://_ray_pkg_0.zip"}
     ours = RuntimeEnv(env_vars={"A": "ours", "B": "ours"}, working_dir="/", excludes=["data"])
-    # Ray adds this to the job's own, and would refuse whatever stands in both.
+    # Ray adds these to the job's own fields. It would refuse a field that is in both.
     assert join(ours, job) == {"env_vars": {"B": "ours"}, "excludes": ["data"]}
     assert join(RuntimeEnv(env_vars={"A": "ours"}), job) == {}
     assert join(ours, {}) == ours.fields()
 
 
-def test_what_ray_takes_neither_alone_nor_beside_the_jobs_own_is_told_in_a_sentence() -> None:
+def test_fields_that_ray_refuses_alone_or_beside_the_jobs_own_are_an_error_in_one_sentence() -> None:
     with pytest.raises(InvalidInput, match=r"metadata\.runtime_env: .*uv_check.*got.*'packs'"):
         join(RuntimeEnv(uv={"packs": []}), None)
-    with pytest.raises(InvalidInput, match=r"metadata\.runtime_env: The 'pip' field, 'uv' field.*same time"):
+    with pytest.raises(
+        InvalidInput, match=r"metadata\.runtime_env: Ray refuses it .*'pip' field, 'uv' field.*same time"
+    ):
         join(RuntimeEnv(pip=["six"]), {"uv": ["six"]})
 
 

@@ -1,4 +1,4 @@
-"""Featurize fits any number of CPUs and GPUs; that it survives kills on a real Ray stands in `test_kills_on_ray.py`."""
+"""Featurize fits on any number of CPUs and GPUs. `tests/road/test_kills_on_ray.py` kills its processes."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ TASKS = pytest.mark.parametrize(
 
 
 def check(pools: Pools, num_cpus: float, num_gpus: int, num_tasks: dict[Modality, int]) -> float:
-    """The CPUs that the encoders leave; what must be so of any pools."""
+    """Check what must be true of any pools. Returns the CPUs that the encoders leave."""
     num_actors = sum(pools.actors.values())
     assert pools.actors.keys() == num_tasks.keys()
     assert all(1 <= pools.actors[modality] <= num_tasks[modality] for modality in num_tasks)
@@ -36,7 +36,7 @@ def test_a_small_plan_has_a_block_for_each_task_and_a_large_one_for_every_eight(
 
 @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])
 @TASKS
-def test_pools_fit_beside_decode_tasks_and_still_do_when_half_of_the_cpus_are_gone(
+def test_pools_fit_beside_decode_tasks_even_when_half_of_the_cpus_are_lost(
     num_cpus: int, num_tasks: dict[Modality, int]
 ) -> None:
     pools = size_pools(num_cpus, 0, num_tasks)
@@ -52,7 +52,7 @@ def test_pools_fit_node_by_node_when_one_of_several_is_lost(
 ) -> None:
     pools = size_pools(num_nodes * node_cpus, 0, num_tasks)
     left = [float(node_cpus)] * (num_nodes - 1)
-    # The worst order: encoders wherever there is most room, then decoding in what is left.
+    # The worst order: each encoder on the node with most free CPUs, then decoding on the rest.
     for _ in range(sum(pools.actors.values())):
         left[left.index(max(left))] -= pools.actor_cpus
     assert min(left) >= 0
@@ -62,16 +62,16 @@ def test_pools_fit_node_by_node_when_one_of_several_is_lost(
 @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 16, 64])
 @pytest.mark.parametrize("num_gpus", [1, 8])
 @TASKS
-def test_beside_gpus_decoding_takes_all_cpus_that_are_there_or_come(
+def test_on_a_cluster_with_gpus_decoding_uses_all_cpus_also_those_that_come_later(
     num_cpus: int, num_gpus: int, num_tasks: dict[Modality, int]
 ) -> None:
     pools = size_pools(num_cpus, num_gpus, num_tasks)
-    assert pools.decode_tasks is None, "no bound: what the autoscaler adds decodes too"
+    assert pools.decode_tasks is None, "without a bound, so that nodes of the autoscaler decode too"
     assert check(pools, num_cpus, num_gpus, num_tasks) >= pools.decode_cpus
     assert sum(pools.actors.values()) * pools.actor_cpus <= max(0.75 * num_cpus, 0.1)
 
 
-def test_three_encoders_of_speech_take_turns_on_a_gpu_that_has_as_many_cpus() -> None:
+def test_three_speech_encoders_share_a_gpu_that_has_three_cpus() -> None:
     many: dict[Modality, int] = {"speech": 100, "image": 9, "text": 3}
     assert size_pools(16, 1, many).actors == {"speech": 3, "image": 1, "text": 1}
     assert size_pools(16, 2, many).actors == {"speech": 6, "image": 2, "text": 2}
@@ -85,7 +85,7 @@ def test_a_node_of_one_cpu_decodes_beside_its_gpus_encoders(num_tasks: dict[Moda
 
 
 def test_a_process_that_decodes_loads_no_torch() -> None:
-    """Loading torch takes longer than all else, and Ray starts such processes anew all the time."""
+    """Loading torch takes longer than the rest of its start, and Ray starts such processes often."""
     shown = "import sys, speechclip.jobs.featurize; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -93,8 +93,8 @@ def test_a_process_that_decodes_loads_no_torch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_beside_a_gpu_starts_its_encoders(tmp_path: Path) -> None:
-    """Ray takes our word for the GPU, and a toy needs none; `test_on_gpu.py` has the real ones."""
+def test_a_job_on_a_node_with_a_gpu_starts_its_encoders(tmp_path: Path) -> None:
+    """Ray believes that there is a GPU, and the toy encoder needs none. `test_on_gpu.py` uses a real one."""
     synthetic().write(str(tmp_path / "m.parquet"))
     options = ["--manifest", str(tmp_path / "m.parquet"), "--store", str(tmp_path / "store"), "--json"]
     options += ["--speech", "toy", "--image", "toy", "--text", "toy"]

@@ -1,4 +1,4 @@
-"""What Prometheus would scrape of a real Ray node, and that docs and code name the same."""
+"""The metrics that a real Ray node exports, and that docs/metrics.md names just these."""
 
 import re
 import socket
@@ -14,11 +14,11 @@ from support.paired_corpus import SPEECH
 from speechclip.featurization.driver import Work
 from speechclip.featurization.plan import Plan
 from speechclip.jobs import cluster
-from speechclip.jobs.metrics import FeaturizeMeters, TrainMeters
+from speechclip.jobs.metrics import FeaturizeMetrics, TrainMetrics
 from speechclip.manifest import Manifest
 from speechclip.records import Asset, Receipt, RejectedAsset, StoredAsset, Task
 from speechclip.store import FeatureStore
-from speechclip.training.trainer import TrainingProgress
+from speechclip.training.progress import TrainingProgress
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -26,25 +26,27 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, float]]:
-    """The samples of a node after two receipts and one line of progress, once the last of them has arrived."""
+    """The samples of a node after two receipts and one progress report, as soon as the last one has arrived."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # As every cluster of ours; a token of another in the same process would shut the next one out.
+    # Without a token of its own, this cluster could not be followed by another one in the same process.
     cluster._protect()
     ray.init(
         "local", num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 500},
     )  # fmt: skip
     try:
-        meters = FeaturizeMeters(work(str(tmp_path_factory.mktemp("meters"))))
+        metrics = FeaturizeMetrics(work(str(tmp_path_factory.mktemp("metrics"))))
         stored = [StoredAsset(key=f"{n:064x}", offset=0, num_frames=1, sums_offset=0, checksum=0) for n in range(3)]
-        meters.count(receipt("a", stored[:2], (), num_bytes=700))
-        meters.count(receipt("b", stored[2:], (RejectedAsset(key="f" * 64, reason="silent", detail=""),), num_bytes=50))
+        metrics.count(receipt("a", stored[:2], (), num_bytes=700))
+        metrics.count(
+            receipt("b", stored[2:], (RejectedAsset(key="f" * 64, reason="silent", detail=""),), num_bytes=50)
+        )
         progress = TrainingProgress(
             step=7, max_steps=9, loss=0.5, steps_per_second=1, eta_seconds=2, wait_share=0.25, recall=0.75
         )
-        training = TrainMeters()
+        training = TrainMetrics()
         training.show(progress)
         yield scrape(port, "ray_speechclip_train_dev_recall")
     finally:
@@ -67,7 +69,7 @@ def receipt(task: str, stored: list[StoredAsset], rejected: tuple[RejectedAsset,
 
 
 def scrape(port: int, last: str) -> dict[str, float]:
-    """Each sample by its name and our labels, as soon as `last` is among them."""
+    """The value of each sample by its name and our labels, as soon as `last` is among them."""
     end = time.monotonic() + 90
     while time.monotonic() < end:
         try:
@@ -85,7 +87,7 @@ def scrape(port: int, last: str) -> dict[str, float]:
     raise AssertionError(f"no {last} among {len(text)} characters of the node's metrics after 90 s")
 
 
-def test_a_node_offers_what_receipts_and_progress_said(exported: dict[str, float]) -> None:
+def test_a_node_exports_the_figures_of_receipts_and_progress_reports(exported: dict[str, float]) -> None:
     assert exported["ray_speechclip_assets_stored_total speech"] == 3
     assert exported["ray_speechclip_assets_rejected_total speech silent"] == 1
     assert exported["ray_speechclip_speech_seconds_total"] == 4.5
@@ -99,7 +101,7 @@ def test_a_node_offers_what_receipts_and_progress_said(exported: dict[str, float
     assert exported["ray_speechclip_train_dev_recall"] == 0.75
 
 
-def test_the_document_names_just_these(exported: dict[str, float]) -> None:
+def test_the_document_names_just_these_metrics(exported: dict[str, float]) -> None:
     named = set(re.findall(r"`(ray_speechclip_\w+)`", DOCUMENT.read_text()))
     plain = {re.sub(r"_(bucket|count|sum)$", "", name.partition(" ")[0]) for name in exported}
     assert named == plain

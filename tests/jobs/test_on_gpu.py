@@ -1,4 +1,4 @@
-"""On a GPU the road is whole: encoders share it, inline and on Ray they store the same, and Ray Train takes it."""
+"""On a GPU: encoders share it, a job with Ray stores the same as one without, and Ray Train trains on it."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from support.paired_corpus import write_corpus
 from support.stores import SIZES, synthetic
 
 from speechclip.cli import main
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import encode_inline, featurize_work, prepare_work
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.train import TrainRequest, train
 from speechclip.records import MODALITIES
@@ -23,7 +23,7 @@ from speechclip.upkeep.recompute import recompute
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
-    # Ray's own code warns of its own deprecations.
+    # Ray's own code uses what it deprecates.
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),
 ]
 
@@ -37,14 +37,14 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """Filled on the GPU without Ray."""
+    """A store that was filled on the GPU without Ray."""
     store = FeatureStore(str(tmp_path_factory.mktemp("inline") / "store"))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in REQUESTS], SIZES)
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    featurize_work(work, encode_inline(work))
     return store
 
 
-def test_stored_is_online_on_the_gpu_and_on_a_cpu(inline: FeatureStore) -> None:
+def test_features_encoded_again_on_the_gpu_or_a_cpu_equal_the_stored_ones(inline: FeatureStore) -> None:
     for device in ("cuda", "cpu"):
         found = recompute(inline, inline.snapshot(), 100, 0, device=device)
         assert sorted(part.assets for part in found) == [6, 6, 18]
@@ -52,7 +52,7 @@ def test_stored_is_online_on_the_gpu_and_on_a_cpu(inline: FeatureStore) -> None:
 
 
 @pytest.mark.ray
-def test_encoders_that_share_a_gpu_on_ray_store_what_one_does_inline(
+def test_encoders_that_share_a_gpu_on_ray_store_the_same_as_one_without_ray(
     inline: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic().write(str(tmp_path / "m.parquet"))
@@ -69,7 +69,7 @@ def test_encoders_that_share_a_gpu_on_ray_store_what_one_does_inline(
 
 
 @pytest.mark.ray
-def test_ray_train_takes_the_gpu(tmp_path: Path) -> None:
+def test_ray_train_trains_on_the_gpu(tmp_path: Path) -> None:
     corpus = write_corpus(str(tmp_path / "store"))
     corpus.manifest.write(str(tmp_path / "m.parquet"))
     recipe = Recipe(name="small", batch_size=9, max_steps=20, warmup_steps=2, num_heads=4, image_projection=True)

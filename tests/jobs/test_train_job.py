@@ -23,11 +23,11 @@ from speechclip.store import FeatureStore
 from speechclip.training.checkpoint import RunFolder
 from speechclip.training.identity import RunInfo
 from speechclip.training.metrics import read_metrics
+from speechclip.training.progress import TrainingProgress
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import load_run
-from speechclip.training.trainer import TrainingProgress
 
-# Ray's own code warns of its own deprecations.
+# Ray's own code uses what it deprecates.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
 
 RECIPE = Recipe(
@@ -73,9 +73,9 @@ def test_two_workers_train_on_ray_what_one_worker_trains_without(corpus: Corpus,
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     # Asked again it starts nothing; asked for something else it says so.
     found: list[str] = []
-    assert train(asked, on_found=found.append) == info
+    assert train(asked, notify=found.append) == info
     assert found == ["finished already, nothing to train"]
-    with pytest.raises(InvalidInput, match=r"finished run of another making \(recipe\.seed was 7122, is 3\)"):
+    with pytest.raises(InvalidInput, match=r"finished run of another identity \(recipe\.seed was 7122, is 3\)"):
         train(msgspec.structs.replace(asked, recipe=msgspec.structs.replace(RECIPE, seed=3)))
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_ends_a_run_by_keyboard_interrupt_and_the_next_one_says_where_it_
     assert RunFolder(asked.out).finished() is None
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
     with pytest.raises(RuntimeError, match=r"goes on after step [1-9]"):
-        train(asked, on_found=stop)
+        train(asked, notify=stop)
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_texts_of_another_clip_than_the_images_are_refused_for_keywords(clip_cor
     key = clip_corpus.manifest.rows()[0]["text_key"]
     store_vectors(store, other, "clip:another", {key: np.zeros(other.width, "<f4")}, set())
     asked = request(clip_corpus, tmp_path, recipe=KEYWORDS, text="clip:another")
-    with pytest.raises(InvalidInput, match=f"{other.fingerprint} and images of .* lie in different spaces"):
+    with pytest.raises(InvalidInput, match=f"{other.fingerprint} and images of .* are of different CLIP models"):
         identify(asked, RunFolder(asked.out))
 
 

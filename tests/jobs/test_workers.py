@@ -1,11 +1,11 @@
-"""How many workers find room on what nodes, by plain numbers; that they really start stands in `tests/nodes`."""
+"""How many workers fit on which nodes, by plain numbers. `tests/nodes` starts them on a real cluster."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
 from speechclip.jobs.nodes import Node
-from speechclip.jobs.workers import Crew, Failures, fitting_cpus, needs_gpus
+from speechclip.jobs.workers import FailureCount, WorkerCount, fitting_cpus, needs_gpus
 
 NODES = some.lists(some.builds(Node, cpus=some.integers(0, 16), gpus=some.integers(0, 8)), max_size=5)
 
@@ -16,7 +16,7 @@ NODES = some.lists(some.builds(Node, cpus=some.integers(0, 16), gpus=some.intege
         ([2], 2, 1.0),
         ([2], 4, 0.5),
         ([8, 8], 2, 1.0),
-        # Of two nodes of one CPU three workers can't have two thirds each.
+        # Three workers can't have two thirds of a CPU each: one of the two nodes takes two of them.
         ([1, 1], 3, 0.5),
         ([0, 1, 1], 2, 1.0),
         ([1], 2, 0.5),
@@ -29,7 +29,7 @@ def test_workers_share_the_cpus_of_each_node(cpus: list[float], workers: int, sh
 
 
 @given(there=NODES, workers=some.integers(1, 20), use_gpu=some.booleans())
-def test_workers_of_that_share_fit_and_no_larger_share_does(there: list[Node], workers: int, use_gpu: bool) -> None:
+def test_workers_fit_with_this_share_and_not_with_a_larger_one(there: list[Node], workers: int, use_gpu: bool) -> None:
     def num_fitting(share: float) -> int:
         return sum(min(int(node.cpus / share + 1e-9), int(node.gpus) if use_gpu else workers) for node in there)
 
@@ -39,14 +39,14 @@ def test_workers_of_that_share_fit_and_no_larger_share_does(there: list[Node], w
     assert share == 1 or num_fitting(share + 0.002) < workers
 
 
-def test_a_gpu_goes_to_each_worker_and_only_where_it_is() -> None:
+def test_each_worker_needs_a_gpu_on_its_own_node() -> None:
     there = [Node(cpus=8, gpus=1), Node(cpus=2, gpus=1), Node(cpus=16)]
     assert fitting_cpus(there, 2, use_gpu=True) == 1.0
     assert fitting_cpus(there, 3, use_gpu=True) == 0.0
 
 
-def test_a_cluster_that_has_gpus_is_waited_for_until_each_worker_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    two = Crew(workers=2, least=2, node_wait_seconds=0)
+def test_on_a_shared_cluster_one_gpu_is_enough_to_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = WorkerCount(wanted=2, minimum=2, node_wait_seconds=0)
     there = [Node(cpus=8, gpus=1)]
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert not needs_gpus(two, there), "a private Ray gets no second GPU"
@@ -55,9 +55,9 @@ def test_a_cluster_that_has_gpus_is_waited_for_until_each_worker_has_one(monkeyp
     assert not needs_gpus(two, [Node(cpus=8)])
 
 
-def test_failures_count_in_a_row_without_a_new_checkpoint() -> None:
-    failures = Failures(step=0)
+def test_failures_are_counted_in_a_row_without_a_new_checkpoint() -> None:
+    failures = FailureCount(step=0)
     # A long run that loses a node after every checkpoint goes on.
     assert not any(failures.add(step) for step in range(10, 100, 10))
-    # A bug at one step, the last new checkpoint being 90: the second and the third time it is no accident.
+    # A bug makes it fail again and again after the checkpoint at step 90. The third failure is one too many.
     assert [failures.add(90), failures.add(90)] == [False, True]

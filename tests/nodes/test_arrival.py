@@ -29,7 +29,7 @@ def test_nodes_that_never_come_end_featurize_and_train_with_a_sentence(
     for job, lack in ((featurize, no_cpu), (train, no_room)):
         state, code, log = fleet.end(job)
         assert (state, code) == ("FAILED", 3), log
-        assert f"{lack}; waiting 2 s for nodes to come" in log
+        assert f"{lack}; waiting 2 s for more nodes" in log
         assert "no node came within 2 s" in log
 
 
@@ -41,7 +41,7 @@ def test_the_bare_command_waits_for_the_first_node_and_makes_there_what_one_proc
     config = yaml.safe_load((PROJECT / "ray_config.yaml").read_text())
     config["metadata"]["speechclip"] = tiny.settings | {"store": store.storage.root}
     job = fleet.submit("featurize", project=copy_project(tmp_path / "project", yaml.safe_dump(config)))
-    wait_until(lambda: "waiting 300 s for nodes to come" in fleet.rays.log(job), "it waits", 120)
+    wait_until(lambda: "waiting 300 s for more nodes" in fleet.rays.log(job), "it waits", 120)
     fleet.resize(1)
     assert summary(fleet.rays.finish(job))["encoded"] == len(tiny.content)
     assert content(store.snapshot()) == tiny.content

@@ -125,4 +125,4 @@ def test_all_nodes_gone_for_good_end_the_job_with_a_sentence(fleet: Fleet, toy: 
         fleet.lose(name)
     state, code, log = fleet.end(job)
     assert (state, code) == ("FAILED", 3), log
-    assert "nothing moved for 15 s" in log
+    assert "no task was finished for 15 s" in log

@@ -137,7 +137,7 @@ def test_a_rejection_names_utterance_source_decoder_and_what_to_do(road: Road) -
         is_at_ingest = case.at_ingest != KEPT
         assert entry["feature_set"].startswith("" if is_at_ingest else f"toy-untrained-{COLUMNS[case.column]}-")
         assert entry["source"] == (case.text if case.column == "text" else str(path_of(road.folder, case)))
-        judge = {"audio": "(libsndfile ", "image": "(Pillow ", "text": "nothing but white space"}[case.column]
+        judge = {"audio": "(libsndfile ", "image": "(Pillow ", "text": "is only white space"}[case.column]
         assert (judge in entry["detail"]) == (case.outcome not in BY_SOURCE), entry
         assert "Error" not in entry["reason"]
         assert "Traceback" not in entry["detail"]

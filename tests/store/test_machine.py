@@ -117,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
             tags.delete(name)
             del self.store.tags[name]
         elif version in self.store.freed:
-            with pytest.raises(NotStored, match="was freed"):
+            with pytest.raises(NotStored, match="was deleted"):
                 tags.create(name, version)
         else:
             assert tags.create(name, version).version == version
@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(NotStored, match="no tag"):
                 store.snapshot(version)
         elif version in self.store.freed:
-            with pytest.raises(NotStored, match="was freed"):
+            with pytest.raises(NotStored, match="was deleted"):
                 store.snapshot(version)
         else:
             number = self.store.head if version is None else self.store.tags.get(str(version), version)

@@ -23,18 +23,18 @@ def store(store_uri: str) -> FeatureStore:
     store.drop({SPEECH: None})
     store.compact(2)
     collect(store, grace_seconds=0)
-    late = Tag(name="late", version=2, time=datetime.now(UTC)).seal()
+    late = Tag(name="late", version=2, time=datetime.now(UTC)).with_checksum()
     assert store.storage.create(tag_path("late"), to_json(late))
     return store
 
 
 def test_a_tag_of_a_freed_version_is_told_in_a_sentence_that_says_what_to_do(store: FeatureStore) -> None:
-    says = "the tag names catalog version 2, which `speechclip gc` had freed"
+    says = "the tag names catalog version 2, which `gc` had deleted"
     findings = verify(store).findings
     assert [(finding.kind, finding.path) for finding in findings] == [("tag", tag_path("late"))]
     assert says in findings[0].problem
-    assert repair(store).problems == (f"{tag_path('late')}: {says}; take it away by `speechclip tag --delete late`",)
-    with pytest.raises(NotStored, match="version 2 was freed"):
+    assert repair(store).problems == (f"{tag_path('late')}: {says}; delete the tag: `speechclip tag --delete late`",)
+    with pytest.raises(NotStored, match="version 2 was deleted"):
         store.snapshot("late")
     store.tags.delete("late")
     assert verify(store).findings == ()
@@ -65,14 +65,17 @@ def test_a_tag_with_the_content_of_another_is_damaged(store: FeatureStore) -> No
     store.tags.create("good", store.snapshot().version)
     store.storage.create(tag_path("other"), store.storage.read(tag_path("good")))
     found = {path: str(error) for path, error in store.tags.damaged()}
-    assert "it holds tag good; take it away by `speechclip tag --delete other`" in found[tag_path("other")]
-    with pytest.raises(Damaged, match="it holds tag good"):
+    assert (
+        "the file holds tag good; delete the tag and tag the version again: `speechclip tag --delete other`"
+        in found[tag_path("other")]
+    )
+    with pytest.raises(Damaged, match="holds tag good"):
         store.snapshot("other")
     assert [tag.name for tag in store.tags.readable()] == ["good"]
 
 
 def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
     for name in ("later", "late"):
-        with pytest.raises(NotStored, match="was freed"):
+        with pytest.raises(NotStored, match="was deleted"):
             store.tags.create(name, 2)
     assert [tag.name for tag in store.tags.list()] == ["late"]

@@ -346,7 +346,7 @@ class ModelledStore:
 
         def begin_then_tag(path: str, kept: GcRecord) -> bool:
             is_begun = begin(path, kept)
-            with pytest.raises(NotStored, match="was freed"):
+            with pytest.raises(NotStored, match="was deleted"):
                 other.tags.create(name, version)
             return is_begun
 

@@ -218,6 +218,8 @@ def test_accumulated_batches_keep_their_own_negatives(corpus: Corpus, tmp_path: 
     recipe = changed(head="parallel", dropout=0.0, max_steps=1, accumulation=3)
     trainer = corpus.trainer(recipe, str(tmp_path / "run"))
     batches = list(trainer.loader.batches(0, 3))
-    expected = [sum(trainer._losses(trainer.head(b.frames, b.lengths, b.seeds), b).values()).item() for b in batches]
+    expected = [
+        sum(trainer.learner.losses(trainer.head(b.frames, b.lengths, b.seeds), b).values()).item() for b in batches
+    ]
     assert trainer.take_step(batches)["loss"] == pytest.approx(sum(expected) / 3)
     assert trainer.order_digest == trainer.loader.order.digest(3)

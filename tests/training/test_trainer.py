@@ -15,9 +15,9 @@ from speechclip.evaluation.evaluator import validator
 from speechclip.storage import Storage
 from speechclip.training.checkpoint import HEAD, RunFolder
 from speechclip.training.metrics import EVENTS, read_metrics
+from speechclip.training.progress import TrainingProgress
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import load_run
-from speechclip.training.trainer import TrainingProgress
 from speechclip.training.world import World
 
 RECIPE = Recipe(

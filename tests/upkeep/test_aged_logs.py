@@ -185,7 +185,7 @@ def test_all_of_it_and_our_own_gc_one_after_the_other(store: FeatureStore, aged:
     assert freed.versions == (aged.tagged_version,)
     assert content(store.snapshot()) == before
     check_whole(store, aged)
-    with pytest.raises(NotStored, match="was freed by `speechclip gc`"):
+    with pytest.raises(NotStored, match="was deleted by `gc`"):
         store.snapshot(aged.tagged_version + 1)
     check_usable(store, aged)
 

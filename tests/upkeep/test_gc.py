@@ -81,7 +81,7 @@ def test_what_was_dropped_is_readable_until_the_grace_period_ends(
     assert content(store.snapshot(version)) == before
     pass_days(7.1)
     assert collect(store).files > 0
-    with pytest.raises(NotStored, match=rf"version {version} was freed by `speechclip gc`"):
+    with pytest.raises(NotStored, match=rf"version {version} was deleted by `gc`"):
         store.snapshot(version)
 
 
@@ -104,7 +104,7 @@ def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Pat
     version = store.snapshot().version
     store.drop({SPEECH: None})
     collect(store, grace_seconds=0)
-    with pytest.raises(NotStored, match="was freed"):
+    with pytest.raises(NotStored, match="was deleted"):
         store.tags.create("late", version)
     assert store.tags.list() == []
     store.tags.create("head", store.snapshot().version)

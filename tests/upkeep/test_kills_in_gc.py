@@ -141,7 +141,7 @@ def check_living(uri: str, dropped: Dropped) -> None:
     assert content(store.snapshot()) == dropped.half
     assert content(store.snapshot(TAG)) == dropped.tagged
     for version in range(store.snapshot().version):
-        if store.tags.freed(version):
+        if store.tags.deleted_by(version):
             # It says so; none is half there.
             with pytest.raises(NotStored, match="gc"):
                 store.snapshot(version)

@@ -133,7 +133,9 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
     paper = content(store.snapshot("paper"))
     assert collect(store, grace_seconds=0).files > 0
     # Of a `tag` that was killed before it was acknowledged.
-    store.storage.create(tag_path("late"), to_json(Tag(name="late", version=newest - 1, time=datetime.now(UTC)).seal()))
+    store.storage.create(
+        tag_path("late"), to_json(Tag(name="late", version=newest - 1, time=datetime.now(UTC)).with_checksum())
+    )
     damage_the_record(store)
     problems = repair(store).problems
     assert len(problems) == 1
