@@ -1,4 +1,4 @@
-"""Why a run's figures and the published ones of its recipe's corpus are not of the same thing."""
+"""The reasons why a run's figures can't be compared with the published ones on its recipe's corpus."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _CLIPS = {"base": "clip:ViT-B-32", "large": "clip:ViT-L-14"}
 
 
 def caveats_of(report: EvaluationReport, identity: RunIdentity) -> tuple[str, ...]:
-    """Each difference that is known, as a clause; none for a recipe that nothing is published of."""
+    """The known differences to the published setting, one clause each; none if nothing is published for the recipe."""
     return tuple(_differences(report, identity)) if corpus_of(report.recipe) else ()
 
 
@@ -23,14 +23,14 @@ def _differences(report: EvaluationReport, identity: RunIdentity) -> Iterator[st
     if report.untrained:
         yield "encoders have random weights"
     if report.split != "test":
-        yield f"the split is {report.split!r}, the published ones are of 'test' (and of 'dev' where they say so)"
+        yield f"the split is {report.split!r}, the published figures are of 'test' (a few are marked as of 'dev')"
     if report.candidates != "split":
-        yield "the candidates are those of the whole manifest"
+        yield "the candidates are those of the whole manifest, not of the split"
     utterances, images = TEST_POOLS[corpus]
-    asked = report.main.from_speech
-    if (asked.num_queries, asked.num_candidates) != (utterances, images):
+    found = report.main.from_speech
+    if (found.num_queries, found.num_candidates) != (utterances, images):
         yield (
-            f"{asked.num_queries:,} utterances among {asked.num_candidates:,} images, {corpus} has {utterances:,} "
+            f"{found.num_queries:,} utterances among {found.num_candidates:,} images, {corpus} has {utterances:,} "
             f"and {images:,}"
         )
     if report.text is not None and report.text.retrieval.from_speech.num_candidates != utterances:
@@ -41,19 +41,22 @@ def _differences(report: EvaluationReport, identity: RunIdentity) -> Iterator[st
     (num_layers, width, _), clip = PUBLISHED_SIZES[size], _CLIPS[size]
     is_hubert = identity.speech.encoder_name.startswith("hubert:")
     if not is_hubert or (identity.head.num_layers, identity.head.width) != (num_layers, width):
-        yield f"speech is encoded by {identity.speech.encoder_name}, published by HuBERT of width {width}, all states"
+        yield (
+            f"speech is encoded by {identity.speech.encoder_name}, in the paper by all layers of a HuBERT of width "
+            f"{width}"
+        )
     if not identity.image.encoder_name.startswith(clip):
-        yield f"images are encoded by {identity.image.encoder_name}, published by {clip}"
+        yield f"images are encoded by {identity.image.encoder_name}, in the paper by {clip}"
     yield from _changes(identity.recipe)
 
 
 def _changes(recipe: Recipe) -> Iterator[str]:
-    """How a recipe differs from the package's of that name."""
+    """The keys in which a recipe differs from the package's recipe of that name."""
     try:
         original = load_recipe(recipe.name)
     except InvalidInput:
-        yield f"there is no recipe {recipe.name} here to compare with"
+        yield f"the package has no recipe {recipe.name} to compare with"
         return
     changed = [name for name in Recipe.__struct_fields__ if getattr(recipe, name) != getattr(original, name)]
     if changed:
-        yield f"the recipe has another {', '.join(changed)} than the package's {recipe.name}"
+        yield f"the recipe has other values than the package's {recipe.name} for {', '.join(changed)}"

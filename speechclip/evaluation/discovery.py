@@ -1,4 +1,4 @@
-"""Keyword discovery: what words a head with keywords heard in one utterance, and what lies near them."""
+"""The keywords of one utterance, each with the tokens that are nearest to it."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from speechclip.errors import InvalidInput
-from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
+from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, top_positions
 from speechclip.heads import KeywordHead
 from speechclip.records import Record
 from speechclip.training.run import Run
@@ -14,7 +14,7 @@ from speechclip.training.vocabulary import Vocabulary
 
 
 class NearToken(Record, frozen=True):
-    """A token of the reduced vocabulary, CLIP's id of it, and its score: a cosine, unless asked otherwise."""
+    """A token of the reduced vocabulary, CLIP's id of it, and its score by the chosen scoring (by default a cosine)."""
 
     token: str
     id: int
@@ -22,7 +22,11 @@ class NearToken(Record, frozen=True):
 
 
 class Keyword(Record, frozen=True):
-    """One slot, from 1: the token chosen (by cosine to the query), and the tokens nearest to it and to the query."""
+    """The keyword in one slot, counted from 1.
+
+    `chosen` is the token that the head chose; its score is the cosine to the query z_k. `near_chosen` are the tokens
+    nearest to that token, `near_query` those nearest to z_k.
+    """
 
     slot: int
     chosen: NearToken
@@ -33,11 +37,11 @@ class Keyword(Record, frozen=True):
 def discover(
     run: Run, hidden: Float[np.ndarray, "layers frames width"], scoring: Scoring = "cosine"
 ) -> tuple[Keyword, ...]:
-    """The keywords of one utterance from its hidden states; `InvalidInput` where the head chooses none."""
+    """The keywords of one utterance, from its frames; `InvalidInput` if the head chooses no keywords."""
     head = run.head
     if not isinstance(head, KeywordHead) or run.vocabulary is None:
         raise InvalidInput(
-            f"the head of recipe {run.info.identity.recipe.name} chooses no keywords; name a cascaded or hybrid run"
+            f"the head of recipe {run.info.identity.recipe.name} chooses no keywords", "name a cascaded or hybrid run"
         )
     with torch.inference_mode():
         found = head(torch.from_numpy(hidden.copy())[None], torch.tensor([hidden.shape[1]])).keywords
@@ -63,15 +67,15 @@ def discover(
 
 
 def _nearest(space: TokenSpace, vectors: Tensor, vocabulary: Vocabulary) -> list[tuple[NearToken, ...]]:
-    """For each vector the tokens nearest to it, best first."""
+    """For each vector the tokens nearest to it, nearest first."""
     scores = space.scores(vectors)
-    places = first_places(scores, min(NUM_NEIGHBOURS, scores.shape[1]))
-    values = scores.gather(1, places).tolist()
-    words = iter(vocabulary.words(places.flatten().tolist()))
+    positions = top_positions(scores, min(NUM_NEIGHBOURS, scores.shape[1]))
+    values = scores.gather(1, positions).tolist()
+    words = iter(vocabulary.words(positions.flatten().tolist()))
     return [
         tuple(
-            NearToken(token=next(words), id=vocabulary.ids[place], score=round(value, 6))
-            for place, value in zip(row, row_values, strict=True)
+            NearToken(token=next(words), id=vocabulary.ids[position], score=round(value, 6))
+            for position, value in zip(row, row_values, strict=True)
         )
-        for row, row_values in zip(places.tolist(), values, strict=True)
+        for row, row_values in zip(positions.tolist(), values, strict=True)
     ]

@@ -17,7 +17,7 @@ from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.keywords import KeywordReader, KeywordReport, read_keywords
 from speechclip.evaluation.published import published_rows
-from speechclip.evaluation.recall import retrieve_both
+from speechclip.evaluation.recall import measure_both
 from speechclip.evaluation.report import Candidates, EvaluationReport, TextReport
 from speechclip.evaluation.token_space import Scoring
 from speechclip.heads import Head, HeadOutput, KeywordHead
@@ -97,7 +97,7 @@ def evaluate(
         num_utterances=len(pool.rows),
         num_missing=pool.rows.num_missing,
         retrieval={
-            branch: retrieve_both(found, images, pool.rows.groups, pool.image_groups)
+            branch: measure_both(found, images, pool.rows.groups, pool.image_groups)
             for branch, found in embeddings.items()
         },
         untrained=tuple(identity.untrained),
@@ -126,7 +126,7 @@ def validator(
     def mean_recall(head: Head, world: World) -> float:
         speech = embed_together(head, frames, pool.rows.speech_keys, world)
         images = embed_images(head, vectors, pool.image_keys)
-        return retrieve_both(speech, images, pool.rows.groups, pool.image_groups).mean_recall[10]
+        return measure_both(speech, images, pool.rows.groups, pool.image_groups).mean_recall[10]
 
     return mean_recall
 
@@ -230,7 +230,7 @@ def _score_texts(
     positions = {key: position for position, key in enumerate(keys)}
     texts = embed_images(run.head, vectors, keys)[[positions[row["text_key"]] for row in captions]]
     branch, speech = next(iter(embeddings.items()))
-    both = retrieve_both(speech[has_caption], texts, pool.rows.groups[has_caption], groups)
+    both = measure_both(speech[has_caption], texts, pool.rows.groups[has_caption], groups)
     report = TextReport(feature_set=fingerprint, branch=branch, num_missing=int((~has_caption).sum()), retrieval=both)
     return report, ()
 

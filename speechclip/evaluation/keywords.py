@@ -1,4 +1,4 @@
-"""Which words a head with keywords chose: hit rates and perplexities over a split.
+"""How good the keywords of a head are: hit rates and perplexities over a split.
 
 Source: docs/model.md, "Evaluation protocol".
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from speechclip.encoders.prepare import clip_tokenizer, clip_tokens
 from speechclip.errors import EmptyText
 from speechclip.evaluation.recall import Trials, bootstrap_interval
-from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, first_places
+from speechclip.evaluation.token_space import NUM_NEIGHBOURS, Scoring, TokenSpace, top_positions
 from speechclip.heads import Keywords
 from speechclip.heads.quantizer import Quantizer, Usage, UsageFigures
 from speechclip.records import Record
@@ -23,19 +23,21 @@ from speechclip.training.vocabulary import END, PADDING, START, Vocabulary
 
 Neighbours = Literal["token", "query"]
 GoldKind = Literal["literal", "plain"]
-# Scores of vectors against the whole vocabulary that are held at once.
+# How many scores of vectors against the whole vocabulary are in memory at once.
 _BLOCK_SCORES = 16_000_000
-# Above every id of CLIP: keeps the pairs of a row and an id apart.
+# More than any id of CLIP: `row * _ROW + id` is a different number for each pair of a row and an id.
 _ROW = 2**16
 
 
 class HitRate(Record, frozen=True):
-    """How often a keyword is near a word of the caption, as shares from 0 to 1.
+    """How often a keyword hits a word of the caption, as shares from 0 to 1, by one of four rules.
 
-    `neighbours`: the five tokens nearest to the chosen `token`'s embedding, as the official code has it, or to the
-    `query` from which it was chosen. `gold`: `literal` counts start, end and padding among the caption's words, as
-    officially; `plain` does not. `average` is over all keywords (with eight in every row the mean of the slots),
-    `interval` its 95 % bootstrap interval, `elsewhere` the same keywords against the captions of other images.
+    A keyword hits if one of five neighbours is a gold word. `neighbours`: the five tokens nearest to the chosen
+    `token`, as in the official code, or to the `query` from which it was chosen. `gold`: with `literal` start, end and
+    padding also count as words of the caption, as in the official code; with `plain` they do not.
+
+    `per_slot` has a share for each slot, `average` one for all keywords together. `interval` is its 95 % bootstrap
+    interval. `elsewhere` is the same average if each utterance is compared with the caption of another image.
     """
 
     neighbours: Neighbours
@@ -47,10 +49,11 @@ class HitRate(Record, frozen=True):
 
 
 class KeywordReport(Record, frozen=True):
-    """The keywords of a split. `num_per_slot` counts the captioned utterances that fill each slot.
+    """The figures of all keywords of a split.
 
-    `code_perplexity` is the exponential of the entropy of the tokens chosen, `prob_perplexity` that of the mean softmax
-    of the cosines, without temperature; both over all keywords of the split.
+    `num_per_slot` is the number of captioned utterances that fill each slot, `num_distinct` that of different tokens
+    chosen. `code_perplexity` is the exponential of the entropy of the chosen tokens. `prob_perplexity` is that of the
+    mean softmax of the cosines, without temperature. Both are over all keywords of the split.
     """
 
     num_utterances: int
@@ -66,7 +69,10 @@ class KeywordReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Readings:
-    """All keywords of some utterances, one entry each, by rising row and slot; tokens are places."""
+    """All keywords of some utterances, one entry for each keyword, sorted by row, then by slot.
+
+    Tokens and neighbours are positions in the reduced vocabulary.
+    """
 
     rows: Int[np.ndarray, " keywords"]
     slots: Int[np.ndarray, " keywords"]
@@ -77,7 +83,7 @@ class Readings:
 
 
 class KeywordReader:
-    """Takes the keywords of batch after batch, and keeps of them what the metrics need: a few numbers a keyword."""
+    """Collects the keywords of many batches. It keeps a few numbers for each keyword, all that the figures need."""
 
     def __init__(
         self,
@@ -90,7 +96,7 @@ class KeywordReader:
         self._found: list[np.ndarray] = []
 
     def add(self, rows: Sequence[int], keywords: Keywords) -> None:
-        """The keywords of these rows, in the batch's order."""
+        """Add the keywords of one batch. `rows` are the numbers of its utterances, in the batch's order."""
         is_filled = torch.arange(keywords.tokens.shape[1], device=keywords.counts.device) < keywords.counts[:, None]
         places, slots = is_filled.nonzero(as_tuple=True)
         queries = keywords.queries[is_filled].float()
@@ -101,7 +107,7 @@ class KeywordReader:
         self._found.append(torch.cat([columns, near], dim=1).cpu().numpy())
 
     def readings(self) -> Readings:
-        """All that was added."""
+        """All keywords that were added."""
         found = np.concatenate(self._found)
         found = found[np.lexsort((found[:, 1], found[:, 0]))]
         distinct, which = np.unique(found[:, 2], return_inverse=True)
@@ -118,22 +124,22 @@ class KeywordReader:
     def _near(self, vectors: Float[Tensor, "vectors width"]) -> Int[Tensor, "vectors neighbours"]:
         size = len(self.embeddings)
         blocks = torch.split(vectors, max(1, _BLOCK_SCORES // size))
-        return torch.cat([first_places(self.space.scores(some), min(NUM_NEIGHBOURS, size)) for some in blocks])
+        return torch.cat([top_positions(self.space.scores(some), min(NUM_NEIGHBOURS, size)) for some in blocks])
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The words of a caption as CLIP's ids: as the official code reads them back, and without special tokens."""
+    """The ids of CLIP's tokens that count as words of a caption, by both rules of `HitRate.gold`."""
 
     literal: frozenset[int]
     plain: frozenset[int]
 
 
 def gold_tokens(caption: str | None) -> Gold | None:
-    """The ids that a keyword of this caption may hit; None where there is no caption, or no token is left of it.
+    """The ids that a keyword may hit. None if there is no caption, or CLIP's tokenizer leaves nothing of it.
 
-    Literally they are ``encode(decode(ids))`` of the whole context: start, end and some runs of the padding, which
-    decodes as exclamation marks, come with the caption's own.
+    The literal ones are ``encode(decode(ids))`` of all 77 ids, as the official code computes them. So start and end
+    are among them, and tokens of padding, which is decoded as exclamation marks.
     """
     try:
         tokens = [int(token) for token in clip_tokens(caption or "")]
@@ -152,7 +158,10 @@ def read_keywords(
     *,
     scoring: Scoring = "cosine",
 ) -> KeywordReport:
-    """The report of all rows' keywords; rows without a caption count in the perplexities alone."""
+    """The report of all keywords. `captions` and `groups` have an entry for each row.
+
+    A row without a caption counts in the perplexities only.
+    """
     golds = [gold_tokens(caption) for caption in captions]
     is_captioned = np.array([gold is not None for gold in golds])
     used = is_captioned[readings.rows]
@@ -176,10 +185,11 @@ def _rates(
     groups: Int[np.ndarray, " rows"],
     used: Bool[np.ndarray, " keywords"],
 ) -> list[HitRate]:
-    """The four variants."""
+    """The hit rates by the four rules. `used` says which keywords belong to a row with a caption."""
     rows, slots = readings.rows[used], readings.slots[used]
     asked = np.unique(rows)
-    # In the order of groups, as far on as the largest is long: another image's caption, unless one holds over half.
+    # For `elsewhere`, each row gets the caption of a row further on, in the order of groups. The distance is the size
+    # of the largest group, so the caption is of another group unless one group has more than half of all rows.
     order = asked[np.argsort(groups[asked], kind="stable")]
     others = np.zeros(len(golds), np.int64)
     others[order] = np.roll(order, -int(np.unique(groups[asked], return_counts=True)[1].max()))
@@ -209,6 +219,6 @@ def _rates(
 def find_hits(
     rows: Int[np.ndarray, " keywords"], ids: Int[np.ndarray, "keywords neighbours"], gold: Sequence[frozenset[int]]
 ) -> Bool[np.ndarray, " keywords"]:
-    """Whether any of each keyword's ids is among the gold ids of its row."""
+    """For each keyword whether one of its `ids` is among the gold ids of its row."""
     pairs = np.array([row * _ROW + token for row, tokens in enumerate(gold) for token in tokens], np.int64)
     return np.asarray(np.isin(rows[:, None] * _ROW + ids, pairs).any(axis=1))

@@ -1,4 +1,7 @@
-"""Recall both ways, with its chance level and its interval beside it (docs/model.md, "Evaluation protocol")."""
+"""Recall in both directions, with the level of chance and a confidence interval.
+
+Source: docs/model.md, "Evaluation protocol".
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,15 +13,17 @@ from speechclip.errors import InvalidInput
 from speechclip.records import Record
 
 CUTOFFS = (1, 5, 10)
+# How many scores of queries against candidates, and how many bootstrap draws, are in memory at once.
 _BLOCK_SCORES = 16_000_000
 _DRAWS_AT_ONCE = 1_000
 
 
 class RetrievalReport(Record, frozen=True):
-    """One direction. Shares are from 0 to 1; `chance_…` is what a random order of the candidates is expected to give.
+    """Retrieval in one direction. Recalls are shares from 0 to 1, by cutoff.
 
-    `interval` is the 95 % bootstrap interval of each recall: groups are drawn anew, each with all of its queries,
-    because the captions of one image are right or wrong together.
+    `chance` and `chance_…` are the expected figures if the candidates were in random order. `interval` is the 95 %
+    bootstrap interval of each recall. It draws whole groups, because the captions of one image are often right or
+    wrong together.
     """
 
     num_queries: int
@@ -32,10 +37,11 @@ class RetrievalReport(Record, frozen=True):
     chance_median_rank: float
 
 
-class TwoWays(Record, frozen=True):
-    """Speech against images, or against texts, in both directions.
+class BothDirections(Record, frozen=True):
+    """Retrieval between speech and images, or between speech and texts, in both directions.
 
-    `mean_recall` is the mean of the two; for its interval a drawn group brings its queries of both directions.
+    `mean_recall` is the mean of the two recalls. For `mean_interval` a drawn group counts with its queries of both
+    directions.
     """
 
     from_speech: RetrievalReport
@@ -45,25 +51,29 @@ class TwoWays(Record, frozen=True):
 
 
 class Trials(NamedTuple):
-    """Rows for a bootstrap: each one's hits, how often it tried, and the group that it is drawn with."""
+    """Rows for a bootstrap: how many hits each row has, in how many tries, and the group that it belongs to."""
 
     hits: Shaped[np.ndarray, " rows"]
     tries: Int[np.ndarray, " rows"]
     groups: Int[np.ndarray, " rows"]
 
 
-def retrieve_both(
+def measure_both(
     speech: Float[np.ndarray, "utterances width"],
     others: Float[np.ndarray, "others width"],
     speech_groups: Int[np.ndarray, " utterances"],
     other_groups: Int[np.ndarray, " others"],
-) -> TwoWays:
-    """Each utterance asks for the others of its group, and each of the others that was spoken asks for its speech."""
+) -> BothDirections:
+    """The figures of retrieval between utterances and images (or texts), from embeddings of length one.
+
+    Every utterance is a query for the others of its group. Every other is a query for the utterances of its group, if
+    there are any; without any it only competes.
+    """
     is_spoken = np.isin(other_groups, speech_groups)
     asking = other_groups[is_spoken]
-    from_ranks, from_speech = _answer(speech, others, speech_groups, other_groups)
-    to_ranks, to_speech = _answer(others[is_spoken], speech, asking, speech_groups)
-    return TwoWays(
+    from_ranks, from_speech = _rank_and_report(speech, others, speech_groups, other_groups)
+    to_ranks, to_speech = _rank_and_report(others[is_spoken], speech, asking, speech_groups)
+    return BothDirections(
         from_speech=from_speech,
         to_speech=to_speech,
         mean_recall={k: (from_speech.recall[k] + to_speech.recall[k]) / 2 for k in CUTOFFS},
@@ -73,50 +83,54 @@ def retrieve_both(
     )
 
 
-def retrieve(
+def measure(
     queries: Float[np.ndarray, "queries width"],
     candidates: Float[np.ndarray, "candidates width"],
     query_groups: Int[np.ndarray, " queries"],
     candidate_groups: Int[np.ndarray, " candidates"],
 ) -> RetrievalReport:
-    """Rank all candidates for each query; a query is answered by any candidate of its group.
+    """The figures of one direction, from embeddings of length one. Any candidate of a query's group is a right answer.
 
-    Both sides of length one. A query without an answer among the candidates is `InvalidInput`.
+    `InvalidInput` if there are no queries, or if a query has no right answer among the candidates.
     """
-    return _answer(queries, candidates, query_groups, candidate_groups)[1]
+    return _rank_and_report(queries, candidates, query_groups, candidate_groups)[1]
 
 
-def _answer(
+def _rank_and_report(
     queries: np.ndarray, candidates: np.ndarray, query_groups: np.ndarray, candidate_groups: np.ndarray
 ) -> tuple[Int[np.ndarray, " queries"], RetrievalReport]:
-    """The ranks of the answers, and their report."""
+    """The rank of each query's best answer, and the report of these ranks."""
     groups, counts = np.unique(candidate_groups, return_counts=True)
     is_answered = np.isin(query_groups, groups)
     if not len(query_groups) or not is_answered.all():
         raise InvalidInput(
             f"{len(query_groups)} queries, {int((~is_answered).sum())} of them without an answer among "
-            f"{len(candidates)} candidates; leave those out"
+            f"{len(candidates)} candidates",
+            "leave those out",
         )
-    ranks = rank_answers(queries, candidates, query_groups, candidate_groups)
-    return ranks, summarize(ranks, counts[np.searchsorted(groups, query_groups)], len(candidates), query_groups)
+    ranks = rank_best_answers(queries, candidates, query_groups, candidate_groups)
+    return ranks, report_ranks(ranks, counts[np.searchsorted(groups, query_groups)], len(candidates), query_groups)
 
 
-def rank_answers(
+def rank_best_answers(
     queries: Float[np.ndarray, "queries width"],
     candidates: Float[np.ndarray, "candidates width"],
     query_groups: Int[np.ndarray, " queries"],
     candidate_groups: Int[np.ndarray, " candidates"],
 ) -> Int[np.ndarray, " queries"]:
-    """The rank of each query's best answer, from 1; a wrong candidate with an equal score or NaN is ahead of it."""
+    """The rank of each query's best right answer, from 1.
+
+    Ties count against the model: a wrong candidate with an equal score, or with NaN, ranks before the answer.
+    """
     ranks = np.empty(len(queries), np.int64)
     wide = candidates.astype(np.float64).T
     block = max(1, _BLOCK_SCORES // max(1, len(candidates)))
     for start in range(0, len(queries), block):
-        # Summed in fp64, compared in fp32: so equal vectors give equal scores wherever they stand in the matrix.
+        # The sums are in fp64 and rounded to fp32. So equal vectors have equal scores at every place of the matrix.
         scores = (queries[start : start + block].astype(np.float64) @ wide).astype(np.float32)
         is_answer = query_groups[start : start + block, None] == candidate_groups
         best = np.where(is_answer, scores, -np.inf).max(axis=1, keepdims=True)
-        # Not `>=`, which is false of NaN: a head that has diverged would answer everything first.
+        # Not `scores >= best`: that is false for NaN, and a head that has diverged would rank all answers first.
         ranks[start : start + block] = 1 + (~(scores < best) & ~is_answer).sum(axis=1)
     return ranks
 
@@ -127,20 +141,23 @@ def recall_at(k: int, ranks: Int[np.ndarray, " queries"]) -> float:
 
 
 def chance_at(k: int, num_answers: Int[np.ndarray, " queries"], num_candidates: int) -> float:
-    """The recall expected of a random order: the mean of ``1 - C(N - m, k) / C(N, k)`` over the queries, exact."""
+    """The exact expected recall of a random order: the mean of ``1 - C(N - m, k) / C(N, k)`` over the queries.
+
+    N is `num_candidates`; m, the number of right answers, comes from `num_answers` for each query.
+    """
     answers, counts = np.unique(num_answers, return_counts=True)
     hits = [1 - _miss(k, int(m), num_candidates) for m in answers]
     return float(np.average(hits, weights=counts))
 
 
-def summarize(
+def report_ranks(
     ranks: Int[np.ndarray, " queries"],
     num_answers: Int[np.ndarray, " queries"],
     num_candidates: int,
     groups: Int[np.ndarray, " queries"],
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> RetrievalReport:
-    """The report of these ranks; `num_answers` says how many candidates answer each query, `groups` whose they are."""
+    """The report of these ranks. `num_answers` is the number of right answers of each query, `groups` its group."""
     return RetrievalReport(
         num_queries=len(ranks),
         num_candidates=num_candidates,
@@ -155,10 +172,10 @@ def summarize(
 
 
 def bootstrap_interval(*sides: Trials, num_draws: int = 10_000) -> tuple[float, float]:
-    """The 95 % interval of a share of hits among tries, or of the mean of several, from redrawn groups.
+    """The 95 % bootstrap interval of the share of hits among tries. With several sides: of the mean of their shares.
 
-    All sides must have the same groups. Groups with the same hits and tries are alike: to draw how many of each kind
-    there are is the same as to draw groups, and a kind is a column where there were thousands of groups.
+    Each draw takes as many groups as there are, with replacement. All sides must have the same groups. The random
+    seed is fixed, so the same input gives the same interval.
     """
     groups = np.unique(np.concatenate([side.groups for side in sides]))
     tallies = np.zeros((len(groups), len(sides), 2))
@@ -166,6 +183,8 @@ def bootstrap_interval(*sides: Trials, num_draws: int = 10_000) -> tuple[float, 
         places = np.searchsorted(groups, side.groups)
         tallies[:, number, 0] = np.bincount(places, side.hits, len(groups))
         tallies[:, number, 1] = np.bincount(places, side.tries, len(groups))
+    # Groups with the same hits and tries are interchangeable. It is enough to draw how many there are of each kind, and
+    # there are a few kinds where there are thousands of groups.
     kinds, counts = np.unique(tallies.reshape(len(groups), -1), axis=0, return_counts=True)
     generator = np.random.default_rng(7122)
     shares = []
@@ -182,14 +201,14 @@ def _trials(k: int, ranks: np.ndarray, groups: np.ndarray) -> Trials:
 
 
 def _miss(k: int, num_answers: int, num_candidates: int) -> float:
-    """The probability that none of `num_answers` is among the first `k` of a random order."""
+    """The probability that a random order has no answer among its first `k`."""
     k = min(k, num_candidates)
     factors = [max(0, num_candidates - k - i) / (num_candidates - i) for i in range(num_answers)]
     return float(np.prod(factors))
 
 
 def _chance_median(num_answers: np.ndarray, num_candidates: int) -> float:
-    """The lowest rank that half of the queries are expected to reach by chance."""
+    """The lowest k at which the recall of a random order is at least one half."""
     low, high = 1, num_candidates
     while low < high:
         middle = (low + high) // 2

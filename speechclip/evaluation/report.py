@@ -1,7 +1,4 @@
-"""What an evaluation found: one record, as JSON and as tables beside the published figures.
-
-Source: docs/model.md, "Published results".
-"""
+"""The result of an evaluation, as a record, as JSON and as tables. docs/evaluation.md explains every figure."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,37 +10,37 @@ from rich.table import Table
 
 from speechclip.evaluation.keywords import HitRate, KeywordReport
 from speechclip.evaluation.published import Measure, PublishedScores
-from speechclip.evaluation.recall import CUTOFFS, RetrievalReport, TwoWays
+from speechclip.evaluation.recall import CUTOFFS, BothDirections, RetrievalReport
 from speechclip.records import Record
 from speechclip.retrieval.embeddings import BRANCHES, Branch
 from speechclip.storage import Storage
 
 Candidates = Literal["split", "all"]
-# As many slots as the published heads have; a head with more shows the rest in the JSON alone.
+# The published heads have eight slots. The figures of further slots are in the JSON only.
 SHOWN_SLOTS = 8
 TEXT_WIDTH = 200
 
 
 class TextReport(Record, frozen=True):
-    """Zero-shot retrieval of captions by the embedding of `branch`, among the vectors of one text feature set.
+    """Zero-shot retrieval between utterances and captions, by the embeddings of `branch`.
 
-    The captions compete a row for each utterance, not once for each text. `num_missing` utterances could not ask:
-    no caption of their image is stored.
+    `feature_set` has the vectors of the captions. Each utterance brings its own caption as a candidate, so a text that
+    occurs twice competes twice. `num_missing` utterances are no queries, because no caption of their image is stored.
     """
 
     feature_set: str
     branch: Branch
     num_missing: int
-    retrieval: TwoWays
+    retrieval: BothDirections
 
 
 class EvaluationReport(Record, frozen=True):
-    """What one run reaches on one split. `untrained` names the features whose encoder has no trained weights.
+    """The figures of one run on one split.
 
-    `num_missing` utterances of the split lack a stored feature and were left out. `retrieval` has each branch of the
-    head against the images; the parallel one, where there is one, stands for the utterance. `published` are the rows of
-    the recipe's corpus, `caveats` say why they can't be compared with this run, `notes` what is left out and why.
-    `window` is what of each utterance was judged.
+    `num_missing` utterances of the split lack a stored feature and were left out. `retrieval` has the figures of each
+    branch of the head among the images. `untrained` has the fingerprints whose encoder has random weights. `published`
+    are the published rows on the recipe's corpus, and `caveats` the reasons why this run can't be compared with them.
+    `notes` say what the report lacks and why. `window` is the part of each utterance that was judged.
     """
 
     manifest: str
@@ -56,7 +53,7 @@ class EvaluationReport(Record, frozen=True):
     candidates: Candidates
     num_utterances: int
     num_missing: int
-    retrieval: dict[Branch, TwoWays]
+    retrieval: dict[Branch, BothDirections]
     untrained: tuple[str, ...]
     text: TextReport | None = None
     keywords: KeywordReport | None = None
@@ -66,12 +63,12 @@ class EvaluationReport(Record, frozen=True):
     window: str = "full"
 
     @property
-    def main(self) -> TwoWays:
-        """The retrieval of images by the embedding that stands for an utterance."""
+    def main(self) -> BothDirections:
+        """The figures of the branch that gives the embedding of an utterance: parallel if the head has it."""
         return next(self.retrieval[branch] for branch in BRANCHES if branch in self.retrieval)
 
     def to_tables(self) -> list[Table]:
-        """The figures for a terminal, in percent, a table for each question."""
+        """Tables for a terminal, with figures in percent."""
         tables = [self._retrieval()]
         if self.published:
             tables.append(self._recalls("speech-image", self.retrieval))
@@ -82,7 +79,7 @@ class EvaluationReport(Record, frozen=True):
         return tables
 
     def to_text(self) -> str:
-        """The tables, caveats and notes as plain text."""
+        """The tables and the closing lines as plain text."""
         page = Console(file=io.StringIO(), width=TEXT_WIDTH, highlight=False, markup=False, no_color=True)
         for table in self.to_tables():
             page.print(table)
@@ -92,11 +89,11 @@ class EvaluationReport(Record, frozen=True):
         return page.file.getvalue()
 
     def closing_lines(self) -> Iterator[str]:
-        """What must be known beside the tables."""
+        """Warnings and notes, to be printed after the tables."""
         if self.untrained:
             yield (
                 f"UNTRAINED encoders with random weights: {', '.join(self.untrained)}. "
-                "These figures show that the road works, and nothing about SpeechCLIP."
+                "These figures show that the pipeline works. They say nothing about SpeechCLIP's quality."
             )
         if self.published and self.caveats:
             yield f"NOT COMPARABLE with the published rows: {'; '.join(self.caveats)}."
@@ -126,12 +123,12 @@ class EvaluationReport(Record, frozen=True):
             table.add_row("mean of both", "", "", *means, "", end_section=True)
         return table
 
-    def _recalls(self, measure: Measure, found: dict[Branch, TwoWays]) -> Table:
-        """This run's recalls under the published ones."""
+    def _recalls(self, measure: Measure, found: dict[Branch, BothDirections]) -> Table:
+        """A table with the published recalls, this run's and chance."""
         other = "image" if measure == "speech-image" else "text"
         heads = [f"to {place} R@{k}" for place in (other, "speech") for k in CUTOFFS]
         table = _table(
-            f"{measure} retrieval beside what is published, recall in %",
+            f"{measure} retrieval beside published figures, recall in %",
             "model",
             *heads,
             *(f"mean R@{k}" for k in CUTOFFS),
@@ -155,7 +152,7 @@ class EvaluationReport(Record, frozen=True):
 
 
 def write_report(uri: str, report: EvaluationReport) -> None:
-    """`report.json` and `report.txt` in a folder, local or `s3://`, in place of older ones."""
+    """Write `report.json` and `report.txt` to a folder, local or `s3://`. Older ones are replaced."""
     folder = Storage(uri)
     folder.replace("report.json", msgspec.json.format(msgspec.json.encode(report)))
     folder.replace("report.txt", report.to_text().encode())

@@ -1,4 +1,4 @@
-"""The reduced vocabulary as a space: which of its tokens lie nearest to a vector.
+"""Which tokens of the reduced vocabulary are nearest to a vector.
 
 Source: docs/model.md, "Evaluation protocol".
 """
@@ -16,10 +16,10 @@ Scoring = Literal["cosine", "pseudo-inverse"]
 
 
 class TokenSpace:
-    """The reduced vocabulary's token embeddings, asked which of them are nearest to a vector.
+    """Scores vectors against the token embeddings of the reduced vocabulary.
 
-    `pseudo-inverse` scores a vector by its coefficients on the tokens, the pseudo-inverse of their matrix, instead of
-    by cosines: the other choice of the official code.
+    `scoring` is one of the two rules of the official code. `cosine`: the cosine to each token. `pseudo-inverse`: the
+    coefficients of the vector as a sum of token embeddings, from the pseudo-inverse of their matrix.
     """
 
     def __init__(self, embeddings: Float[Tensor, "vocabulary width"], scoring: Scoring = "cosine") -> None:
@@ -28,11 +28,11 @@ class TokenSpace:
 
     def cosines(self, vectors: Float[Tensor, "vectors width"]) -> Float[Tensor, "vectors vocabulary"]:
         """The cosine of each vector to each token."""
-        # Summed in fp64, compared in fp32: so equal tokens tie wherever they stand.
+        # The sums are in fp64 and rounded to fp32. So equal tokens have equal scores at every place of the matrix.
         return (F.normalize(vectors.double(), dim=1, eps=1e-8) @ self._unit.T).float()
 
     def scores(self, vectors: Float[Tensor, "vectors width"]) -> Float[Tensor, "vectors vocabulary"]:
-        """What ranks the tokens near each vector."""
+        """The score of each token for each vector, by the rule of `scoring`. The nearest token has the highest."""
         if self.scoring == "cosine":
             return self.cosines(vectors)
         return (vectors.double() @ self._inverse.T).float()
@@ -43,10 +43,10 @@ class TokenSpace:
         return inverse
 
 
-def first_places(scores: Float[Tensor, "rows columns"], count: int) -> Int[Tensor, "rows count"]:
-    """The columns of the `count` highest scores, falling; equal scores by rising column."""
+def top_positions(scores: Float[Tensor, "rows columns"], count: int) -> Int[Tensor, "rows count"]:
+    """The columns of the `count` highest scores of each row, highest first. Of equal scores the first column wins."""
     lowest = scores.topk(count, dim=1)
-    # topk promises no order among equals, nor which of them it takes at its end.
+    # topk promises no order among equal scores, nor which of them it takes last.
     places = lowest.indices.sort(dim=1).values
     order = scores.gather(1, places).argsort(dim=1, descending=True, stable=True)
     places = places.gather(1, order)

@@ -12,10 +12,10 @@ from speechclip.evaluation.recall import (
     Trials,
     bootstrap_interval,
     chance_at,
-    rank_answers,
-    retrieve,
-    retrieve_both,
-    summarize,
+    measure,
+    measure_both,
+    rank_best_answers,
+    report_ranks,
 )
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "retrieval.pt"
@@ -32,8 +32,8 @@ def test_recall_agrees_with_the_official_function():
     utterance_groups, image_groups = case["speech_image_id"].numpy(), case["image_id"].numpy()
     # Against the unit vectors, a row of scores is its own embedding.
     axes = np.eye(len(image_groups), dtype=np.float32)
-    to_image = retrieve(score, axes, utterance_groups, image_groups)
-    to_speech = retrieve(axes, score, image_groups, utterance_groups)
+    to_image = measure(score, axes, utterance_groups, image_groups)
+    to_speech = measure(axes, score, image_groups, utterance_groups)
     for k in (1, 5, 10):
         ours = [100 * to_image.recall[k], 100 * to_speech.recall[k]]
         assert ours[0] == pytest.approx(case["recall"][0][f"recall@{k}"], abs=1e-4)
@@ -47,7 +47,7 @@ def test_equal_candidates_tie_wherever_they_stand_and_ties_count_against_the_mod
     # In fp32 a BLAS gives equal columns unequal scores by their place, in a third of such shapes.
     candidates = np.tile(unit(1, 512), (num_candidates, 1))
     groups = np.arange(num_queries) % num_candidates
-    report = retrieve(unit(num_queries, 512, seed=1), candidates, groups, np.arange(num_candidates))
+    report = measure(unit(num_queries, 512, seed=1), candidates, groups, np.arange(num_candidates))
     assert report.recall == {1: 0.0, 5: 0.0, 10: 0.0}
     assert report.mean_rank == num_candidates
 
@@ -55,16 +55,16 @@ def test_equal_candidates_tie_wherever_they_stand_and_ties_count_against_the_mod
 def test_scores_that_are_no_numbers_rank_last():
     good, lost = unit(4), np.full((4, 8), np.nan, np.float32)
     groups = np.arange(4)
-    assert rank_answers(lost, good, groups, groups).tolist() == [4, 4, 4, 4]
-    assert rank_answers(good, lost, groups, groups).tolist() == [4, 4, 4, 4]
+    assert rank_best_answers(lost, good, groups, groups).tolist() == [4, 4, 4, 4]
+    assert rank_best_answers(good, lost, groups, groups).tolist() == [4, 4, 4, 4]
 
 
 def test_the_ranks_do_not_depend_on_the_size_of_a_block(monkeypatch):
     queries, candidates = unit(50), unit(30, seed=1)
     groups, candidate_groups = np.arange(50) % 10, np.arange(30) % 10
-    whole = rank_answers(queries, candidates, groups, candidate_groups)
+    whole = rank_best_answers(queries, candidates, groups, candidate_groups)
     monkeypatch.setattr("speechclip.evaluation.recall._BLOCK_SCORES", 90)
-    np.testing.assert_array_equal(rank_answers(queries, candidates, groups, candidate_groups), whole)
+    np.testing.assert_array_equal(rank_best_answers(queries, candidates, groups, candidate_groups), whole)
     assert len(set(whole)) > 3
 
 
@@ -79,7 +79,7 @@ def test_chance_is_the_exact_share_of_all_orders(num_candidates, data):
 
 def test_random_embeddings_reach_what_chance_says():
     groups = np.repeat(np.arange(200), 5)
-    report = retrieve(unit(200, 64), unit(1000, 64, seed=1), np.arange(200), groups)
+    report = measure(unit(200, 64), unit(1000, 64, seed=1), np.arange(200), groups)
     assert report.chance[10] == pytest.approx(1 - math.comb(995, 10) / math.comb(1000, 10))
     assert report.recall[10] == pytest.approx(report.chance[10], abs=0.05)
     assert report.mean_rank == pytest.approx(report.chance_mean_rank, rel=0.15)
@@ -87,7 +87,7 @@ def test_random_embeddings_reach_what_chance_says():
 
 
 def test_chance_figures_of_one_answer_each_are_the_middle():
-    report = summarize(np.array([1, 2, 3]), np.array([1, 1, 1]), 625, np.arange(3))
+    report = report_ranks(np.array([1, 2, 3]), np.array([1, 1, 1]), 625, np.arange(3))
     assert (report.chance_mean_rank, report.chance_median_rank) == (313, 313)
     assert report.chance[1] == pytest.approx(1 / 625)
     assert (report.mean_rank, report.median_rank, report.recall[1]) == (2, 2, pytest.approx(1 / 3))
@@ -116,8 +116,8 @@ def test_captions_that_are_right_together_widen_the_interval():
 
 def test_five_equal_captions_of_an_image_are_worth_one():
     speech, images = unit(60), unit(60, seed=1)
-    once = retrieve(speech, images, np.arange(60), np.arange(60))
-    five = retrieve(np.repeat(speech, 5, axis=0), images, np.repeat(np.arange(60), 5), np.arange(60))
+    once = measure(speech, images, np.arange(60), np.arange(60))
+    five = measure(np.repeat(speech, 5, axis=0), images, np.repeat(np.arange(60), 5), np.arange(60))
     assert five.recall == once.recall
     assert 0 < five.recall[10] < 1
     assert five.interval == once.interval
@@ -145,9 +145,9 @@ def test_both_directions_are_two_questions_to_the_same_scores():
     speech, images = unit(40), unit(12, seed=1)
     # Ten images are spoken, four times each; the last two only compete.
     groups, image_groups = np.arange(40) % 10, np.arange(12)
-    both = retrieve_both(speech, images, groups, image_groups)
-    assert both.from_speech == retrieve(speech, images, groups, image_groups)
-    assert both.to_speech == retrieve(images[:10], speech, image_groups[:10], groups)
+    both = measure_both(speech, images, groups, image_groups)
+    assert both.from_speech == measure(speech, images, groups, image_groups)
+    assert both.to_speech == measure(images[:10], speech, image_groups[:10], groups)
     for k in (1, 5, 10):
         assert both.mean_recall[k] == (both.from_speech.recall[k] + both.to_speech.recall[k]) / 2
         assert both.mean_interval[k][0] <= both.mean_recall[k] <= both.mean_interval[k][1]
@@ -155,6 +155,6 @@ def test_both_directions_are_two_questions_to_the_same_scores():
 
 def test_a_query_without_an_answer_is_refused():
     with pytest.raises(InvalidInput, match="2 queries, 1 of them"):
-        retrieve(unit(2), unit(3), np.array([0, 9]), np.arange(3))
+        measure(unit(2), unit(3), np.array([0, 9]), np.arange(3))
     with pytest.raises(InvalidInput, match="0 queries"):
-        retrieve(unit(0), unit(3), np.empty(0, np.int64), np.arange(3))
+        measure(unit(0), unit(3), np.empty(0, np.int64), np.arange(3))

@@ -8,7 +8,7 @@ import pytest
 
 from speechclip.evaluation.comparison import caveats_of
 from speechclip.evaluation.published import published_rows
-from speechclip.evaluation.recall import TwoWays, retrieve_both
+from speechclip.evaluation.recall import BothDirections, measure_both
 from speechclip.evaluation.report import EvaluationReport, TextReport, write_report
 from speechclip.heads import ParallelConfig
 from speechclip.storage import Storage
@@ -16,13 +16,13 @@ from speechclip.training.identity import FeatureSetRef, RunIdentity
 from speechclip.training.recipe import Recipe, load_recipe
 
 
-def two_ways(num_images: int, captions: int) -> TwoWays:
+def figures(num_images: int, captions: int) -> BothDirections:
     """Every third utterance lies on its image, the others on the next one."""
     groups = np.repeat(np.arange(num_images), captions)
     aims = np.where(np.arange(len(groups)) % 3 == 0, groups, (groups + 1) % num_images)
     angles = 2 * np.pi * np.arange(num_images) / num_images
     images = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    return retrieve_both(images[aims], images, groups, np.arange(num_images))
+    return measure_both(images[aims], images, groups, np.arange(num_images))
 
 
 def identity(recipe: Recipe) -> RunIdentity:
@@ -37,7 +37,7 @@ def identity(recipe: Recipe) -> RunIdentity:
 
 
 def report(recipe_name: str, num_images: int = 1_000, **changes: object) -> EvaluationReport:
-    both = two_ways(num_images, 5)
+    both = figures(num_images, 5)
     made = EvaluationReport(
         manifest="m", catalog_version=1, speech="s", image="i", recipe=recipe_name, head_step=9, split="test",
         candidates="split", num_utterances=5 * num_images, num_missing=0, retrieval={"parallel": both}, untrained=(),
@@ -79,10 +79,10 @@ def test_the_papers_own_setting_has_no_caveats() -> None:
         ({"untrained": ("s",)}, "random weights"),
         ({"split": "dev"}, "the split is 'dev'"),
         ({"candidates": "all"}, "candidates are those of the whole manifest"),
-        ({"retrieval": {"parallel": two_ways(20, 5)}}, "100 utterances among 20 images, flickr8k has 5,000 and 1,000"),
+        ({"retrieval": {"parallel": figures(20, 5)}}, "100 utterances among 20 images, flickr8k has 5,000 and 1,000"),
         ({"num_missing": 3}, "3 utterances have no stored features"),
         (
-            {"text": TextReport(feature_set="t", branch="parallel", num_missing=0, retrieval=two_ways(20, 5))},
+            {"text": TextReport(feature_set="t", branch="parallel", num_missing=0, retrieval=figures(20, 5))},
             "20 captions compete, flickr8k has 5,000",
         ),
     ],
@@ -105,13 +105,11 @@ def test_other_encoders_and_other_recipes_are_caveats() -> None:
         image=FeatureSetRef(fingerprint="i", encoder_name="timm:lite0", is_trained=True),
     )
     caveats = caveats_of(report(recipe.name), other)
-    assert [
-        words in caveat for words, caveat in zip(("whisper:tiny", "timm:lite0", "batch_size"), caveats, strict=True)
-    ]
-    assert len(caveats) == 3
+    for words, caveat in zip(("whisper:tiny", "timm:lite0", "batch_size"), caveats, strict=True):
+        assert words in caveat
     unknown = msgspec.structs.replace(recipe, name="large-parallel-flickr8k-mine-flickr8k")
     last = caveats_of(report(unknown.name), identity(unknown))[-1]
-    assert "no recipe large-parallel-flickr8k-mine-flickr8k here" in last
+    assert "no recipe large-parallel-flickr8k-mine-flickr8k to compare" in last
 
 
 def test_the_files_hold_the_whole_report(store_uri: str) -> None:

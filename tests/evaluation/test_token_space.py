@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechclip.evaluation.token_space import TokenSpace, first_places
+from speechclip.evaluation.token_space import TokenSpace, top_positions
 
 
 def falling(scores: torch.Tensor, count: int) -> list[list[int]]:
@@ -15,9 +15,9 @@ def falling(scores: torch.Tensor, count: int) -> list[list[int]]:
 def test_the_first_places_fall_and_equal_scores_take_the_lower_place(num_levels: int) -> None:
     # Few levels: almost every row has equals within its five and across their end.
     scores = torch.from_numpy(np.random.default_rng(0).integers(0, num_levels, (200, 13)).astype(np.float32))
-    assert first_places(scores, 5).tolist() == falling(scores, 5)
-    assert first_places(scores, 13).tolist() == falling(scores, 13)
-    assert first_places(scores[:0], 5).shape == (0, 5)
+    assert top_positions(scores, 5).tolist() == falling(scores, 5)
+    assert top_positions(scores, 13).tolist() == falling(scores, 13)
+    assert top_positions(scores[:0], 5).shape == (0, 5)
 
 
 def test_equal_tokens_tie_wherever_they_stand() -> None:
@@ -25,7 +25,7 @@ def test_equal_tokens_tie_wherever_they_stand() -> None:
     token = torch.randn(1, 512, generator=generator)
     space = TokenSpace(token.repeat(41, 1))
     queries = torch.randn(33, 512, generator=generator)
-    assert first_places(space.scores(queries), 5).tolist() == [[0, 1, 2, 3, 4]] * 33
+    assert top_positions(space.scores(queries), 5).tolist() == [[0, 1, 2, 3, 4]] * 33
 
 
 def test_cosines_know_no_length_and_a_token_is_nearest_to_itself() -> None:
@@ -37,7 +37,7 @@ def test_cosines_know_no_length_and_a_token_is_nearest_to_itself() -> None:
         for column in range(30):
             a, b = tokens[row].double(), tokens[column].double()
             assert cosines[row, column].item() == pytest.approx((a @ b / (a.norm() * b.norm())).item(), abs=1e-6)
-    assert first_places(space.scores(tokens), 1)[:, 0].tolist() == list(range(30))
+    assert top_positions(space.scores(tokens), 1)[:, 0].tolist() == list(range(30))
     assert not space.cosines(torch.zeros(1, 8)).isnan().any()
 
 
