@@ -1,4 +1,7 @@
-"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 1 failed, 2 usage, 3 work left."""
+"""The command line. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 work is left, 130 interrupted, 143 ended by SIGTERM.
+"""
 
 import logging
 import sys
@@ -15,7 +18,7 @@ EXIT_FAILED, EXIT_WORK_LEFT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 130, 143
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are named, so that `--help` loads neither torch nor Ray."""
+    """Imports a command's module when the command is named, so that `--help` loads neither torch nor Ray."""
 
     commands_by_module = {
         "ingest": "speechclip.cli.ingest",
@@ -40,11 +43,11 @@ class LazyGroup(click.Group):
     }
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """The commands, in the order of the road."""
+        """The commands, in the order in which a user needs them."""
         return list(self.commands_by_module)
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        """The command of that name, its module imported now."""
+        """Import the command of that name."""
         import importlib
 
         if name not in self.commands_by_module:
@@ -55,18 +58,18 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="speechclip")
-@click.option("-v", "--verbose", is_flag=True, help="Log what happens, a line a commit, to stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Write a log line for each commit to stderr.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     envvar=logs.VARIABLE,
-    help=f"What stderr holds: sentences, or a JSON object a line; default text, or ${logs.VARIABLE}.",
+    help=f"Write sentences or JSON lines to stderr. Default: text, or the value of ${logs.VARIABLE}.",
 )
 def cli(verbose: bool, log_format: logs.Format) -> None:
-    """Features of frozen HuBERT and CLIP, computed once and trained from for ever.
+    """Compute HuBERT and CLIP features once, and read them in every experiment.
 
-    The road: ingest a corpus, plan, featurize, train a head, evaluate, embed, query.
+    The usual order: ingest a corpus, plan, featurize, train a head, evaluate, embed, query.
     """
     logs.configure(log_format, verbose=verbose)
 
@@ -86,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SpeechClipError as error:
         _end(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort) as end:
-        # click turns either into its own Abort.
+        # click replaces both exceptions by its own Abort.
         code = EXIT_TERMINATED if isinstance(end.__cause__ or end, interrupts.Terminated) else EXIT_INTERRUPTED
-        _end("interrupted; all that was committed is kept, run the same command again to go on", code)
+        _end("interrupted; what was committed is kept; run the same command again to go on", code)
     except Exception as error:
         sentence = _outside_failure(error)
         if sentence is None:
@@ -97,19 +100,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _outside_failure(error: Exception) -> str | None:
-    """What to say of an error of the machine or of a storage client's own tree; None for a bug of ours."""
+    """One sentence for an error of the machine or of a storage client. None for a bug of ours."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename} " if error.filename else ""
-        return f"{where}{error.strerror}; mend that and run the same command again"
+        return f"{where}{error.strerror}; fix this and run the same command again"
     is_client = type(error).__module__.startswith(("botocore.", "_internal", "deltalake"))
     if not is_client and not isinstance(error, OSError):
         return None
-    # These trees a quick `--help` must not import.
+    # `--help` must stay quick, so this import waits until here.
     from speechclip.storage.retry import fault_of, one_line
 
     fault = fault_of(error)
     cause = one_line(error) if fault is None else fault.cause
-    return f"the storage failed ({cause}); what was committed is kept, mend that and run the same command again"
+    return f"the storage failed ({cause}); what was committed is kept; fix this and run the same command again"
 
 
 def _end(sentence: str, code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""evaluate and keywords: what a trained head reaches on a split, and which words it hears in one utterance."""
+"""evaluate and keywords: measure a trained head, and list the words that it hears in one utterance."""
 
 from typing import Any
 
@@ -15,33 +15,33 @@ scoring_option = click.option(
     type=click.Choice(["cosine", "pseudo-inverse"]),
     default="cosine",
     show_default=True,
-    help="How the tokens near a keyword are ranked.",
+    help="How to rank the tokens near a keyword.",
 )
 
 
 @click.command()
 @settings_options("run", "manifest", "store", "json", "version")
-@click.option("--split", metavar="NAME", help="The split to evaluate; default test.")
+@click.option("--split", metavar="NAME", help="The split to measure. Default: test.")
 @click.option(
     "--candidates",
     type=click.Choice(["split", "all"]),
     default="split",
     show_default=True,
-    help="Whose images and captions may answer.",
+    help="Which images and captions may answer: those of the split, or all of the manifest.",
 )
 @click.option(
     "--speech",
     "speech_set",
     metavar="SET",
-    help="Judge by another feature set of the run's encoder, as of whole utterances where it was trained on crops.",
+    help="Read another feature set of the run's encoder, for example whole utterances after a training on crops.",
 )
 @click.option(
     "--compat-batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Encode online in padded batches of N in file order, as the official evaluation does (8); stores nothing.",
+    help="Encode now in padded batches of N, as the official evaluation does with N = 8. Stores nothing.",
 )
-@click.option("--out", metavar="DIR", help="Also write report.json and report.txt there (path or s3://).")
+@click.option("--out", metavar="DIR", help="Also write report.json and report.txt into this folder or s3:// address.")
 @scoring_option
 def evaluate(
     settings: Settings,
@@ -53,7 +53,10 @@ def evaluate(
     out: str | None,
     scoring: Any,
 ) -> None:
-    """Recall of a head beside chance and the published figures, and its keywords: tables, or JSON."""
+    """Measure a trained head on a split: recall beside chance and the published figures, and its keywords.
+
+    Example: speechclip evaluate --run RUN --manifest m.parquet --store S --split test
+    """
     from speechclip.evaluation.evaluator import evaluate as evaluate_run
     from speechclip.evaluation.report import write_report
     from speechclip.manifest import Manifest
@@ -92,19 +95,22 @@ def evaluate(
     for line in report.closing_lines():
         page.print(line)
     if in_ray_job():
-        # Whatever reads a job's log finds the result in its last line.
+        # A program that reads the job's log finds the result in its last line.
         click.echo(msgspec.json.encode(report))
 
 
 @click.command()
 @settings_options("run", "store", "json", "version")
-@click.option("--utterance", metavar="ID", help="A stored utterance, by the manifest's id.")
-@click.option("--audio", metavar="FILE", help="A recording (path or address).")
+@click.option("--utterance", metavar="ID", help="A stored utterance, by its id in the manifest.")
+@click.option("--audio", metavar="FILE", help="A recording: a path or an s3:// address.")
 @scoring_option
 def keywords(
     settings: Settings, as_json: bool, version: str | None, utterance: str | None, audio: str | None, scoring: Any
 ) -> None:
-    """List the words that a head hears in one utterance, each with the tokens nearest to it."""
+    """List the words that a head hears in one utterance, each with the tokens nearest to it.
+
+    Example: speechclip keywords --run RUN --audio hello.wav
+    """
     if (utterance is None) == (audio is None):
         raise click.UsageError("name one of --utterance and --audio")
     from speechclip.evaluation.discovery import discover
@@ -130,4 +136,6 @@ def keywords(
         ]
         shown.add_row(str(keyword.slot), keyword.chosen.token, f"{keyword.chosen.score:.3f}", *near)
     console().print(shown)
-    note_untrained(trained.info.identity.untrained, "these words show the road, not SpeechCLIP's quality")
+    note_untrained(
+        trained.info.identity.untrained, "these words only show that the steps work, not the quality of SpeechCLIP"
+    )

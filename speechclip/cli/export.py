@@ -9,7 +9,7 @@ from speechclip.config import Settings
 
 @click.group()
 def export() -> None:
-    """Write stored features for other tools."""
+    """Write stored features in the format of another tool."""
 
 
 @export.command(name="webdataset")

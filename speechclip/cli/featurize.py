@@ -1,4 +1,4 @@
-"""plan, featurize and rejected: from a manifest to committed features."""
+"""plan, featurize and rejected: compute the features of a manifest and commit them."""
 
 from typing import Any
 
@@ -20,14 +20,17 @@ from speechclip.cli.terminal import (
 from speechclip.config import Settings
 from speechclip.errors import REASONS
 
-PLUMBING = "this shows speed and plumbing, never quality"
+PLUMBING = "this shows speed and that the steps work, never quality"
 SHOWN_CHARACTERS = 200
 
 
 @click.command()
 @settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "window", "json")
 def plan(settings: Settings, as_json: bool) -> None:
-    """Show what is stored, rejected and missing, and what the rest will cost; changes nothing."""
+    """Show what is stored, rejected and missing, and what the rest will cost. Changes nothing.
+
+    Example: speechclip plan --manifest m.parquet --store S --speech hubert:facebook/hubert-base-ls960
+    """
     from speechclip.featurization.driver import survey
     from speechclip.featurization.estimate import estimate
     from speechclip.manifest import Manifest
@@ -58,29 +61,31 @@ def plan(settings: Settings, as_json: bool) -> None:
 
 def _share(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
-        raise click.BadParameter(f"{value} is no share; give a number from 0 to 1, such as 0.05")
+        raise click.BadParameter(f"{value} is not a share; give a number from 0 to 1, such as 0.05")
     return value
 
 
 @click.command()
 @settings_options("manifest", "store", "speech", "image", "text", "layers", "codec", "window", "json")
 @click.option(
-    "--num-cpus", type=click.IntRange(min=1), help="Logical CPUs of the local Ray; default all. Ignored on a cluster."
+    "--num-cpus",
+    type=click.IntRange(min=1),
+    help="The number of CPUs of the local Ray. Default: all. Ignored on a cluster.",
 )
 @click.option(
     "--max-rejected",
     type=float,
     callback=_share,
-    help="Share of rejected assets beyond which the run stops with exit code 3.",
+    help="Stop with exit code 3 if more than this share, from 0 to 1, is rejected. Default: 0.05.",
 )
 @click.option(
     "--retry",
     type=click.Choice(REASONS),
     multiple=True,
     metavar="REASON",
-    help="Try again what was rejected for it, as source-missing.",
+    help="Try assets again that were rejected for this reason, such as source-missing. Can be repeated.",
 )
-@click.option("--inline", is_flag=True, help="Work in this process, without Ray (small corpora, debugging).")
+@click.option("--inline", is_flag=True, help="Work in this process, without Ray. Quicker for a small corpus.")
 def featurize(
     settings: Settings,
     as_json: bool,
@@ -89,7 +94,10 @@ def featurize(
     retry: tuple[str, ...],
     inline: bool,
 ) -> None:
-    """Compute every missing feature by Ray Data and commit it; safe to interrupt and run again."""
+    """Compute every missing feature with Ray Data and commit it to the store. Safe to stop and run again.
+
+    Example: speechclip featurize --manifest m.parquet --store S --image clip:ViT-B-32/openai
+    """
     from speechclip.cli.follow import encode, follow
     from speechclip.featurization.driver import prepare_work
     from speechclip.manifest import Manifest
@@ -117,7 +125,10 @@ def featurize(
 @click.command()
 @settings_options("manifest", "store", "json")
 def rejected(settings: Settings, as_json: bool) -> None:
-    """List what could not become a feature, with its reason and source."""
+    """List the sources that could not become a feature, with the reason.
+
+    Example: speechclip rejected --manifest m.parquet --store S
+    """
     from speechclip.featurization.rejections import list_rejected
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
@@ -135,7 +146,7 @@ def rejected(settings: Settings, as_json: bool) -> None:
         detail = row.detail.removeprefix(f"{row.source}: ")
         cells = (f"{row.utterances[0]}{others}", row.reason, row.source, detail, row.feature_set)
         shown.add_row(*(printable(cell)[:SHOWN_CHARACTERS] for cell in cells))
-    show(shown, "nothing of this manifest is rejected there")
+    show(shown, "nothing of this manifest is rejected")
 
 
 def _announce(work: Any, specs: list[Any]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 import click
 import msgspec
 
-from speechclip.cli.interrupts import heed
+from speechclip.api.features import encode as encode_tasks
+from speechclip.cli.interrupts import stop_on_signal
 from speechclip.cli.terminal import counted, human_bytes, human_seconds, rewrite, say
 from speechclip.config import Settings
-from speechclip.featurization.driver import Summary, Work, encode_inline, featurize_work
+from speechclip.featurization.driver import Summary, Work, featurize_work
 from speechclip.featurization.progress import FeaturizeProgress
 from speechclip.records import Receipt
 
@@ -18,19 +19,14 @@ LOG_SECONDS, TERMINAL_SECONDS = 5.0, 0.5
 
 def encode(work: Work, settings: Settings, *, inline: bool, num_cpus: int | None) -> Iterator[Receipt]:
     """The receipts of all open tasks, made in this process or on Ray as the settings say."""
-    options = settings.featurize
-    if inline or not work.plan.num_tasks:
-        return encode_inline(work, options.batches)
-    from speechclip.jobs.cluster import connect
-    from speechclip.jobs.featurize import encode_on_ray
-
-    connect(num_cpus or options.num_cpus, settings.runtime_env)
-    return encode_on_ray(
+    return encode_tasks(
         work,
-        options.batches,
+        settings.featurize,
+        inline=inline,
+        num_cpus=num_cpus,
+        runtime_env=settings.runtime_env,
         node_wait_seconds=settings.node_wait_seconds,
-        no_progress_seconds=options.no_progress_seconds,
-        notify=say,
+        on_message=say,
     )
 
 
@@ -55,7 +51,7 @@ def follow(
 
     featurize_work(
         work,
-        heed(receipts),
+        stop_on_signal(receipts),
         command=command,
         must_be_whole=must_be_whole,
         max_rejected=max_rejected,

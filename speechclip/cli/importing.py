@@ -1,4 +1,4 @@
-"""import-checkpoint: an official head as a run of ours."""
+"""import-checkpoint: turn the head of an official checkpoint into a run."""
 
 from typing import Any
 
@@ -10,25 +10,34 @@ from speechclip.config import whole_path
 
 @click.command(name="import-checkpoint")
 @click.argument("file")
-@click.option("--out", required=True, metavar="DIR", help="The new run folder (path or s3://).")
+@click.option("--out", required=True, metavar="DIR", help="The folder of the new run: a path or s3://.")
 @click.option(
-    "--speech", metavar="SPEC", help="Its HuBERT; default hubert:facebook/hubert-base-ls960 or -large-ll60k, by size."
+    "--speech",
+    metavar="ENCODER",
+    help="The HuBERT that it was trained on. Default: facebook/hubert-base-ls960 or -large-ll60k, by size.",
 )
 @click.option(
-    "--image", metavar="SPEC", help="Its CLIP; default clip:ViT-B-32/openai or clip:ViT-L-14/openai, by size."
+    "--image",
+    metavar="ENCODER",
+    help="The CLIP that it was trained on. Default: clip:ViT-B-32/openai or clip:ViT-L-14/openai, by size.",
 )
-@click.option("--recipe", metavar="NAME", help="The recipe to name; default the published one of that model.")
+@click.option(
+    "--recipe", metavar="NAME", help="The recipe that the run names. Default: the published recipe of that model."
+)
 @click.option(
     "--codec",
     type=click.Choice(["fp16", "fp32"]),
     default="fp16",
     show_default=True,
-    help="How the store keeps the features that the head reads.",
+    help="The codec of the stored features that the head reads.",
 )
 def import_checkpoint(
     file: str, out: str, speech: str | None, image: str | None, recipe: str | None, codec: Any
 ) -> None:
-    """Make a run of the head in an official checkpoint (a Lightning .ckpt FILE); nothing in the file is run."""
+    """Turn the head of an official checkpoint into a run. FILE is a Lightning .ckpt; nothing in it is executed.
+
+    Example: speechclip import-checkpoint epoch=56-step=6725.ckpt --out RUN
+    """
     from speechclip.heads import KeywordConfig
     from speechclip.official.importer import import_checkpoint as import_head
 
@@ -40,8 +49,8 @@ def import_checkpoint(
         f"step {done.info.num_steps:,}"
     )
     if isinstance(head, KeywordConfig):
-        count = head.num_keywords if head.segmentation == "fixed" else "as many as it hears"
-        say(f"keywords: {count}, of {head.vocabulary_size:,} of CLIP's tokens")
+        count = head.num_keywords if head.segmentation == "fixed" else "as many as the head finds"
+        say(f"keywords: {count}, chosen from {head.vocabulary_size:,} of CLIP's tokens")
     left = "".join(f"{kind} ({count:,} tensors), " for kind, count in done.layout.left_out.items())
     say(f"left out: {left}the optimizer")
     say(f"{out}: {identity.speech.encoder_name} and {identity.image.encoder_name}, recipe {identity.recipe.name}")

@@ -18,7 +18,7 @@ KARPATHY = click.option(
 
 @click.group()
 def ingest() -> None:
-    """Read a corpus and write its manifest: who says what about which image, in which split."""
+    """Read a corpus and write its manifest."""
 
 
 @ingest.command(name="table")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: raised where they come, and asked for again in case a C library has swallowed what was raised."""
+"""Ctrl-C and SIGTERM: both raise an exception in the main thread, and none gets lost inside a C library."""
 
 import signal
 import threading
@@ -10,19 +10,22 @@ _received: list[type[KeyboardInterrupt]] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a node that is taken away, or `ray job stop`. As gentle as Ctrl-C."""
+    """Raised on SIGTERM, which a cluster sends before it removes a node, and `ray job stop` too. Handled as Ctrl-C."""
 
 
 def listen() -> None:
-    """From now on both signals raise in the main thread, and `heed` knows of them."""
+    """From now on both signals raise in the main thread, and `stop_on_signal` remembers them."""
     _received.clear()
     if threading.current_thread() is threading.main_thread():
         for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
             signal.signal(number, _handler(kind))
 
 
-def heed(items: Iterable[T]) -> Iterator[T]:
-    """The items until one of the signals came; it is raised after the one that was at work meanwhile."""
+def stop_on_signal(items: Iterable[T]) -> Iterator[T]:
+    """Yield items. If a signal arrived while the caller worked on one, raise it before the next item.
+
+    A C library such as libsndfile may swallow the exception that the signal raised inside its callback.
+    """
     for item in items:
         yield item
         if _received:
@@ -31,7 +34,7 @@ def heed(items: Iterable[T]) -> Iterator[T]:
 
 def _handler(kind: type[KeyboardInterrupt]) -> Callable[..., NoReturn]:
     def receive(*_: object) -> NoReturn:
-        # Raised within a callback of libsndfile, say, it would be printed and forgotten.
+        # A callback of libsndfile would print this exception and go on; so it is also remembered.
         _received.append(kind)
         raise kind
 

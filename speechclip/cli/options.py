@@ -1,4 +1,4 @@
-"""The options that several commands share, and the settings they make."""
+"""The options that several commands share, and the settings that they give."""
 
 import functools
 import os
@@ -16,36 +16,43 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTIONS: dict[str, Callable[[Command], Command]] = {
     "manifest": click.option(
-        "--manifest", metavar="FILE", help="The manifest, as `speechclip ingest` wrote it (path or s3://)."
+        "--manifest", metavar="FILE", help="The manifest that `speechclip ingest` wrote: a path or s3://."
     ),
     "store": click.option("--store", metavar="DIR", help="The feature store: a folder or s3://bucket/prefix."),
-    "run": click.option("--run", metavar="DIR", help="The run folder of a trained head (path or s3://)."),
-    "speech": click.option("--speech", metavar="SPEC", help="Speech encoder, as hubert:facebook/hubert-base-ls960."),
-    "image": click.option("--image", metavar="SPEC", help="Image encoder, as clip:ViT-B-32/openai."),
-    "text": click.option("--text", metavar="SPEC", help="Text encoder, as clip:ViT-B-32/openai."),
-    "layers": click.option(
-        "--layers", metavar="N,N", callback=lambda *args: _layers(args[2]), help="Hidden states to keep; default all."
+    "run": click.option("--run", metavar="DIR", help="The folder of a trained head: a path or s3://."),
+    "speech": click.option(
+        "--speech", metavar="ENCODER", help="The speech encoder, such as hubert:facebook/hubert-base-ls960."
     ),
-    "codec": click.option("--codec", type=click.Choice(["fp16", "fp32"]), help="How numbers are stored."),
+    "image": click.option("--image", metavar="ENCODER", help="The image encoder, such as clip:ViT-B-32/openai."),
+    "text": click.option("--text", metavar="ENCODER", help="The text encoder, such as clip:ViT-B-32/openai."),
+    "layers": click.option(
+        "--layers",
+        metavar="N,N",
+        callback=lambda *args: _layers(args[2]),
+        help="The hidden states to keep, such as 0,6,12. Default: all.",
+    ),
+    "codec": click.option(
+        "--codec", type=click.Choice(["fp16", "fp32"]), help="How to store the numbers. Default: fp16."
+    ),
     "window": click.option(
         "--window",
         metavar="full|crops=K",
-        help="What of an utterance is encoded: all, or K crops of 6.4 s of a longer one.",
+        help="Encode whole utterances, or K crops of 6.4 s of each longer one. Default: full.",
     ),
-    "json": click.option("--json", "as_json", is_flag=True, help="Only JSON on stdout."),
+    "json": click.option("--json", "as_json", is_flag=True, help="Print only JSON on stdout."),
     "version": click.option(
         "--version",
         "version",
         metavar="N|TAG",
-        help="Pin a catalog version, by number or tag; default the newest.",
+        help="Read this catalog version, by number or tag. Default: the newest.",
     ),
 }
 
 
 def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Command], Command]:
-    """Add `-c`, `--set` and the named options; the command receives `settings` and what is no setting.
+    """Add `-c`, `--set` and the named options to a command. The command gets `settings` and the other options.
 
-    With `sets_recipe`, a `--set` key that a recipe has, or that is no setting, is one of the recipe's.
+    With `sets_recipe`, `--set` also changes the recipe: every key that is a recipe's, or that is no setting.
     """
 
     def decorate(function: Command) -> Command:
@@ -63,12 +70,12 @@ def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Comman
         wrapped: Any = wrapper
         for name in reversed(names):
             wrapped = OPTIONS[name](wrapped)
-        keys = "the config or of the recipe" if sets_recipe else "the config"
+        keys = "the settings or of the recipe" if sets_recipe else "the settings"
         wrapped = click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Set any key of {keys}."
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=f"Set one key of {keys}. Can be repeated."
         )(wrapped)
         wrapped = click.option(
-            "-c", "--config", metavar="FILE", help="Settings; default ./ray_config.yaml if it is there."
+            "-c", "--config", metavar="FILE", help="The file with settings. Default: ./ray_config.yaml if it exists."
         )(wrapped)
         result: Command = wrapped
         return result
@@ -77,20 +84,20 @@ def settings_options(*names: str, sets_recipe: bool = False) -> Callable[[Comman
 
 
 def in_ray_job() -> bool:
-    """Whether `ray job submit` started this process."""
+    """True if `ray job submit` started this process."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def refuse_throw_away_paths(settings: Settings) -> None:
-    """A relative path under `ray job submit --working-dir` would lie in Ray's throw-away copy of that folder."""
+    """Raise `InvalidInput` for a path inside the copy of the working directory that Ray deletes after a job."""
     if not in_ray_job():
         return
     for name in ("store", "run"):
         value = getattr(settings, name)
         if value is not None and Path(value).is_relative_to(Path.cwd()):
             raise InvalidInput(
-                f"{name} {value!r} lies in the throw-away copy of the working directory that a Ray job runs in; "
-                "give a whole path that all nodes share, or s3://"
+                f"{name} {value!r} is inside the copy of the working directory that Ray deletes after the job",
+                "give an absolute path that all nodes share, or s3://",
             )
 
 

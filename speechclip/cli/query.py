@@ -1,4 +1,4 @@
-"""embed and query: a head's embeddings in the store, and questions to them."""
+"""embed and query: keep the embeddings of a head in the store, and search them."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,10 @@ from speechclip.records import Modality
 @click.command()
 @settings_options("run", "manifest", "store", "json")
 def embed(settings: Settings, as_json: bool) -> None:
-    """Embed every stored utterance with a trained head, for queries; done twice it adds nothing."""
+    """Embed every stored utterance with a trained head, so that it can be found. A second run adds nothing.
+
+    Example: speechclip embed --run RUN --manifest m.parquet --store S
+    """
     from speechclip.cli.follow import follow
     from speechclip.manifest import Manifest
     from speechclip.retrieval.embed import embed_tasks, prepare_embedding
@@ -33,22 +36,25 @@ def embed(settings: Settings, as_json: bool) -> None:
             f"{counted(summary.encoded, 'utterance')} embedded, {summary.stored_before:,} before, {summary.missing:,} "
             f"without features; {human_seconds(summary.seconds)}; catalog version {summary.catalog_version}"
         )
-        note_untrained(trained.info.identity.untrained, "these vectors show the road, not SpeechCLIP's quality")
+        note_untrained(
+            trained.info.identity.untrained,
+            "these vectors only show that the steps work, not the quality of SpeechCLIP",
+        )
 
     follow(work, embed_tasks(work, trained), "embed", show, must_be_whole=False, group_seconds=options.commit_seconds)
 
 
 @click.command()
 @settings_options("run", "store", "json", "version")
-@click.option("--text", "question_text", metavar="TEXT", help="Ask by a sentence.")
-@click.option("--audio", metavar="FILE", help="Ask by a recording (path or address).")
-@click.option("--image", "question_image", metavar="FILE", help="Ask by a picture (path or address).")
+@click.option("--text", "question_text", metavar="TEXT", help="Ask with a sentence.")
+@click.option("--audio", metavar="FILE", help="Ask with a recording: a path or an address.")
+@click.option("--image", "question_image", metavar="FILE", help="Ask with a picture: a path or an address.")
 @click.option(
     "--among",
     type=click.Choice(["speech", "image", "text"]),
-    help="What answers; default speech (image for --audio).",
+    help="What to search. Default: speech, or image for --audio.",
 )
-@click.option("-k", "count", default=5, show_default=True, help="How many answers.")
+@click.option("-k", "count", default=5, show_default=True, help="The number of answers.")
 def query(
     settings: Settings,
     as_json: bool,
@@ -59,9 +65,12 @@ def query(
     among: Modality | None,
     count: int,
 ) -> None:
-    """Find the stored utterances, images or texts nearest to a text, a recording or a picture."""
+    """Find the stored utterances, pictures or texts nearest to a question: a text, a recording or a picture.
+
+    Example: speechclip query --run RUN --store S --text "a dog runs" --among speech
+    """
     if sum(question is not None for question in (question_text, audio, question_image)) != 1:
-        raise click.UsageError("ask by one of --text, --audio and --image")
+        raise click.UsageError("ask with exactly one of --text, --audio and --image")
     from speechclip.retrieval.search import Searcher
     from speechclip.store import FeatureStore
     from speechclip.training.run import load_run
@@ -80,5 +89,7 @@ def query(
     shown = table("cosine", "utterance", "text", "recording", "picture", figures=["cosine"])
     for answer in answers:
         shown.add_row(f"{answer.score:.3f}", answer.utterance, answer.text, answer.audio_uri, answer.image_uri)
-    show(shown, "nothing is stored to be found; `speechclip embed` and `featurize` put it there")
-    note_untrained(searcher.identity.untrained, "these answers show the road, not SpeechCLIP's quality")
+    show(shown, "nothing is stored that could answer; run `speechclip featurize` and `speechclip embed` first")
+    note_untrained(
+        searcher.identity.untrained, "these answers only show that the steps work, not the quality of SpeechCLIP"
+    )

@@ -1,4 +1,4 @@
-"""recipes: the settings of training that come with the package."""
+"""recipes: the training recipes that come with the package."""
 
 import click
 import msgspec
@@ -10,7 +10,7 @@ from speechclip.cli.terminal import console, table
 @click.command()
 @OPTIONS["json"]
 def recipes(as_json: bool) -> None:
-    """List the recipes and how many numbers each trains; --json gives all their settings."""
+    """List the recipes and the number of parameters that each one trains. --json prints all their settings."""
     from speechclip.training.blueprint import count_trainable
     from speechclip.training.recipe import load_recipe, recipe_names
 

@@ -1,4 +1,4 @@
-"""status: how far a job is, or how it ended, from what it leaves on storage; whoever sees the storage may ask."""
+"""status: how far a job is, or how it ended. Reads the status files on storage, so it works from any machine."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,10 +17,12 @@ SHOWN_JOBS = 10
 @settings_options("store", "run", "json")
 @click.argument("name", metavar="[JOB]", required=False)
 def status(settings: Settings, as_json: bool, name: str | None) -> None:
-    """Show the last jobs of a store, or one JOB by its name (or `last`), and the training in `--run`.
+    """Show the last jobs of a store, or how far one job is. JOB is its name or `last`; --run shows a training.
 
-    A job writes every ten seconds how far it is; one that says it runs and was silent for a minute was killed, or is
-    cut off from the storage.
+    A running job updates its status every ten seconds. If it has been silent for a minute, it was killed or it lost
+    its connection to the storage.
+
+    Example: speechclip status last --store S
     """
     from speechclip.errors import Damaged, NotStored
     from speechclip.status import JobStatus, read_status
@@ -39,7 +41,7 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
         if name not in (None, "last"):
             paths = [path for path in paths if path == job_path(str(name))]
             if not paths:
-                raise NotStored(f"{storage.root}: no job {name}", "`speechclip status` lists the last ones")
+                raise NotStored(f"{storage.root}: no job {name}", "list the last jobs by `speechclip status`")
         for path in paths[-1 if name == "last" else -SHOWN_JOBS :]:
             try:
                 found.append(read_status(storage, path))
@@ -53,11 +55,11 @@ def status(settings: Settings, as_json: bool, name: str | None) -> None:
         for one in found:
             _show_one(one, now)
         return
-    shown = table("job", "command", "state", "began (UTC)", "last word", "how far")
+    shown = table("job", "command", "state", "began (UTC)", "last update", "how far")
     for one in found:
         began = f"{one.started:%Y-%m-%d %H:%M:%S}"
         shown.add_row(one.job, one.command, _state(one, now), began, _ago(one, now), _how_far(one))
-    show(shown, "no job has left word here yet")
+    show(shown, "no job has written its status here yet")
 
 
 def _show_one(one: Any, now: datetime) -> None:
@@ -68,18 +70,18 @@ def _show_one(one: Any, now: datetime) -> None:
         "command": one.command,
         "state": _state(one, now),
         "began": f"{one.started:%Y-%m-%d %H:%M:%S} UTC on {one.host}",
-        "last word": _ago(one, now),
+        "last update": _ago(one, now),
     }
     figures = {name.replace("_", " "): _figure(name, value) for name, value in one.figures.items() if name != "run"}
     for name, value in (rows | figures).items():
         shown.add_row(name, value)
     console().print(shown)
     if one.error:
-        say(f"it ended by: {one.error}")
+        say(f"it ended with: {one.error}")
 
 
 def _state(one: Any, now: datetime) -> str:
-    return "silent: killed, or cut off" if one.is_silent(now) else str(one.state)
+    return "silent: killed or disconnected" if one.is_silent(now) else str(one.state)
 
 
 def _ago(one: Any, now: datetime) -> str:

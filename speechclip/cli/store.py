@@ -1,4 +1,4 @@
-"""drop, gc, history and tag: what a store holds, for how long, and under which names."""
+"""drop, gc, history and tag: remove features, free space, list versions and name them."""
 
 import contextlib
 import itertools
@@ -18,13 +18,13 @@ from speechclip.records import MODALITIES
 @click.command()
 @settings_options("store", "json")
 @click.argument("feature_sets", metavar="[FEATURE_SET]...", nargs=-1)
+@click.option("--manifest", "doomed", metavar="FILE", help="Remove only the assets of this manifest.")
+@click.option("--speaker", metavar="NAME", help="Remove only the speech of this speaker in the manifest.")
+@click.option("--modality", type=click.Choice(MODALITIES), help="Remove only from feature sets of this kind.")
 @click.option(
-    "--manifest", "doomed", metavar="FILE", help="Only the assets of this manifest, of every set or those named."
+    "--erase", is_flag=True, help="Also rewrite shards that hold other features, so that gc can delete every byte."
 )
-@click.option("--speaker", metavar="NAME", help="Of the manifest's speech, only what this speaker says.")
-@click.option("--modality", type=click.Choice(MODALITIES), help="Only sets of this kind.")
-@click.option("--erase", is_flag=True, help="Also rewrite shards shared with others, so that gc frees every byte.")
-@click.option("--dry-run", is_flag=True, help="Say what would be dropped; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed and change nothing.")
 def drop(
     settings: Settings,
     as_json: bool,
@@ -35,10 +35,12 @@ def drop(
     erase: bool,
     dry_run: bool,
 ) -> None:
-    """Take features out of the store: a whole feature set, a corpus, a speaker who withdrew.
+    """Remove features from the store: a whole feature set, a corpus, or a speaker who withdrew.
 
-    FEATURE_SET is a fingerprint, the start of one, or the SPEC it was made by. Older versions still name what was
-    dropped; `speechclip gc` frees the bytes after the grace period.
+    FEATURE_SET is a fingerprint, the start of one, or an encoder name. Versions of the last seven days and tags still
+    hold the removed features. `speechclip gc` deletes the bytes later.
+
+    Example: speechclip drop --store S --manifest m.parquet --speaker anna --erase
     """
     from speechclip.featurization.driver import new_job
     from speechclip.manifest import Manifest
@@ -47,9 +49,9 @@ def drop(
     from speechclip.upkeep.erase import repack
 
     if not feature_sets and doomed is None:
-        raise click.UsageError("name a FEATURE_SET, or a --manifest")
+        raise click.UsageError("name a FEATURE_SET or a --manifest")
     if speaker is not None and doomed is None:
-        raise click.UsageError("--speaker needs the --manifest that says who speaks")
+        raise click.UsageError("--speaker needs a --manifest that names the speakers")
     store = FeatureStore(settings.need("store"))
     snapshot = store.snapshot()
     snapshot.check_tags()
@@ -58,7 +60,7 @@ def drop(
     job = new_job()
     if erase and not dry_run:
         num_moved = repack(store, chosen, job=job, on_progress=progress_line("shards"))
-        say(f"{counted(num_moved, 'shared shard')} written anew")
+        say(f"{counted(num_moved, 'shared shard')} rewritten")
     version = None if dry_run else store.drop(chosen, job=job)
     if as_json:
         click.echo(msgspec.json.encode({"dropped": counts, "catalog_version": version}))
@@ -66,55 +68,63 @@ def drop(
     for name, count in counts.items():
         say(f"{name}: {counted(count, 'asset')} {'would be ' if dry_run else ''}dropped")
     if not any(counts.values()) or (version is None and not dry_run):
-        say("nothing of that is stored; `speechclip history` shows what is")
+        say("none of this is stored; `speechclip history` lists what is")
     elif not dry_run:
-        say(f"catalog version {version}; versions of the last week keep them until `speechclip gc` frees the bytes")
+        say(f"catalog version {version}; older versions hold them until `speechclip gc` deletes them, after seven days")
         are_shared = any(snapshot.keys(name) - keys for name, keys in chosen.items())
         _tell_what_stays(store, are_shared=are_shared and not erase, has_manifest=doomed is not None)
 
 
 def _tell_what_stays(store: Any, *, are_shared: bool, has_manifest: bool) -> None:
-    """Why what was dropped may still lie there, or come back."""
+    """Print why the removed features may still be there, or come back."""
     for tag in store.tags.readable():
-        say(f"tag {tag.name} keeps what version {tag.version} names; `speechclip tag --delete {tag.name}` ends that")
+        say(f"tag {tag.name} keeps version {tag.version} with them; `speechclip tag --delete {tag.name}` ends this")
     if are_shared:
-        say("a shard that also holds what stays is kept whole; drop the same with --erase before the next gc")
+        say("a shard that also holds other features is kept whole; drop the same with --erase before the next gc")
     if has_manifest:
-        say("`speechclip featurize` with this manifest encodes them again: ingest a table without them")
+        say("`speechclip featurize` with this manifest would encode them again; ingest a table without them")
 
 
 @click.command()
 @settings_options("store", "json")
-@click.option("--dry-run", is_flag=True, help="Say what would be freed, in exact bytes; change nothing.")
-@click.option("--now", is_flag=True, help="Skip the grace period of seven days: only while NO run uses the store.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, to the byte, and change nothing.")
+@click.option("--now", is_flag=True, help="Skip the grace period of seven days. Safe only while NO job uses the store.")
 def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
-    """Free what no live version names: neither the newest, nor one of the last seven days, nor a tagged one."""
+    """Delete the files that no live version needs.
+
+    Live are the newest version, those of the last seven days, and tagged ones.
+
+    Example: speechclip gc --store S --dry-run
+    """
     from speechclip.store import FeatureStore
     from speechclip.store.grace import GRACE_SECONDS
     from speechclip.upkeep.gc import collect
 
     store = FeatureStore(settings.need("store"))
-    report = progress_line("files freed")
+    report = progress_line("files deleted")
     freed = collect(store, grace_seconds=0 if now else GRACE_SECONDS, dry_run=dry_run, on_progress=report)
     if as_json:
         click.echo(msgspec.json.encode(freed))
         return
     tags = f" and the tagged {', '.join(map(str, freed.versions))}" if freed.versions else ""
     say(
-        f"{'would free' if dry_run else 'freed'} {counted(freed.files, 'file')} with {counted(freed.bytes, 'byte')} "
+        f"{'would delete' if dry_run else 'deleted'} {counted(freed.files, 'file')}, {counted(freed.bytes, 'byte')} "
         f"({human_bytes(freed.bytes)}); catalog versions from {freed.since} on{tags} stay readable"
     )
     if freed.uploads:
-        say(f"{counted(freed.uploads, 'unfinished upload')} with {human_bytes(freed.upload_bytes)} likewise")
+        say(f"{counted(freed.uploads, 'unfinished upload')} with {human_bytes(freed.upload_bytes)} too")
 
 
 @click.command()
 @settings_options("store", "json")
 @click.option(
-    "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first."
+    "-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The number of versions."
 )
 def history(settings: Settings, as_json: bool, limit: int) -> None:
-    """The catalog's versions: when, by which run, what came and what went."""
+    """List the versions of the catalog, newest first: when, by which job, what was added and removed.
+
+    Example: speechclip history --store S
+    """
     from speechclip.store import FeatureStore
 
     store = FeatureStore(settings.need("store"))
@@ -131,7 +141,7 @@ def history(settings: Settings, as_json: bool, limit: int) -> None:
         click.echo(msgspec.json.encode(rows))
         return
     figures = ("version", "stored", "rejected", "removed")
-    columns = ("version", "when (UTC)", "what", "run", "feature set", "stored", "rejected", "removed", "tags")
+    columns = ("version", "when (UTC)", "what", "job", "feature set", "stored", "rejected", "removed", "tags")
     shown = table(*columns, figures=figures)
     for entry in found:
         operation, job = (entry.note.operation, entry.note.job) if entry.note else ("create", "")
@@ -148,9 +158,14 @@ def history(settings: Settings, as_json: bool, limit: int) -> None:
 @settings_options("store", "json")
 @click.argument("name", required=False)
 @click.argument("version", required=False)
-@click.option("--delete", is_flag=True, help="Take the name away; the version stays until `gc` frees it.")
+@click.option("--delete", is_flag=True, help="Delete the tag. The version stays until `gc` deletes its files.")
 def tag(settings: Settings, as_json: bool, name: str | None, version: str | None, delete: bool) -> None:
-    """Name a VERSION (default the newest), so that it stays readable for ever; without NAME list the tags."""
+    """Give a version a name, so that `gc` keeps it for ever. Without NAME, list the tags.
+
+    VERSION is a number; the newest by default.
+
+    Example: speechclip tag paper --store S
+    """
     from speechclip.store import FeatureStore
 
     if delete and name is None:
@@ -170,10 +185,10 @@ def tag(settings: Settings, as_json: bool, name: str | None, version: str | None
         with contextlib.suppress(Damaged):
             store.tags.read(name)
         store.tags.delete(name)
-        say(f"tag {name} is gone")
+        say(f"tag {name} is deleted")
         return
     snapshot = store.snapshot(version)
-    # A version that can't be read is not worth a name.
+    # A version that cannot be read must not get a tag.
     snapshot.feature_sets()
     made = store.tags.create(name, snapshot.version)
     if as_json:
@@ -185,4 +200,4 @@ def _show_tags(tags: Sequence[Any]) -> None:
     shown = table("tag", "version", "since (UTC)", figures=("version",))
     for one in tags:
         shown.add_row(one.name, str(one.version), f"{one.time:%Y-%m-%d %H:%M:%S}")
-    show(shown, "there is no tag yet; `speechclip tag NAME` gives the newest version a name")
+    show(shown, "there is no tag yet; `speechclip tag NAME` makes one for the newest version")

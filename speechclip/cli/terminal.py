@@ -13,12 +13,12 @@ from speechclip import logs
 
 
 def console() -> Console:
-    """Where results go."""
+    """The console for results: stdout."""
     return Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def say(sentence: str, **fields: Any) -> None:
-    """A line for the person who waits, on stderr; in a log for machines, with these fields beside it."""
+    """Print one line on stderr. With `--log-format json` the line is a JSON object that also holds `fields`."""
     if logs.is_json():
         logs.log(sentence, **fields)
     else:
@@ -26,19 +26,19 @@ def say(sentence: str, **fields: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """The text on one line: what a terminal would obey, such as a newline in a file's name, as its escape."""
+    """The text with control characters escaped, so that a file's name cannot move the cursor or break a line."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def note_untrained(fingerprints: Sequence[str], meaning: str) -> None:
-    """One line that names the feature sets whose encoder has random weights, if any."""
+    """Print one line that names the feature sets whose encoder has random weights, if there are any."""
     if fingerprints:
         names = " and ".join(filter(None, (", ".join(fingerprints[:-1]), fingerprints[-1])))
         say(f"note: {names} {'is' if len(fingerprints) == 1 else 'are'} UNTRAINED (random weights): {meaning}")
 
 
 def table(*columns: str, figures: Sequence[str] = ()) -> Table:
-    """An empty table of these columns; those named in `figures` stand to the right."""
+    """An empty table with these columns. Those named in `figures` are aligned to the right."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in figures else "left", overflow="fold")
@@ -46,7 +46,7 @@ def table(*columns: str, figures: Sequence[str] = ()) -> Table:
 
 
 def show(filled: Table, otherwise: str) -> None:
-    """Print the table, or say what it means that it is empty."""
+    """Print the table, or the sentence `otherwise` if it has no row."""
     if filled.row_count:
         console().print(filled)
     else:
@@ -54,12 +54,12 @@ def show(filled: Table, otherwise: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """As 1 file, or 2,300 files."""
+    """A count with its noun: `1 file`, `2,300 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def human_bytes(count: float) -> str:
-    """As 1.3 GB, in powers of ten."""
+    """A size in powers of ten: `1.3 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break
@@ -68,7 +68,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """As 42 s, 3 min 20 s or 5 h 10 min."""
+    """A duration: `42 s`, `3 min 20 s` or `5 h 10 min`."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -76,7 +76,7 @@ def human_seconds(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Rate and time left on stderr: rewritten in place on a terminal, a line every ten seconds elsewhere."""
+    """Rate and time left on stderr: one line that changes on a terminal, a new line every ten seconds elsewhere."""
 
     def __init__(self, total: float, what: str) -> None:
         self.total, self.what = total, what
@@ -84,7 +84,7 @@ class ProgressLine:
         self._said = self._started
 
     def to(self, done: float) -> None:
-        """Count so much as done."""
+        """Show that `done` of the total is done."""
         now = time.monotonic()
         is_end = done >= self.total
         if now - self._said < (0.2 if sys.stderr.isatty() else 10) and not is_end:
@@ -97,7 +97,7 @@ class ProgressLine:
 
 
 def rewrite(line: str, *, is_end: bool = False, **fields: Any) -> None:
-    """Put the line in the place of the last one on a terminal, below it elsewhere."""
+    """Print a line. On a terminal it replaces the last one."""
     if sys.stderr.isatty() and not logs.is_json():
         click.echo(f"\r{line}\x1b[K", err=True, nl=is_end)
     else:
@@ -105,7 +105,7 @@ def rewrite(line: str, *, is_end: bool = False, **fields: Any) -> None:
 
 
 def progress_line(what: str, unit: float = 1) -> Callable[[float, float], None]:
-    """A function that shows `done` of `total`, as many of which make one `what`; a line for each total."""
+    """A function of `done` and `total` that shows them in units of `what`, for example bytes as MB by `unit=1e6`."""
     lines: dict[float, ProgressLine] = {}
 
     def report(done: float, total: float) -> None:

@@ -1,4 +1,4 @@
-"""train: from stored features to a head."""
+"""train: train a head from stored features."""
 
 from typing import Any
 
@@ -14,21 +14,29 @@ from speechclip.records import Record
 @click.command()
 @settings_options("manifest", "store", sets_recipe=True)
 @click.option(
-    "--recipe", metavar="NAME", help="A recipe's name or YAML file; `--set key=value` changes single keys of it."
+    "--recipe", metavar="NAME", help="A recipe's name or YAML file. `--set key=value` changes a single key of it."
 )
-@click.option("--out", "run", metavar="DIR", help="The run folder (path or s3://); a run cut short there goes on.")
-@click.option("--workers", type=int, help="Training processes; the result does not depend on their number.")
-@click.option("--min-workers", type=int, help="Go on with so few of them where nodes are lost; default all of them.")
-@click.option("--num-cpus", type=int, help="Logical CPUs of the local Ray; default all. Ignored on a cluster.")
 @click.option(
-    "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
+    "--out",
+    "run",
+    metavar="DIR",
+    help="The folder of the run: a path or s3://. A training that was stopped there goes on.",
 )
-@click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
-@click.option("--text", "text_set", metavar="SET", help="Likewise for texts, where the recipe trains towards them.")
+@click.option("--workers", type=int, help="The number of training processes. The result does not depend on it.")
+@click.option("--min-workers", type=int, help="Go on with this many if nodes are lost. Default: all of them.")
+@click.option("--num-cpus", type=int, help="The number of CPUs of the local Ray. Default: all. Ignored on a cluster.")
+@click.option(
+    "--speech",
+    "speech_set",
+    metavar="SET",
+    help="The speech feature set if several are stored: a fingerprint, its start, or an encoder name.",
+)
+@click.option("--image", "image_set", metavar="SET", help="The same for images.")
+@click.option("--text", "text_set", metavar="SET", help="The same for texts, if the recipe trains towards them.")
 @click.option(
     "--version",
     metavar="N|TAG",
-    help="Pin a catalog version, by number or tag; default the newest, or the resumed run's.",
+    help="Read this catalog version, by number or tag. Default: the newest, or that of the training that goes on.",
 )
 def train(
     settings: Settings,
@@ -38,10 +46,13 @@ def train(
     text_set: str | None,
     version: str | None,
 ) -> None:
-    """Train a head on Ray Train from stored features; run again, it goes on from its last checkpoint."""
+    """Train a head with Ray Train from stored features. Run again, it goes on from its last checkpoint.
+
+    Example: speechclip train --manifest m.parquet --store S --recipe base-parallel-flickr8k --out RUN
+    """
     from speechclip.training.recipe import load_recipe
 
-    # Before the imports that take seconds: a misspelt recipe is told at once.
+    # First, because the imports below take seconds: a misspelt recipe is reported at once.
     recipe = load_recipe(settings.recipe, settings.recipe_overrides)
     from speechclip.jobs.train import TrainRequest
     from speechclip.jobs.train import train as train_on_ray
@@ -79,13 +90,16 @@ def train(
     best = f", best mean R@10 on dev {100 * info.best.recall:.1f} % at step {info.best.step}" if info.best else ""
     say(f"{out}: {info.num_steps} steps of {info.batch_size} from {info.num_rows:,} utterances{best}")
     if info.batch_size < recipe.batch_size:
-        say(f"note: the recipe's batch of {recipe.batch_size} is more than there is; every step took all utterances")
-    note_untrained(info.identity.untrained, "this head shows the road, not SpeechCLIP's quality")
+        say(f"note: the recipe asks for batches of {recipe.batch_size}; there are fewer rows, so each step used all")
+    note_untrained(info.identity.untrained, "this head only shows that the steps work, not the quality of SpeechCLIP")
     click.echo(msgspec.json.encode(summary))
 
 
 class TrainSummary(Record, frozen=True):
-    """The last line of a training. `best_recall` is the mean recall at 10 on dev, from 0 to 1, None if never asked."""
+    """The last line of a training. `best_recall` is the best mean recall at 10 on the dev split, from 0 to 1.
+
+    It is None if no dev split was measured.
+    """
 
     run: str
     steps: int
@@ -101,7 +115,7 @@ class TrainSummary(Record, frozen=True):
 
     @classmethod
     def of(cls, run: str, info: Any) -> "TrainSummary":
-        """What the folder's record says."""
+        """The summary of the run that this record describes."""
         return cls(
             run=run,
             steps=info.num_steps,
@@ -118,7 +132,7 @@ class TrainSummary(Record, frozen=True):
 
 
 def _tell(progress: Any) -> None:
-    """One line a report of worker 0."""
+    """Print one line for each report of worker 0."""
     recall = f", mean R@10 on dev {100 * progress.recall:.1f} %" if progress.recall is not None else ""
     say(
         f"step {progress.step} of {progress.max_steps}, loss {progress.loss:.4f}{recall}, "

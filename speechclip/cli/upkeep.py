@@ -1,4 +1,4 @@
-"""verify and repair: is all there as it was written, and if not, put it right."""
+"""verify and repair: check a store, and fix what is damaged."""
 
 import functools
 from typing import Any
@@ -19,7 +19,10 @@ from speechclip.errors import Damaged, WorkLeft
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
 def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None:
-    """Check every shard, checksum, chunk and entry of the log; changes nothing. Exit code 1 if anything is damaged."""
+    """Check every file of the store against its checksums. Changes nothing. Exit code 1 if anything is damaged.
+
+    Example: speechclip verify --store S
+    """
     from speechclip.store import FeatureStore
     from speechclip.upkeep.recompute import recompute as encode_again
     from speechclip.upkeep.verify import verify as verify_store
@@ -49,7 +52,7 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
 @click.option("--inline", is_flag=True, help="Encode in this process, without Ray.")
 @click.option("--forget", is_flag=True, help="Give up catalog files lost with their copies; then featurize again.")
 def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool, forget: bool) -> None:
-    """Verify, put right what is damaged, and encode anew only the assets that are lost.
+    """Fix what is damaged, and encode again only what is lost.
 
     A manifest or an encoder is needed only where the store's own copy of it is damaged.
     """

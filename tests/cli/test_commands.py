@@ -119,7 +119,7 @@ def test_too_many_rejections_end_with_3_and_keep_the_rest(
         (("featurize", "--manifest", "m.parquet"), 1, "no such file"),
         (("featurize", "--bad-option"), 2, "No such option"),
         (("nonsense",), 2, "No such command"),
-        (("query", "--run", "r", "--store", "s"), 2, "ask by one of"),
+        (("query", "--run", "r", "--store", "s"), 2, "ask with exactly one of"),
         (("query", "--run", "r", "--store", "s", "--text", "x"), 1, "no finished run"),
         (("evaluate", "--run", "r", "--store", "s", "--manifest", "m"), 1, "no finished run"),
         (("ingest", "tuxpaint", "--out", "m.parquet"), 2, "either DIR or --fetch"),
@@ -148,7 +148,7 @@ def test_a_store_in_a_jobs_throw_away_folder_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert speechclip("featurize", "--manifest", "m.parquet", "--store", "store", "--speech", "toy") == 1
-    assert "throw-away" in capsys.readouterr().err
+    assert "copy of the working directory" in capsys.readouterr().err
 
 
 def test_export_joins_speech_image_and_text(tmp_path: Path, featurized: tuple[Path, Path]) -> None:

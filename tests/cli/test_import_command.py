@@ -50,7 +50,7 @@ def test_an_imported_head_evaluates_embeds_and_answers(
     told = capsys.readouterr().err
     assert "a cascaded head, " in told
     assert "5 states of width 96 (normalised: none) to 64, after epoch 58, step 6,902" in told
-    assert "keywords: 8, of 8 of CLIP's tokens" in told
+    assert "keywords: 8, chosen from 8 of CLIP's tokens" in told
     left_out = "the loss's masks (3 tensors), CLIP (3 tensors), HuBERT (4 tensors), CLIP again (3 tensors)"
     assert f"left out: {left_out}, the optimizer" in told
     assert f"{HUBERT} and {CLIP}, recipe base-parallel-flickr8k" in told

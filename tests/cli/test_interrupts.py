@@ -43,7 +43,7 @@ def test_a_signal_within_a_callback_of_c_is_raised_after_the_item(number: int, k
 
     done: list[int] = []
     with pytest.raises(kind):
-        done.extend(interrupts.heed(work()))
+        done.extend(interrupts.stop_on_signal(work()))
     assert done == [0, 1]
 
 
@@ -51,4 +51,4 @@ def test_an_earlier_signal_is_forgotten_by_the_next_command() -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     interrupts.listen()
-    assert list(interrupts.heed(range(3))) == [0, 1, 2]
+    assert list(interrupts.stop_on_signal(range(3))) == [0, 1, 2]

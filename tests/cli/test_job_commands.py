@@ -85,7 +85,7 @@ def test_sigterm_commits_what_came_and_the_next_run_goes_on(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert "interrupted; all that was committed is kept" in err
+    assert "interrupted; what was committed is kept" in err
     summary = json.loads(out)
     assert summary["tasks_done"] >= 1
     assert summary["tasks_failed"] == 18 - summary["tasks_done"] > 0
@@ -105,7 +105,7 @@ def test_a_job_that_was_killed_is_shown_as_silent(tmp_path: Path, capsys: pytest
     )  # fmt: skip
     Storage(str(tmp_path)).replace(job_path(killed.job), to_json(killed))
     shown = status(capsys, "--store", tmp_path)
-    assert "silent: killed, or cut off" in shown
+    assert "silent: killed or disconnected" in shown
     assert "5 of 9 tasks, 100 s left" in shown
     # Of another version, or broken: it hides no other job.
     Storage(str(tmp_path)).replace(job_path("20190101T000000-abcdef"), b'{"jobs": 7}')

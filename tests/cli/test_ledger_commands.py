@@ -125,7 +125,7 @@ def test_a_table_without_splits_says_that_all_is_train(
     assert speechclip("ingest", "table", tmp_path / "rows.jsonl", "--out", tmp_path / "m.parquet") == 0
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"{tmp_path / 'rows.jsonl'}: 2 of 3 rows name no split and are train"
+    assert record.getMessage() == f"{tmp_path / 'rows.jsonl'}: 2 of 3 rows name no split; they go into train"
     assert "train 2, dev 1" in capsys.readouterr().err
     caplog.clear()
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "split": "train"}\n')

@@ -65,23 +65,23 @@ def test_a_table_without_rows_says_what_that_means(store: FeatureStore, capsys: 
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == (
         "",
-        "there is no tag yet; `speechclip tag NAME` gives the newest version a name\n",
+        "there is no tag yet; `speechclip tag NAME` makes one for the newest version\n",
     )
     manifest = Path(store.storage.root).parent / "m.parquet"
     synthetic().write(str(manifest))
     assert run(store, "rejected", "--manifest", manifest) == 0
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "nothing of this manifest is rejected there\n")
+    assert (shown.out, shown.err) == ("", "nothing of this manifest is rejected\n")
 
 
 def test_one_is_counted_as_one(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
     Path(store.storage.address(f"features/{SPEECH}/.incoming-1")).write_bytes(b"?")
     assert run(store, "gc", "--now", "--dry-run") == 0
-    assert "would free 1 file with 1 byte (1 B);" in capsys.readouterr().err
+    assert "would delete 1 file, 1 byte (1 B);" in capsys.readouterr().err
     assert run(store, "gc", "--now") == 0
-    assert "freed 1 file with 1 byte (1 B);" in capsys.readouterr().err
+    assert "deleted 1 file, 1 byte (1 B);" in capsys.readouterr().err
     assert run(store, "gc", "--now") == 0
-    assert "freed 0 files with 0 bytes (0 B);" in capsys.readouterr().err
+    assert "deleted 0 files, 0 bytes (0 B);" in capsys.readouterr().err
 
 
 def test_a_tag_pins_what_export_reads(store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,11 +124,11 @@ def test_a_drop_tells_what_stays_and_what_comes_back(
     version = store.tags.create("paper", store.snapshot().version).version
     assert run(store, "drop", TEXT) == 0
     shown = capsys.readouterr().err
-    assert f"tag paper keeps what version {version} names; `speechclip tag --delete paper` ends that" in shown
+    assert f"tag paper keeps version {version} with them; `speechclip tag --delete paper` ends this" in shown
     assert "--erase" not in shown
     assert "again" not in shown
     assert run(store, "drop", "--manifest", tmp_path / "m.parquet", SPEECH) == 0
-    assert "`speechclip featurize` with this manifest encodes them again" in capsys.readouterr().err
+    assert "`speechclip featurize` with this manifest would encode them again" in capsys.readouterr().err
 
 
 def test_a_speaker_is_erased(store: FeatureStore, tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_a_speaker_is_erased(store: FeatureStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("drop",), 2, "name a FEATURE_SET, or a --manifest"),
-        (("drop", "--speaker", "x", SPEECH), 2, "--speaker needs the --manifest"),
+        (("drop",), 2, "name a FEATURE_SET or a --manifest"),
+        (("drop", "--speaker", "x", SPEECH), 2, "--speaker needs a --manifest"),
         (("drop", "no-such-set"), 1, "no feature set fits 'no-such-set'"),
         (("tag", "paper", "99"), 1, "no catalog version 99"),
         (("tag", "7up"), 1, "take a letter"),
@@ -253,7 +253,7 @@ def test_a_speaker_who_was_dropped_can_still_be_erased(
     assert run(store, *who) == 0
     assert "--erase" in capsys.readouterr().err
     assert run(store, *who, "--erase") == 0
-    assert "shared shards written anew" in capsys.readouterr().err
+    assert "shared shards rewritten" in capsys.readouterr().err
     assert run(store, "gc", "--now") == 0
     left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
     assert not any(key.encode() in left for key in said)

@@ -118,7 +118,7 @@ def test_features_that_were_changed_with_their_checksums_are_caught_by_recompute
 @pytest.mark.parametrize("command", ["verify", "repair", "history", "gc"])
 def test_a_place_without_a_store_is_named(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "nothing", command) == 1
-    assert "no feature store here; make one by `speechclip featurize`" in one_error(capsys)
+    assert "no feature store here; run `speechclip featurize`" in one_error(capsys)
     assert not (tmp_path / "nothing").exists()
 
 
