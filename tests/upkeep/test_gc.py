@@ -113,7 +113,7 @@ def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Pat
         store.tags.create("head", version)
     with pytest.raises(InvalidInput, match="letter"):
         store.tags.create("7", version)
-    with pytest.raises(NotStored, match="there are: head"):
+    with pytest.raises(NotStored, match="name one of these: head"):
         store.snapshot("paper")
 
 
