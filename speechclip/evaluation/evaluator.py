@@ -26,6 +26,7 @@ from speechclip.retrieval.embeddings import Branch, embed_branches, embed_images
 from speechclip.store import Snapshot, Vectors
 from speechclip.store.feature_sets import choose_feature_set, open_frames, open_vectors
 from speechclip.store.frame_reader import FrameReader
+from speechclip.store.specs import read_spec
 from speechclip.training.batches import Rows, group_codes, stored_rows
 from speechclip.training.run import Run
 from speechclip.training.world import World
@@ -171,7 +172,7 @@ def _stored_speech(run: Run, snapshot: Snapshot, speech: str | None) -> _Speech:
 
 def _other_window(run: Run, snapshot: Snapshot, wanted: str) -> str:
     """The fingerprint of another speech feature set; `InvalidInput` if the run's head can't read it."""
-    own = snapshot.store.read_spec(run.info.identity.speech.fingerprint).spec
+    own = read_spec(snapshot.storage, run.info.identity.speech.fingerprint).spec
     found = choose_feature_set(snapshot, "speech", wanted)
     if not found.spec.is_same_but_window(own):
         raise InvalidInput(

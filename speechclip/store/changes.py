@@ -1,178 +1,206 @@
-"""The changes that a commit can make to the catalog: receipts added or replaced, assets dropped, files put together."""
+"""The changes that a commit can make: add or replace receipts, drop assets, move features, compact data files.
+
+Each function here returns a `MakeChange`. The catalog calls it with the version that the commit starts from, and again
+with a newer one whenever the commit loses a race. Work that the newer version does not touch is done only once.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from speechclip.errors import Damaged
 from speechclip.records import Receipt
-from speechclip.store.catalog import Catalog, Change, NewFile, feature_sets, num_rows_of, paths_of
+from speechclip.store.catalog import Catalog, Change, MakeChange, NewFile
 from speechclip.store.journal import FeatureSetChange
 from speechclip.store.rows import SCHEMA, by_feature_set, is_among, is_stored, places, rows_of, worth_keeping
+from speechclip.store.versions import Version
 
 # Keys by feature set.
 Keys = Mapping[str, Collection[str]]
 
 
-class _Cut:
-    """Takes rows out of a feature set's files: those with such rows are replaced, all others stay as they are.
+class _FilteredFile(NamedTuple):
+    """One data file, the rows to take out of it, and the file of its other rows."""
 
-    Each file is read and filtered once, however often a commit loses its race.
+    path: str
+    taken: pa.Table
+    rest: NewFile
+
+
+class _Filter:
+    """Takes rows out of a feature set. Data files without such rows stay as they are.
+
+    Each data file is read and filtered once, even if the commit loses several races.
     """
 
-    def __init__(self, catalog: Catalog, is_doomed: Callable[[str, pa.Table], Any]) -> None:
-        self._catalog, self._is_doomed = catalog, is_doomed
-        self._seen: dict[str, tuple[pa.Table, NewFile]] = {}
+    def __init__(self, catalog: Catalog, is_taken: Callable[[str, pa.Table], Any]) -> None:
+        self._catalog, self._is_taken = catalog, is_taken
+        self._filtered: dict[str, _FilteredFile] = {}
 
-    def gone(self, table: DeltaTable, name: str) -> pa.Table:
-        """The rows that this takes out of a feature set."""
-        return pa.concat_tables([SCHEMA.empty_table(), *(gone for _, gone, _ in self._files(table, name))])
+    def taken(self, before: Version, name: str) -> pa.Table:
+        """The rows that are taken out of a feature set."""
+        return pa.concat_tables([SCHEMA.empty_table(), *(file.taken for file in self._files(before, name))])
 
-    def make(self, made: Change, table: DeltaTable, name: str) -> None:
-        """Add to the change that they are gone."""
-        for path, gone, rest in self._files(table, name):
-            if len(gone):
-                made.removed.append(path)
-                made.added += [rest] if len(rest.rows) else []
+    def apply(self, change: Change, before: Version, name: str) -> None:
+        """Replace, in this change, each data file that holds such rows by one without them."""
+        for path, taken, rest in self._files(before, name):
+            if len(taken):
+                change.removed.append(path)
+                change.added += [rest] if len(rest.rows) else []
 
-    def _files(self, table: DeltaTable, name: str) -> list[tuple[str, pa.Table, NewFile]]:
-        paths = paths_of(table, name)
-        found = self._catalog.rows_in([path for path in paths if path not in self._seen])
-        # All at once: to look for a million keys in one file takes as long as in all.
-        is_doomed = self._is_doomed(name, pa.concat_tables([SCHEMA.empty_table(), *found.values()]))
+    def _files(self, before: Version, name: str) -> list[_FilteredFile]:
+        paths = before.paths(name)
+        new = self._catalog.data_files.rows([path for path in paths if path not in self._filtered])
+        # Look at the rows of all files together. To look for a million keys takes as long in one file as in all.
+        is_taken = self._is_taken(name, pa.concat_tables([SCHEMA.empty_table(), *new.values()]))
         start = 0
-        for path, rows in found.items():
-            goes, start = is_doomed.slice(start, len(rows)), start + len(rows)
-            self._seen[path] = rows.filter(goes), NewFile(name, rows.filter(pc.invert(goes)))
-        return [(path, *self._seen[path]) for path in paths]
+        for path, rows in new.items():
+            own, start = is_taken.slice(start, len(rows)), start + len(rows)
+            self._filtered[path] = _FilteredFile(path, rows.filter(own), NewFile(name, rows.filter(pc.invert(own))))
+        return [self._filtered[path] for path in paths]
 
 
-def replace(
-    catalog: Catalog, receipts: Sequence[Receipt], manifest: str, damaged: Keys
-) -> Callable[[DeltaTable, int], Change]:
-    """The receipts' rows, in place of those of the `damaged` keys that they store anew; all else stays beside them."""
-    cut = _Cut(catalog, lambda name, rows: is_among(rows["asset"], sorted(damaged[name])))
+def replace(catalog: Catalog, receipts: Sequence[Receipt], manifest: str, damaged: Keys) -> MakeChange:
+    """Add the rows of the receipts.
 
-    def change(table: DeltaTable, version: int) -> Change:
-        made = Change(changes=_changes(receipts))
-        for name, new in by_feature_set(rows_of(receipts, version, manifest)).items():
+    If a receipt stores a key that `damaged` names for its feature set, the new row replaces the old one. A damaged key
+    that was dropped meanwhile stays dropped.
+    """
+    old_rows = _Filter(catalog, lambda name, rows: is_among(rows["asset"], sorted(damaged[name])))
+
+    def make(before: Version) -> Change:
+        change = Change(changes=_summaries(receipts))
+        for name, new in by_feature_set(rows_of(receipts, before.number + 1, manifest)).items():
             if damaged.get(name):
-                old = cut.gone(table, name)
-                # What was dropped meanwhile stays so.
+                old = old_rows.taken(before, name)
                 dropped = set(damaged[name]) - set(old["asset"].to_pylist())
                 new = new.filter(pc.invert(is_among(new["asset"], sorted(dropped))))
                 if not len(new):
                     continue
-                cut.make(made, table, name)
-                is_anew = is_among(old["asset"], new.filter(is_stored(new))["asset"].to_pylist())
-                new = pa.concat_tables([old.filter(pc.invert(is_anew)), new])
-            made.added.append(NewFile(name, new))
-        return made
+                old_rows.apply(change, before, name)
+                is_replaced = is_among(old["asset"], new.filter(is_stored(new))["asset"].to_pylist())
+                new = pa.concat_tables([old.filter(pc.invert(is_replaced)), new])
+            change.added.append(NewFile(name, new))
+        return change
 
-    return change
+    return make
 
 
-def drop(catalog: Catalog, doomed: Mapping[str, Collection[str] | None]) -> Callable[[DeltaTable, int], Change]:
-    """No row of these keys any more, by feature set; None stands for all of a set."""
+def drop(catalog: Catalog, keys: Mapping[str, Collection[str] | None]) -> MakeChange:
+    """Remove all rows of these keys, by feature set. None instead of keys means the whole feature set."""
 
-    def is_doomed(name: str, rows: pa.Table) -> Any:
-        keys = doomed[name]
-        return pc.is_valid(rows["asset"]) if keys is None else is_among(rows["asset"], sorted(keys))
+    def is_dropped(name: str, rows: pa.Table) -> Any:
+        of_set = keys[name]
+        return pc.is_valid(rows["asset"]) if of_set is None else is_among(rows["asset"], sorted(of_set))
 
-    cut = _Cut(catalog, is_doomed)
+    dropped = _Filter(catalog, is_dropped)
 
-    def change(table: DeltaTable, _version: int) -> Change:
-        made = Change()
-        for name in sorted(doomed.keys() & set(feature_sets(table))):
-            num_removed = len(cut.gone(table, name))
+    def make(before: Version) -> Change:
+        change = Change()
+        for name in sorted(keys.keys() & set(before.feature_sets())):
+            num_removed = len(dropped.taken(before, name))
             if num_removed:
-                cut.make(made, table, name)
-                made.changes.append(FeatureSetChange(feature_set=name, removed=num_removed))
-        return made
+                dropped.apply(change, before, name)
+                change.changes.append(FeatureSetChange(feature_set=name, removed=num_removed))
+        return change
 
-    return change
-
-
-def move(catalog: Catalog, old: pa.Table, new: pa.Table, left: pa.Table) -> Callable[[DeltaTable, int], Change]:
-    """None of the rows in `left`; in place of each in `old` that was there still the one beside it in `new`."""
-    cut = _Cut(catalog, lambda _, rows: pc.is_in(_ids(rows), _ids(left).combine_chunks()))
-    made_of: dict[str, NewFile] = {}
-
-    def change(table: DeltaTable, _version: int) -> Change:
-        made = Change()
-        for name in sorted(set(left["feature_set"].unique().to_pylist()) & set(feature_sets(table))):
-            gone = cut.gone(table, name)
-            if not len(gone):
-                continue
-            cut.make(made, table, name)
-            was_there = pc.is_in(_ids(old), _ids(gone).combine_chunks())
-            rows = new.filter(pc.and_(was_there, pc.equal(new["feature_set"], name)))
-            if name not in made_of or not made_of[name].rows.equals(rows):
-                made_of[name] = NewFile(name, rows)
-            made.added += [made_of[name]] if len(rows) else []
-            made.changes.append(FeatureSetChange(feature_set=name, stored=len(rows), removed=len(gone)))
-        return made
-
-    return change
+    return make
 
 
-def compact(catalog: Catalog, min_files: int) -> Callable[[DeltaTable, int], Change]:
-    """One file for each feature set of `min_files` or more, of the rows that are worth keeping.
+def move(catalog: Catalog, old: pa.Table, new: pa.Table, removed: pa.Table) -> MakeChange:
+    """Remove the rows in `removed`, and add the new place of each moved feature.
 
-    After a lost race the same files are put together, so that this is done once; what came meanwhile waits.
+    `old` and `new` have one row for each moved feature, in the same order: where it lay and where it lies now.
+    `removed` holds the rows of `old` and possibly more. A row of `new` is added only if its `old` row is still in the
+    catalog. So a feature that was dropped meanwhile does not come back.
     """
-    chosen: dict[str, tuple[list[str], NewFile, FeatureSetChange]] = {}
+    removal = _Filter(catalog, lambda _, rows: pc.is_in(_ids(rows), _ids(removed).combine_chunks()))
+    new_files: dict[str, NewFile] = {}
 
-    def change(table: DeltaTable, _version: int) -> Change:
-        made = Change()
-        for name in feature_sets(table):
-            paths = paths_of(table, name)
-            if name in chosen and not set(chosen[name][0]) <= set(paths):
+    def make(before: Version) -> Change:
+        change = Change()
+        for name in sorted(set(removed["feature_set"].unique().to_pylist()) & set(before.feature_sets())):
+            taken = removal.taken(before, name)
+            if not len(taken):
+                continue
+            removal.apply(change, before, name)
+            is_moved = pc.is_in(_ids(old), _ids(taken).combine_chunks())
+            rows = new.filter(pc.and_(is_moved, pc.equal(new["feature_set"], name)))
+            if name not in new_files or not new_files[name].rows.equals(rows):
+                new_files[name] = NewFile(name, rows)
+            change.added += [new_files[name]] if len(rows) else []
+            change.changes.append(FeatureSetChange(feature_set=name, stored=len(rows), removed=len(taken)))
+        return change
+
+    return make
+
+
+class _Compaction(NamedTuple):
+    """The data files of a feature set that become one, that one, and the summary for the log."""
+
+    paths: list[str]
+    file: NewFile
+    summary: FeatureSetChange
+
+
+def compact(catalog: Catalog, min_files: int) -> MakeChange:
+    """Put the rows of each feature set with `min_files` or more data files into one file.
+
+    Rows that no reader needs are left out. After a lost race the same data files are put together, and files that were
+    added meanwhile stay beside them, so that the work is done once.
+    """
+    chosen: dict[str, _Compaction] = {}
+
+    def make(before: Version) -> Change:
+        change = Change()
+        for name in before.feature_sets():
+            paths = before.paths(name)
+            if name in chosen and not set(chosen[name].paths) <= set(paths):
                 del chosen[name]
             if name not in chosen and len(paths) >= max(2, min_files):
-                rows = pa.concat_tables(catalog.rows_in(paths).values())
-                kept = worth_keeping(rows)
-                chosen[name] = (
-                    paths,
-                    NewFile(name, kept),
-                    FeatureSetChange(feature_set=name, removed=len(rows) - len(kept)),
-                )
+                chosen[name] = _compaction(catalog, name, paths)
             if name in chosen:
-                removed, file, part = chosen[name]
-                made.removed += removed
-                made.added.append(file)
-                made.changes.append(part)
-        return made
+                change.removed += chosen[name].paths
+                change.added.append(chosen[name].file)
+                change.changes.append(chosen[name].summary)
+        return change
 
-    return change
+    return make
 
 
-def forget_unreadable(catalog: Catalog) -> Callable[[DeltaTable, int], Change]:
-    """No file that can't be read any more: what only it named is missing again, and the next run finds or makes it."""
+def _compaction(catalog: Catalog, name: str, paths: list[str]) -> _Compaction:
+    rows = pa.concat_tables(catalog.data_files.rows(paths).values())
+    needed = worth_keeping(rows)
+    summary = FeatureSetChange(feature_set=name, removed=len(rows) - len(needed))
+    return _Compaction(paths, NewFile(name, needed), summary)
 
-    def change(table: DeltaTable, _version: int) -> Change:
-        made, num_rows = Change(), num_rows_of(table)
-        for name in feature_sets(table):
-            parts = catalog.read_data_files(paths_of(table, name))
-            lost = [path for path, part in parts.items() if isinstance(part, Damaged)]
+
+def forget_unreadable(catalog: Catalog) -> MakeChange:
+    """Remove all data files that can't be read. The assets that only they named count as missing from then on."""
+
+    def make(before: Version) -> Change:
+        change, num_rows = Change(), before.num_rows()
+        for name in before.feature_sets():
+            read = catalog.data_files.read(before.paths(name))
+            lost = [path for path, rows in read.items() if isinstance(rows, Damaged)]
             if lost:
-                made.removed += lost
-                made.changes.append(FeatureSetChange(feature_set=name, removed=sum(num_rows[path] for path in lost)))
-        return made
+                change.removed += lost
+                num_lost = sum(num_rows[path] for path in lost)
+                change.changes.append(FeatureSetChange(feature_set=name, removed=num_lost))
+        return change
 
-    return change
+    return make
 
 
 def _ids(rows: pa.Table) -> Any:
-    """What tells stored rows apart: one key in two shards is two rows."""
+    """The identity of each stored row: its key and its place, because one key may be stored in two shards."""
     return pc.binary_join_element_wise(rows["asset"], places(rows), " ")
 
 
-def _changes(receipts: Sequence[Receipt]) -> list[FeatureSetChange]:
-    """What the commit's own log entry says of it, per feature set."""
+def _summaries(receipts: Sequence[Receipt]) -> list[FeatureSetChange]:
+    """What the receipts add to each feature set, for the log."""
     found: dict[str, FeatureSetChange] = {}
     for receipt in receipts:
         before = found.get(receipt.feature_set, FeatureSetChange(feature_set=receipt.feature_set))

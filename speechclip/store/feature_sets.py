@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from speechclip.errors import InvalidInput
 from speechclip.records import Modality
-from speechclip.store.feature_store import FeatureSetInfo, Snapshot
 from speechclip.store.frames import Frames
+from speechclip.store.snapshot import FeatureSetInfo, Snapshot
 from speechclip.store.vectors import Vectors
 
 

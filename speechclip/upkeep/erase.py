@@ -72,7 +72,7 @@ def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
     """Where these keys lie, or lay by any of the catalog's files that `gc` has not freed."""
     found: set[str] = set()
     paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(data_file_path(partition(name)))]
-    for _, rows in store.catalog.each_data_file(paths):
+    for _, rows in store.catalog.data_files.read_each(paths):
         if not isinstance(rows, Damaged):
             is_there = pc.and_(is_stored(rows), is_among(rows["asset"], sorted(keys)))
             found.update(places(rows.filter(is_there)).to_pylist())

@@ -19,6 +19,7 @@ from speechclip.errors import Damaged
 from speechclip.records import Record, StoredFile
 from speechclip.storage import Storage
 from speechclip.storage.folder import INCOMING
+from speechclip.store.data_files import decode_data_file
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.layout import (
@@ -32,7 +33,7 @@ from speechclip.store.layout import (
     sums_path,
 )
 from speechclip.store.matrices import ARRAYS, chunk_path, shape_of
-from speechclip.store.rows import decode_data_file, is_stored
+from speechclip.store.rows import is_stored
 from speechclip.store.tags import GcRecord
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def named_by(store: FeatureStore, kept: GcRecord) -> set[str]:
     """
     vital, passing = data_files_of(store, store.catalog.newest(), kept.since, kept.versions)
     named = {place(path) for path in vital | passing for place in (data_file_path, data_file_copy_path)}
-    for path, rows in store.catalog.each_data_file(sorted(vital | passing)):
+    for path, rows in store.catalog.data_files.read_each(sorted(vital | passing)):
         if not isinstance(rows, Damaged):
             named |= named_by_rows(rows)
         elif path in vital or find_rows(store, path) is not None:

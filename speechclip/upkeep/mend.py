@@ -6,13 +6,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from deltalake import DeltaTable
-
 from speechclip.errors import Damaged, StoreError
 from speechclip.records import to_json
 from speechclip.storage import Storage
 from speechclip.store import changes
 from speechclip.store.catalog import Change
+from speechclip.store.data_files import check_data_file
 from speechclip.store.feature_store import FeatureStore, StoreFile
 from speechclip.store.journal import parse_entry
 from speechclip.store.layout import (
@@ -27,8 +26,8 @@ from speechclip.store.layout import (
     log_path,
 )
 from speechclip.store.matrices import matrix_metadata, shape_of
-from speechclip.store.rows import check_data_file
 from speechclip.store.tags import GcRecord
+from speechclip.store.versions import Version
 from speechclip.upkeep.findings import FOREIGN, Finding, Kind
 from speechclip.upkeep.gc import find_rows
 from speechclip.upkeep.live import oldest_whole
@@ -64,8 +63,8 @@ def forget_unreadable(store: FeatureStore) -> tuple[str, ...]:
     """
     change, removed = changes.forget_unreadable(store.catalog), list[str]()
 
-    def noted(table: DeltaTable, version: int) -> Change:
-        made = change(table, version)
+    def noted(before: Version) -> Change:
+        made = change(before)
         removed[:] = made.removed
         return made
 

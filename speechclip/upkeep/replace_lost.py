@@ -6,10 +6,11 @@ import msgspec
 import pyarrow.compute as pc
 
 from speechclip.records import Receipt
-from speechclip.store.feature_store import FeatureStore, Snapshot
+from speechclip.store.feature_store import FeatureStore
 from speechclip.store.frames import Frames
 from speechclip.store.matrices import chunk_at
 from speechclip.store.rows import by_feature_set, is_among, is_stored, rows_of
+from speechclip.store.snapshot import Snapshot
 from speechclip.store.vectors import Vectors
 from speechclip.upkeep.findings import Finding
 from speechclip.upkeep.restore import Rows, restore

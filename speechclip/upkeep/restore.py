@@ -46,7 +46,7 @@ def rows_at(catalog: Catalog, findings: Iterable[Finding]) -> Rows:
     shards = sorted({shard for shard, _ in places.values()})
     added = {part for entry in catalog.history(catalog.newest()) for part in entry.added}
     tables = [SCHEMA.empty_table()]
-    for _, part in catalog.each_data_file(sorted(added)):
+    for _, part in catalog.data_files.read_each(sorted(added)):
         if not isinstance(part, Damaged):
             tables.append(part.filter(pc.and_kleene(is_stored(part), is_among(part["shard"], shards))))
     named = pa.concat_tables(tables).group_by(["shard", *_PLACE]).aggregate([]).sort_by("offset")

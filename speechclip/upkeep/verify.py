@@ -15,6 +15,7 @@ from speechclip.spec import EncoderSpec
 from speechclip.storage import Storage
 from speechclip.store.checksums import digest_of
 from speechclip.store.chunks import is_whole_chunk, key_row, rows_in
+from speechclip.store.data_files import check_data_file
 from speechclip.store.feature_store import FeatureStore
 from speechclip.store.layout import (
     FEATURES,
@@ -29,9 +30,10 @@ from speechclip.store.layout import (
     tag_path,
 )
 from speechclip.store.matrices import ARRAYS, METADATA, chunk_path, is_same_metadata, shape_of
-from speechclip.store.rows import SCHEMA, by_feature_set, check_data_file, entries, is_stored
+from speechclip.store.rows import SCHEMA, by_feature_set, entries, is_stored
 from speechclip.store.shard_layout import sums_length
 from speechclip.store.shards import describe_shard, is_as_packed
+from speechclip.store.snapshot import lost_tags
 from speechclip.upkeep.findings import HIDING, Finding, Kind, Report
 from speechclip.upkeep.gc import data_files_of, is_ours_to_free, named_by_rows, oldest_kept
 from speechclip.upkeep.restore import array_at, is_intact, read_or_nothing
@@ -104,7 +106,7 @@ def verify_format(store: FeatureStore) -> list[Finding]:
 def _verify_tags(store: FeatureStore, newest: int) -> Iterator[Finding]:
     for path, error in store.tags.damaged():
         yield Finding(kind="tag" if path.startswith(TAGS) else "collection", path=path, problem=str(error))
-    for tag in store.lost_tags(newest):
+    for tag in lost_tags(store.catalog, newest):
         problem = (
             f"the tag names catalog version {tag.version}, and the newest is {newest}: entries of the log are lost; "
             f"bring them back from a backup, or give it up by `speechclip tag --delete {tag.name}`"
@@ -145,7 +147,7 @@ def _verify_part(store: FeatureStore, part: str) -> Iterator[Finding]:
 
 def _picked_rows(store: FeatureStore, version: int) -> pa.Table:
     """The rows of all stored assets that a reader of this version picks, as far as the catalog's files are whole."""
-    parts = store.catalog.read_data_files(store.catalog.paths(version)).values()
+    parts = store.catalog.data_files.read(store.catalog.paths(version)).values()
     rows = pa.concat_tables([SCHEMA.empty_table(), *(part for part in parts if not isinstance(part, Damaged))])
     picked = [entries(of_set) for of_set in by_feature_set(rows).values()]
     return pa.concat_tables([SCHEMA.empty_table(), *(of_set.filter(is_stored(of_set)) for of_set in picked)])

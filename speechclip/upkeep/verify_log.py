@@ -7,9 +7,10 @@ import pyarrow as pa
 
 from speechclip.errors import Damaged
 from speechclip.storage import THREADS, Storage, parse_parquet
-from speechclip.store.catalog import Catalog, root_of
+from speechclip.store.catalog import Catalog
 from speechclip.store.journal import JournalEntry, LogEntry, checksum, parse_entry
 from speechclip.store.layout import CATALOG, JOURNAL, LAST_CHECKPOINT, checkpoint_path, journal_path, log_path
+from speechclip.store.versions import root_of
 from speechclip.upkeep.findings import FOREIGN, Finding
 
 LOG = f"{CATALOG}/_delta_log"

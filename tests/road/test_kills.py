@@ -182,7 +182,7 @@ def finish(uri: str, whole: Whole, nursery: Nursery, folder: Path) -> None:
     assert rejected(store, digest(whole)) == whole.rejected
     assert files(store) == whole.files
     assert verify(store).findings == ()
-    rows = store.catalog.open().to_pyarrow_table(columns=["feature_set", "asset"]).to_pylist()
+    rows = store.catalog.open().table.to_pyarrow_table(columns=["feature_set", "asset"]).to_pylist()
     assert len(rows) == len({tuple(row.values()) for row in rows}), "a key was committed twice"
 
 

@@ -178,7 +178,7 @@ def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, end
         run.insist(functools.partial(run.store.commit, [receipt], "m"))
         proxy.schedule(Schedule())
     assert run.failures
-    assert run.store.catalog.open().version() == 8
+    assert run.store.catalog.open().number == 8
 
 
 @pytest.mark.slow

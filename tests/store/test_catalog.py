@@ -41,13 +41,13 @@ def shards(store: FeatureStore) -> dict[str, str]:
 def test_a_commit_repeated_after_a_lost_answer_adds_nothing(store: FeatureStore) -> None:
     first = store.commit([receipt("t0", "a", "b")], "m")
     assert store.commit([receipt("t0", "a", "b")], "m") == first
-    assert len(store.catalog.open().to_pyarrow_table()) == 2
+    assert len(store.catalog.open().table.to_pyarrow_table()) == 2
 
 
 def test_every_row_names_the_version_that_added_it(store: FeatureStore) -> None:
     for number in range(3):
         version = store.commit([receipt(f"t{number}", f"key-{number}")], "m")
-        rows = store.catalog.open().to_pyarrow_table().to_pylist()
+        rows = store.catalog.open().table.to_pyarrow_table().to_pylist()
         assert {row["asset"]: row["version"] for row in rows}[f"key-{number}"] == version
 
 
@@ -96,7 +96,7 @@ def test_concurrent_writers_lose_nothing(store_uri: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    rows = FeatureStore(store_uri).catalog.open().to_pyarrow_table().to_pylist()
+    rows = FeatureStore(store_uri).catalog.open().table.to_pyarrow_table().to_pylist()
     assert sorted(row["asset"] for row in rows) == sorted(
         f"{w}-{n}" for w in range(num_writers) for n in range(num_commits)
     )

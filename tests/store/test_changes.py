@@ -7,13 +7,14 @@ from unittest.mock import Mock
 import msgspec
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
 from support.feature_sets import content
 from support.stores import IMAGE, SPEECH, TEXT, fill
 
 from speechclip.records import Receipt, RejectedAsset, StoredAsset
 from speechclip.store import FeatureStore, changes
-from speechclip.store.catalog import Change, paths_of
+from speechclip.store.catalog import Change
+from speechclip.store.data_files import DataFiles
+from speechclip.store.versions import Version
 
 
 def num_rows(store: FeatureStore) -> int:
@@ -64,7 +65,7 @@ def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
     # The older rejection, and a copy in a shard that nothing else keeps; the other copy lies beside what counts.
     assert num_rows(store) == rows - 2
     assert {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)} == before
-    assert len(paths_of(store.catalog.open())) == 3
+    assert len(store.catalog.open().all_paths) == 3
 
 
 def test_a_repair_takes_the_place_of_damaged_rows_and_only_of_those_it_stores(tmp_path: Path) -> None:
@@ -95,9 +96,9 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     store.create()
     store.commit([receipt("t1", "a", 1), receipt("t1", "b", 1)], "m")
     store.commit([receipt("t2", "b", 2)], "m")
-    old = set(paths_of(store.catalog.open()))
+    old = set(store.catalog.open().all_paths)
     catalog, read, written = type(store.catalog), list[str](), list[pa.Table]()
-    write, write_part, read_part, num_races = catalog._write, catalog._write_part, catalog._read_part, 0
+    write, write_file, read_file, num_races = catalog._write, DataFiles.write, DataFiles._read, 0
 
     def lose(self: object, *args: Any) -> bool:
         nonlocal num_races
@@ -105,21 +106,21 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
         if num_races <= 3:
             with monkeypatch.context() as rival:
                 rival.setattr(catalog, "_write", write)
-                rival.setattr(catalog, "_write_part", write_part)
+                rival.setattr(DataFiles, "write", write_file)
                 FeatureStore(store.storage.root).commit([receipt(f"rival-{num_races}", f"r{num_races}")], "m")
         return write(store.catalog, *args)
 
     def note_written(self: Any, name: str, rows: pa.Table) -> tuple[str, int]:
         written.append(rows)
-        return write_part(self, name, rows)
+        return write_file(self, name, rows)
 
     def note_read(self: Any, path: str) -> Any:
         read.append(path)
-        return read_part(self, path)
+        return read_file(self, path)
 
     monkeypatch.setattr(catalog, "_write", lose)
-    monkeypatch.setattr(catalog, "_write_part", note_written)
-    monkeypatch.setattr(catalog, "_read_part", note_read)
+    monkeypatch.setattr(DataFiles, "write", note_written)
+    monkeypatch.setattr(DataFiles, "_read", note_read)
     act, expected = CHANGES[change]
     version = act(store)
     monkeypatch.undo()
@@ -147,18 +148,18 @@ def test_a_race_that_is_lost_before_rows_are_written_writes_none(
     store.create()
     store.commit([receipt("t1", "a", 1), receipt("t1", "b", 1)], "m")
     drop, written = changes.drop(store.catalog, {IMAGE: {"a"}}), list[pa.Table]()
-    write_part = store.catalog._write_part
+    write_file = store.catalog.data_files.write
 
-    def change(table: DeltaTable, version: int) -> Change:
-        if version == 2:
+    def change(before: Version) -> Change:
+        if before.number == 1:
             FeatureStore(store.storage.root).commit([receipt("rival", "r")], "m")
-        return drop(table, version)
+        return drop(before)
 
     def note(name: str, rows: pa.Table) -> tuple[str, int]:
         written.append(rows)
-        return write_part(name, rows)
+        return write_file(name, rows)
 
-    monkeypatch.setattr(store.catalog, "_write_part", note)
+    monkeypatch.setattr(store.catalog.data_files, "write", note)
     monkeypatch.setattr(store.catalog, "_write", Mock(wraps=store.catalog._write))
     assert store.catalog.commit("digest", "drop", "", change) == 3
     assert store.catalog._write.call_count == len(written) == 1
@@ -170,9 +171,9 @@ def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> N
     store.create()
     for number, keys in enumerate(["ab", "cd", "a", "e"]):
         store.commit([receipt(f"t{number}", key, number) for key in keys], "m")
-    before = set(paths_of(store.catalog.open()))
+    before = set(store.catalog.open().all_paths)
     store.drop({IMAGE: {"a", "c"}})
-    after = set(paths_of(store.catalog.open()))
+    after = set(store.catalog.open().all_paths)
     assert (len(before & after), len(after - before)) == (1, 2)
     assert store.snapshot().stored_keys(IMAGE) == {"b", "d", "e"}
 
@@ -192,7 +193,7 @@ def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, m
     monkeypatch.setattr(type(store.catalog), "_write", lose)
     store.compact(2)
     assert store.snapshot().stored_keys(IMAGE) == {"b", "c"}
-    assert len(paths_of(store.catalog.open())) == 1
+    assert len(store.catalog.open().all_paths) == 1
 
 
 def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> None:

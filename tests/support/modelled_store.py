@@ -237,7 +237,7 @@ class ModelledStore:
         if fate == "killed before the log":
             patch.setattr(DeltaTable, "create_write_transaction", die)
         elif fate == "killed before the journal":
-            patch.setattr(self.handles[writer].catalog, "_seal", die)
+            patch.setattr(self.handles[writer].catalog, "_after_commit", die)
         elif fate == "answer lost":
             patch.setattr(DeltaTable, "create_write_transaction", lose_the_answer)
         elif fate != "nothing":
