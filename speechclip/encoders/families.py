@@ -86,6 +86,25 @@ FAMILIES = (
     _hubert_like("wav2vec2", "wav2vec 2.0", "wav2vec2:facebook/wav2vec2-base"),
     _hubert_like("wavlm", "WavLM", "wavlm:microsoft/wavlm-base-plus"),
     Family(
+        name="torchaudio",
+        preparations={"speech": "waveform"},
+        forms=(
+            Form(
+                "torchaudio:<bundle>",
+                "HuBERT, wav2vec 2.0 or WavLM by torchaudio, all hidden states",
+                "torchaudio:HUBERT_BASE",
+            ),
+            Form(
+                "torchaudio:<folder or file>",
+                "your own weights of a model of torchaudio, with its config.json",
+                "torchaudio:weights/hubert.pt",
+            ),
+            Form("torchaudio:untrained-<size>", "random weights; sizes as for hubert", "torchaudio:untrained-tiny"),
+        ),
+        loader="speechclip.encoders.torchaudio_models:load_torchaudio",
+        has_crops=True,
+    ),
+    Family(
         name="whisper",
         preparations={"speech": "waveform"},
         forms=(

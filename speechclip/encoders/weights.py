@@ -135,6 +135,8 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first_line = str(error).partition("\n")[0]
         raise InvalidInput(f"{file} can't be read as weights ({first_line})", "convert it to safetensors") from None
+    if not isinstance(content, Mapping):
+        raise InvalidInput(f"{file} contains a {type(content).__name__}, not weights by name", "save a state dict")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 

@@ -7,7 +7,9 @@ from speechclip.encoders.frozen import assert_exact, assert_frozen, collect, fre
 from speechclip.errors import InvalidInput
 
 
-@pytest.mark.parametrize("source", ["hubert:untrained-tiny", "whisper:untrained-tiny", "clip:untrained-tiny"])
+@pytest.mark.parametrize(
+    "source", ["hubert:untrained-tiny", "torchaudio:untrained-tiny", "whisper:untrained-tiny", "clip:untrained-tiny"]
+)
 def test_every_encoder_refuses_to_work_unfrozen(source, voice):
     encoder = load_encoder(source, "image" if source.startswith("clip") else "speech")
     encoder.encode([])

@@ -11,6 +11,7 @@ ALL = [
     ("toy", "image"),
     ("toy", "text"),
     ("hubert:untrained-tiny", "speech"),
+    ("torchaudio:untrained-tiny", "speech"),
     ("whisper:untrained-tiny", "speech"),
     ("clip:untrained-tiny", "image"),
     ("clip:untrained-tiny", "text"),

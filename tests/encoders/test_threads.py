@@ -104,7 +104,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("source", ["toy", "hubert:untrained-tiny", "whisper:untrained-tiny"])
+@pytest.mark.parametrize("source", ["toy", "torchaudio:untrained-tiny", "whisper:untrained-tiny"])
 def test_the_callers_threads_are_as_before(voice: Callable[..., np.ndarray], source: str) -> None:
     before = blas_threads()
     encoder = load_encoder(source, "speech")
