@@ -1,8 +1,17 @@
-"""Attention over CLS rows and frames, as the branches use it (docs/model.md, "Parallel head").
+"""The attention blocks of the heads: learned rows (CLS) attend to the frames of an utterance.
 
-Where only the CLS rows are read, only they are computed. They are the same for every utterance and attention is linear
-in the values, so keys and values of frames are never formed: ``q.(Wk x) = (Wk' q).x``, ``sum a (Wv x) = Wv sum a x``.
-The key bias adds the same to every score and drops out.
+Sources: docs/model.md, "Parallel head" and docs/model.md, "Cascaded head".
+
+A head reads the CLS rows only, so only they are computed. The keys and values of the frames are not computed either,
+because the CLS rows q are the same for every utterance and attention is linear in the values:
+
+    q . (Wk x_t)               = (Wk' q) . x_t
+    sum over t of a_t (Wv x_t) = Wv (sum over t of a_t x_t)
+
+The bias of the keys adds the same number to every score, so the softmax removes it.
+
+In all signatures, `lengths` has the number of frames of each utterance in the batch. `seeds` has one 32-bit number for
+each utterance and switches dropout on; None switches it off (`dropout.drop`).
 """
 
 import torch
@@ -12,12 +21,17 @@ from torch.nn import functional as F
 
 from speechclip.heads.dropout import drop
 
-# The sites of dropout in a block; those of a head's other parts start after them.
+# The places of dropout in a block: attention weights, attention output, inner layer and outer layer. The numbers of a
+# head's other parts start after them.
 _SHARES, _ATTENDED, _INNER, _OUTER = range(4)
 
 
 class AttentionBlock(nn.Module):
-    """``LN(attention(S) + S)``, dropout on the attention weights alone; officially `MultiheadAttentionAndNorm`."""
+    """Self-attention, a residual connection and a LayerNorm: ``LN(attention(S) + S)``, for S = [cls; frames].
+
+    Dropout acts on the attention weights only. The official class is `MultiheadAttentionAndNorm`, and the attribute
+    names are those of its tensors in a checkpoint. Source: docs/model.md, "Cascaded head".
+    """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -32,7 +46,7 @@ class AttentionBlock(nn.Module):
         lengths: Int[Tensor, " batch"],
         seeds: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch queries width"]:
-        """The CLS rows after the block; frames past a row's length are never looked at."""
+        """The CLS rows after the block. Frames after an utterance's length have no effect."""
         attended = attend_cls(self.multihead_attn_layer, cls, track, lengths, probability=self.dropout, seeds=seeds)
         normed: Tensor = self.attentionBlock_Norm(attended + cls)
         return normed
@@ -43,7 +57,7 @@ class AttentionBlock(nn.Module):
         lengths: Int[Tensor, " batch"],
         seeds: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch rows width"]:
-        """All rows after the block; those past a length hold nothing of use."""
+        """All rows after the block, for heads that read the frames too (CIF). Ignore the rows after a length."""
         attention = self.multihead_attn_layer
         joined = F.linear(rows, attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = joined.view(*rows.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -59,7 +73,10 @@ class AttentionBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One post-norm layer and a final LayerNorm, for the CLS rows; officially `TransformerEncoder` with one layer."""
+    """One post-norm transformer layer and a final LayerNorm, computed for the CLS rows only.
+
+    The official class is `TransformerEncoder` with one layer. Source: docs/model.md, "Parallel head".
+    """
 
     def __init__(self, width: int, num_heads: int, feed_forward_width: int, dropout: float) -> None:
         super().__init__()
@@ -74,7 +91,7 @@ class TransformerBlock(nn.Module):
         lengths: Int[Tensor, " batch"],
         seeds: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch queries width"]:
-        """The CLS rows after the layer and the final LayerNorm; frames past a row's length are never looked at."""
+        """The CLS rows after the layer and the final LayerNorm. Frames after an utterance's length have no effect."""
         layer, rate = self.model.layers[0], self.dropout
         assert isinstance(layer, nn.TransformerEncoderLayer)
         attended = attend_cls(layer.self_attn, cls, track, lengths, probability=rate, seeds=seeds)
@@ -94,10 +111,14 @@ def attend_cls(
     probability: float,
     seeds: Int[Tensor, " batch"] | None,
 ) -> Float[Tensor, "batch queries width"]:
-    """What the CLS rows of ``[cls; track]`` get by self-attention."""
+    """The output of self-attention over ``[cls; track]``, for the CLS rows only.
+
+    It equals ``attention(S, S, S)[:, :queries]`` for S = [cls; track], with the padding of `track` masked.
+    """
     heads, width, count = attention.num_heads, attention.embed_dim, len(cls)
     query, key, value = attention.in_proj_weight.view(3, heads, -1, width)
     query_bias, _, value_bias = attention.in_proj_bias.view(3, heads, 1, -1)
+    # `folded` is Wk' q for each attention head and CLS row, so that its product with a frame is the frame's score.
     questions = (torch.einsum("qw,hew->hqe", cls, query) + query_bias) * (width // heads) ** -0.5
     folded = torch.einsum("hqe,hew->hqw", questions, key).flatten(0, 1)
     frame_scores = torch.einsum("btw,qw->bqt", track, folded)
@@ -105,6 +126,7 @@ def attend_cls(
     frame_scores = frame_scores.masked_fill(is_padding[:, None], float("-inf"))
     shares = torch.cat([(folded @ cls.T).expand(len(track), -1, -1), frame_scores], dim=2).softmax(-1)
     shares = drop(shares, probability=probability, seeds=seeds, site=_SHARES)
+    # `pooled` is the sum of the rows with the attention weights; Wv is applied after that.
     pooled = torch.bmm(shares[:, :, count:], track) + shares[:, :, :count] @ cls
     values = torch.einsum("bhqw,hew->bhqe", pooled.view(-1, heads, count, width), value)
     values = values + shares.sum(-1).view(-1, heads, count, 1) * value_bias

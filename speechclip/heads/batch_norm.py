@@ -1,6 +1,6 @@
-"""BatchNorm that brings keywords to the scale of the token embeddings (docs/model.md, "Cascaded head").
+"""The BatchNorm that brings keywords to the scale of CLIP's token embeddings (docs/model.md, "Cascaded head", step 4).
 
-Statistics are those of the whole batch, wherever its rows are.
+The mean and variance are those of the rows of all workers, if the head was given the workers (`Together`).
 """
 
 from typing import Literal
@@ -16,7 +16,12 @@ NormStart = Literal["literal", "corrected"]
 
 
 class SharedBatchNorm(nn.Module):
-    """`torch.nn.BatchNorm1d` over the rows of all workers."""
+    """As `torch.nn.BatchNorm1d`, but the statistics are those of the rows of all workers.
+
+        y = weight * (x - mean) / sqrt(var + 1e-5) + bias       for each feature
+
+    The names of its parameters and buffers are torch's.
+    """
 
     running_mean: Float[Tensor, " features"]
     running_var: Float[Tensor, " features"]
@@ -30,12 +35,19 @@ class SharedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, rows: Float[Tensor, "rows features"], together: Together) -> Float[Tensor, "rows features"]:
-        """In train mode by the batch's statistics, which also move the running ones; else by the running ones."""
+        """The normalised rows.
+
+        In train mode the mean and variance are those of the batch, and the running ones move a tenth of the way to
+        them. In eval mode the running ones are used.
+        """
         mean, var = self._measure(rows, together) if self.training else (self.running_mean, self.running_var)
         return (rows - mean) * (self.weight * (var + 1e-5).rsqrt()) + self.bias
 
     def _measure(self, rows: Tensor, together: Together) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of all workers' rows, in two passes: a sum of squares would cancel."""
+        """The mean and the biased variance of the rows of all workers. Moves the running statistics.
+
+        The variance needs the mean first. The difference of two sums of squares would lose its digits.
+        """
         own = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])
         sums = together.total(own)
         count = sums[-1].detach()
@@ -43,16 +55,27 @@ class SharedBatchNorm(nn.Module):
         var = together.total((rows - mean).square().sum(0)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, 0.1)
+            # torch keeps the unbiased variance as the running one.
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), 0.1)
             self.num_batches_tracked += 1
         return mean, var
 
 
 class KeywordBatchNorm(nn.Module):
-    """BatchNorm of (rows, keywords, width): each keyword by its own statistics, or all by the same.
+    """BatchNorm of keywords, an array (rows, keywords, width).
 
-    `each` is one BatchNorm over width x keywords, where feature ``e * keywords + k`` is number e of keyword k; the
-    official initialisation repeats `scale` and `shift` the other way round (`literal`).
+    `kind` says which keywords share their statistics:
+
+    - `each`: every keyword has its own, in one BatchNorm with width x keywords features. Number e of keyword k is
+      feature ``e * keywords + k``.
+    - `each-apart`: the same, in one BatchNorm for each keyword.
+    - `same`: all keywords share them, in one BatchNorm with width features.
+
+    `scale` and `shift` are the first weights and biases, one for each of the width numbers. For `each` with two
+    keywords and scale = [a, b, c], `start` gives these first weights:
+
+        corrected   [a, a, b, b, c, c]      each feature has the scale of its number
+        literal     [a, b, c, a, b, c]      as the official code, which mixes the numbers up
     """
 
     def __init__(

@@ -1,6 +1,18 @@
-"""Continuous integrate-and-fire: frames summed to keywords, as many as their weights say.
+"""Continuous integrate-and-fire (CIF): adds up weighted frames to as many keywords as the utterance has.
 
 Source: docs/model.md, "CIF and hybrid heads".
+
+Each frame has a weight between 0 and 1. The weighted frames are added one after the other. Each time the sum of the
+weights passes a whole number, one keyword is complete. The frame at that point is divided between two keywords:
+
+    frame       x1    x2    x3    x4    x5          weights add up to 2.5
+    weight      0.5   0.5   0.5   0.5   0.5
+    keyword 0   0.5 x1 + 0.5 x2
+    keyword 1   0.5 x3 + 0.5 x4
+    rest        0.5 x5, whose weight is 0.5
+
+In training the rest is no keyword. In evaluation a rest with a weight of 0.5 or more becomes a keyword. It is scaled to
+weight one: here keyword 2 = x5.
 """
 
 from dataclasses import dataclass
@@ -12,19 +24,22 @@ from torch import Tensor, nn
 from speechclip.heads.dropout import drop
 from speechclip.heads.together import Together
 
-# torch's default for nn.Dropout, which the official module takes; its config's 0.1 is not used.
+# The official module uses torch's default for nn.Dropout. It ignores the 0.1 in its config.
 DROPOUT = 0.5
-# A tail of at least this weight becomes a keyword of its own, outside training.
+# In evaluation, a rest of at least this weight becomes a keyword.
 TAIL = 0.5
-# Scaled weights add up to this much more than the target, officially so that rounding can't keep the last from firing.
+# Scaled weights add up to the target and this margin, as in the official code. Without it, rounding could keep the sum
+# just below the target, and the last keyword would be missing.
 MARGIN = 1e-5
 
 
 @dataclass(frozen=True)
 class Fired:
-    """Keywords as sums of frames. Slots from `counts` on are zero, but in training for what had not fired by the end.
+    """The keywords of a batch, each a weighted sum of frames.
 
-    `length_errors` is the distance of the weights' sum to the target number.
+    Row b has `counts[b]` keywords. The slots after them are zero in evaluation. In training they hold what the weights
+    add up to beyond the last keyword. `length_errors` has for each row the difference between the sum of its weights
+    (before they are scaled) and its target number of keywords.
     """
 
     slots: Float[Tensor, "batch slots width"]
@@ -33,12 +48,16 @@ class Fired:
 
 
 class IntegrateAndFire(nn.Module):
-    """A weight between 0 and 1 for each frame; whenever their sum passes a whole number, a keyword is complete."""
+    """Learns a weight for each frame, and adds up the weighted frames to keywords.
+
+    `frames_per_keyword` sets the target number of keywords: frames / frames_per_keyword, rounded, at least 1. An
+    utterance has at most `max_keywords`.
+    """
 
     def __init__(self, width: int, *, frames_per_keyword: int, max_keywords: int) -> None:
         super().__init__()
         self.frames_per_keyword, self.max_keywords = frames_per_keyword, max_keywords
-        # The official names: conv.0 and weight_proj.1.
+        # These shapes give the tensors the official names conv.0 and weight_proj.1.
         self.conv = nn.Sequential(nn.Conv1d(width, width, 3, padding=1))
         self.weight_proj = nn.Sequential(nn.Identity(), nn.Linear(width, 1))
 
@@ -52,14 +71,17 @@ class IntegrateAndFire(nn.Module):
         together: Together,
         first_site: int = 0,
     ) -> Fired:
-        """Frames to keywords; with `is_rescaled` the weights are scaled in training to give just the target number.
+        """The keywords of each row.
 
-        In training there are as many slots as the fullest row of all workers needs. Dropout takes two sites.
+        In training, `is_rescaled` scales the weights so that they add up to the target number. The number of slots is
+        the largest number of keywords in a row, in training that of all workers' rows. Dropout uses the sites
+        `first_site` and the next one.
         """
         is_frame = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
         rows = rows.masked_fill(~is_frame[:, :, None], 0)
         alpha = self._weigh(rows, is_frame, seeds, first_site)
-        # Whole numbers decide, so sums are in fp64: they depend neither on padding nor on the order of adding.
+        # The number of keywords depends on whether a sum passes a whole number. In fp64 this does not change with the
+        # padding or the order of adding.
         totals = alpha.sum(1)
         targets = (lengths / self.frames_per_keyword).round().clamp(min=1)
         errors = (totals - targets).abs().float()
@@ -82,7 +104,7 @@ class IntegrateAndFire(nn.Module):
         seeds: Tensor | None,
         site: int,
     ) -> Tensor:
-        """The weights in fp64, zero for padding."""
+        """The weights of the frames in fp64, from 0 to 1. Padding has weight 0."""
         inner = self.conv(rows.transpose(1, 2)).transpose(1, 2)
         inner = drop(inner, probability=DROPOUT, seeds=seeds, site=site).relu()
         inner = drop(inner, probability=DROPOUT, seeds=seeds, site=site + 1)
@@ -91,7 +113,12 @@ class IntegrateAndFire(nn.Module):
 
 
 def _integrate(alpha: Float[Tensor, "batch frames"], num_slots: int) -> Float[Tensor, "batch slots frames"]:
-    """How much of each frame's weight falls between the whole numbers n and n + 1, for each slot n."""
+    """For each slot n, the part of each frame's weight that lies between the sums n and n + 1.
+
+    >>> _integrate(torch.tensor([[0.5, 0.75, 0.75]]), 2)
+    tensor([[[0.5000, 0.5000, 0.0000],
+             [0.0000, 0.2500, 0.7500]]])
+    """
     ends = alpha.cumsum(1)
     marks = torch.arange(num_slots, device=alpha.device)[:, None]
     filled = (ends[:, None] - marks).clamp(0, 1)
@@ -104,7 +131,11 @@ def _finish(
     counts: Int[Tensor, " batch"],
     max_keywords: int,
 ) -> tuple[Float[Tensor, "batch slots width"], Int[Tensor, " batch"]]:
-    """Outside training: a tail of enough weight becomes one more keyword, scaled up to weight one; less is lost."""
+    """The slots and counts of an evaluation.
+
+    If the rest of a row has a weight of at least `TAIL`, it becomes one more keyword and is scaled to weight one.
+    A smaller rest is dropped.
+    """
     rest = totals.detach() - counts
     has_tail = (rest >= TAIL) & (counts < max_keywords)
     marks = torch.arange(slots.shape[1], device=slots.device)

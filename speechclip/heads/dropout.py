@@ -1,25 +1,29 @@
-"""Dropout whose mask depends on the row's own seed, so that it is the same on any worker and after any resume."""
+"""Dropout whose mask depends on each row's seed only.
+
+So a row gets the same mask on any worker, in any batch, and after a run was interrupted and continued.
+"""
 
 from torch import Tensor, arange, int64
 
 from speechclip.errors import InvalidInput
 
-# Odd factors that spread rows, places and sites over 32 bits before mixing.
+# Odd factors, so that different sites and places give different 32-bit numbers before the mixing.
 _SITE = 0x9E3779B1
 _AXES = (0x27D4EB2F, 0x165667B1, 0xC2B2AE3D)
 _LOW_32 = 0xFFFFFFFF
 
 
 def drop(values: Tensor, *, probability: float, seeds: Tensor | None, site: int) -> Tensor:
-    """`values` (rows first) with each number dropped by `probability`, the rest scaled up; untouched without seeds.
+    """`values` with some numbers set to 0, each with this probability. The others are divided by (1 - probability).
 
-    `seeds` are one 32-bit number a row, as int64; `site` keeps apart the several dropouts of one head. A place's fate
-    does not depend on the other rows or on how far the row is padded.
+    The first axis of `values` is the row. `seeds` has one 32-bit number for each row, as int64. Without seeds the
+    values are returned as they are. `site` is a different number for each dropout of a head. Which numbers are dropped
+    does not depend on the other rows or on the padding.
     """
     if seeds is None or probability == 0:
         return values
     if not 0 < probability < 1:
-        raise InvalidInput(f"dropout is {probability}, expected 0 up to (not including) 1")
+        raise InvalidInput(f"dropout is {probability}", "choose a number from 0 to below 1")
     assert values.dim() <= len(_AXES) + 1
     bits = (seeds + site * _SITE) & _LOW_32
     bits = _mix(bits).view(-1, *[1] * (values.dim() - 1))
@@ -31,7 +35,11 @@ def drop(values: Tensor, *, probability: float, seeds: Tensor | None, site: int)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """The 32-bit finaliser `16 21f0aaad 15 d35a2d97 15` of hash-prospector; both products fit in int64."""
+    """Mixes the bits of 32-bit numbers, so that near numbers get unlike ones.
+
+    This is the hash function `16 21f0aaad 15 735a2d97 15` of the project hash-prospector: shift, multiply, shift,
+    multiply, shift. Both factors are below 2**31, so the products fit in int64.
+    """
     bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & _LOW_32
     bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & _LOW_32
     return bits ^ (bits >> 15)

@@ -1,6 +1,16 @@
-"""Heads with a cascaded branch: keywords of CLIP's vocabulary, read by its text encoder.
+"""Heads with keywords: they hear words of CLIP's vocabulary, and CLIP's text encoder reads these words.
 
-Source: docs/model.md, "Cascaded head".
+Sources: docs/model.md, "Cascaded head" and docs/model.md, "CIF and hybrid heads".
+
+    frames (batch, layers, frames, width)
+      weighted sum of the layers                  (batch, frames, width)
+      attention, fixed: the CLS rows              (batch, keywords, width)
+      attention, CIF: sums of frames              (batch, slots, width)
+      linear projection and BatchNorm: z_k        (batch, slots, keyword width)
+      nearest token of the vocabulary: h_k        (batch, slots, keyword width)
+      CLIP's text encoder, length one             (batch, embedding)
+
+A hybrid head has one more CLS row, which becomes a second, parallel embedding.
 """
 
 from typing import Literal
@@ -24,20 +34,31 @@ from speechclip.records import Record
 
 Segmentation = Literal["fixed", "cif"]
 Block = Literal["attention", "transformer"]
-# Sites of dropout after those of the attention block.
+# The first dropout site of CIF and of each projection. The attention block has the sites before them.
 _FIRING, _KEYWORDS, _PARALLEL = 4, 6, 16
 
 
 class KeywordConfig(Record, frozen=True, tag="keyword"):
-    """A cascaded head, or with `has_parallel` a hybrid one; `segmentation` `cif` makes them SpeechCLIP+'s.
+    """The sizes and choices of a head with keywords.
 
-    `image_width` is CLIP's joint space, in which both embeddings lie; `keyword_width` the text tower's token width.
-    `projection` holds the hidden widths between attention and keywords: none for one Linear, (1024,) for the released
-    Large checkpoints' two. `batch_norm` is `each` keyword's own statistics in one BatchNorm over (width x keywords)
-    (officially `eachKw`, parallel), `each-apart` the same in one module a keyword, `same` one for all keywords; CIF
-    always has `same`. `norm_start` `literal` repeats the official initialisation, scrambled against the layout;
-    `corrected` gives each feature its own. `frames_per_keyword`, `max_keywords` and `rescale_steps` are CIF's.
-    `parallel_projection` is what `projection` is, for the parallel embedding.
+    | head | `has_parallel` | `segmentation` |
+    |---|---|---|
+    | cascaded | no | `fixed` |
+    | hybrid | yes | `fixed` |
+    | cascaded-plus | no | `cif` |
+    | hybrid-plus | yes | `cif` |
+
+    - `num_layers` and `width` are those of the frames.
+    - `image_width` is the width of CLIP's joint space, and so of the embeddings. `keyword_width` is the width of CLIP's
+      token embeddings. `vocabulary_size` counts the tokens to choose from.
+    - `num_keywords` is the number of keywords of a head with `fixed` segmentation.
+    - `block`, `num_heads` and `feed_forward_width` describe the attention block.
+    - `projection` has the hidden widths between attention and keywords: () for one linear layer, (1024,) for the two
+      layers of the released Large models. `parallel_projection` is the same for the parallel embedding.
+    - `batch_norm` and `norm_start` are explained in `batch_norm.KeywordBatchNorm`. With CIF it is always `same`.
+    - `quantizer_temperature` is that of the softmax that gives the choice of tokens its gradient.
+    - `frames_per_keyword` and `max_keywords` are explained in `cif.IntegrateAndFire`. CIF scales its weights in the
+      first `rescale_steps` steps of a training.
     """
 
     num_layers: int
@@ -65,38 +86,50 @@ class KeywordConfig(Record, frozen=True, tag="keyword"):
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InvalidInput(f"{self.num_heads} attention heads do not divide the width {self.width}; change either")
+            raise InvalidInput(
+                f"{self.num_heads} attention heads do not divide the width {self.width}", "choose another num_heads"
+            )
         if self.block == "transformer" and (self.segmentation == "cif" or not self.feed_forward_width):
             raise InvalidInput(
-                "a transformer block needs feed_forward_width and fixed keywords; set these, or block to 'attention'"
+                f"a transformer block needs feed_forward_width and fixed keywords, not {self.feed_forward_width} and "
+                f"{self.segmentation!r}",
+                "set these, or set block to 'attention'",
             )
 
     @property
     def embedding_width(self) -> int:
-        """The width of the embeddings: that of CLIP's joint space."""
+        """The width of the embeddings, which is that of CLIP's joint space."""
         return self.image_width
 
     def build(self, tower: TextTower | None = None) -> "KeywordHead":
-        """A new head, its weights drawn from torch's generator, on a text tower of these sizes."""
+        """A new head with this text tower. torch's random generator gives its weights.
+
+        Raises `InvalidInput` if the tower has other sizes.
+        """
         assert tower is not None
         found = (*tower.embeddings.shape, tower.joint_width)
         expected = (self.vocabulary_size, self.keyword_width, self.image_width)
         if found != expected:
             raise InvalidInput(
                 f"the text tower has {found[0]} tokens of width {found[1]} and gives width {found[2]}, the head is for "
-                f"{expected[0]}, {expected[1]} and {expected[2]}; use the CLIP and vocabulary that it was made for"
+                f"{expected[0]}, {expected[1]} and {expected[2]}",
+                "use the CLIP and the vocabulary that the head was made for",
             )
         most = self.max_keywords if self.segmentation == "cif" else self.num_keywords
         if most > tower.most_keywords:
-            raise InvalidInput(f"{most} keywords, but the text tower takes {tower.most_keywords}; ask for fewer")
+            raise InvalidInput(
+                f"the head may have {most} keywords, but the text tower takes {tower.most_keywords}",
+                "choose fewer keywords",
+            )
         return KeywordHead(self, tower)
 
 
 class KeywordHead(nn.Module):
-    """Frames to keywords to an embedding. Parameters carry the official names.
+    """Makes keywords from the frames of each utterance, and an embedding from the keywords.
 
-    `cls` are the keywords' CLS rows (of a hybrid head `parallel_cls` and `cascaded_cls`), with CIF the parallel one.
-    The text tower belongs to the head but to none of its weights.
+    Its parameters have the official names. `cls` has the CLS rows: one for each keyword, or with CIF one for the
+    parallel embedding. A hybrid head has `parallel_cls` and `cascaded_cls` instead. The weights of the text tower are
+    neither trained nor stored with the head.
     """
 
     def __init__(self, config: KeywordConfig, tower: TextTower) -> None:
@@ -128,11 +161,11 @@ class KeywordHead(nn.Module):
             config.norm_start,
         )
         self.vector_quantizer = Quantizer(
-            embeddings, tower.barred, config.quantizer_temperature, is_learnable=config.is_quantizer_learnable
+            embeddings, tower.excluded, config.quantizer_temperature, is_learnable=config.is_quantizer_learnable
         )
 
     def work_together(self, together: Together) -> None:
-        """From now on take the statistics of a batch over these workers, in train mode."""
+        """From now on the BatchNorm in train mode uses the rows of all these workers."""
         self.together = together
 
     def forward(
@@ -143,9 +176,11 @@ class KeywordHead(nn.Module):
         *,
         step: int | None = None,
     ) -> HeadOutput:
-        """Both branches' embeddings and the keywords; `seeds` and `step` (from 0) matter in train mode alone.
+        """The embeddings and the keywords.
 
-        Without a step CIF takes its weights as in the first ones, scaled to the target number.
+        `lengths` has the number of frames of each row. Only train mode uses `seeds` and `step`: `seeds` has one 32-bit
+        number for each row and switches dropout on. `step` counts from 0. Without it CIF scales its weights as in the
+        first steps.
         """
         seeds = seeds if self.training else None
         track = self.weighted_sum(frames, lengths)
@@ -154,11 +189,11 @@ class KeywordHead(nn.Module):
         return self._fired(track, lengths, seeds, is_rescaled=step is None or step < self.config.rescale_steps)
 
     def embed_images(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "images embedding"]:
-        """CLIP's vectors brought to length one, in fp32."""
+        """CLIP's image vectors in fp32, each divided by its length."""
         return F.normalize(vectors.float(), dim=-1)
 
     def _cls_rows(self) -> dict[str, int]:
-        """The names of the CLS rows and how many there are, in their order."""
+        """The name and the number of each kind of CLS rows, in their order."""
         has_parallel = self.config.has_parallel
         if self.config.segmentation == "cif":
             return {"cls": 1} if has_parallel else {}
@@ -169,13 +204,13 @@ class KeywordHead(nn.Module):
         return torch.cat([self.get_parameter(name)[0] for name in self._cls_rows()])
 
     def _fixed(self, track: Tensor, lengths: Tensor, seeds: Tensor | None) -> HeadOutput:
-        """As many keywords as there are CLS rows for."""
+        """The output of a head that has one CLS row for each keyword."""
         rows = self.self_att(self._cls(), track, lengths, seeds)
         keywords = self.config.num_keywords
         return self._read(rows[:, :-keywords], rows[:, -keywords:], torch.full_like(lengths, keywords), seeds)
 
     def _fired(self, track: Tensor, lengths: Tensor, seeds: Tensor | None, *, is_rescaled: bool) -> HeadOutput:
-        """As many keywords as the frames' weights add up to."""
+        """The output of a head whose keywords come from CIF."""
         assert isinstance(self.self_att, AttentionBlock)
         count = int(self.config.has_parallel)
         if count:
@@ -199,7 +234,11 @@ class KeywordHead(nn.Module):
         seeds: Tensor | None,
         length_errors: Tensor | None = None,
     ) -> HeadOutput:
-        """Keywords and embeddings of the attended rows."""
+        """The output for the rows that the attention gave.
+
+        `parallel` has the row for the parallel embedding, if there is one. `slots` are the keywords before the
+        projection; row b has `counts[b]` of them.
+        """
         queries = self.bn_layer(self.linear_proj(slots, seeds, _KEYWORDS), self.together)
         tokens, chosen = self.vector_quantizer(queries, self.tower.embeddings)
         is_empty = torch.arange(slots.shape[1], device=slots.device) >= counts[:, None]

@@ -1,4 +1,4 @@
-"""What a head gives for a batch, whichever branch it has."""
+"""The output of a head for a batch: embeddings and keywords."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Keywords:
-    """The words that a cascaded branch chose, in the slots of each row; slots from `counts` on hold nothing.
+    """The words that a cascaded branch heard in each row. Row b has `counts[b]` of them; the slots after that are zero.
 
-    `tokens` are places in the reduced vocabulary, `queries` what was compared with it (z_k, after BatchNorm), `chosen`
-    the embeddings of the tokens taken (h_k).
+    `queries` are the vectors z_k after BatchNorm, which are compared with the vocabulary. `tokens` are the places of
+    the chosen tokens in the vocabulary, `chosen` their token embeddings h_k (docs/model.md, "Cascaded head").
     """
 
     tokens: Int[Tensor, "batch slots"]
@@ -22,10 +22,10 @@ class Keywords:
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """Embeddings of length one, of the branches that the head has.
+    """The embeddings of a batch, each row of length one, for the branches that the head has.
 
-    `length_errors` is each row's distance between the keywords' summed weight and their target number, where a branch
-    learns how many there are (CIF).
+    Heads with CIF also give `length_errors`: for each row the difference between the sum of its frames' weights and its
+    target number of keywords. It is a part of their loss.
     """
 
     parallel: Float[Tensor, "batch embedding"] | None = None
@@ -35,7 +35,7 @@ class HeadOutput:
 
     @property
     def embedding(self) -> Float[Tensor, "batch embedding"]:
-        """What stands for the utterance: the parallel embedding where there is one, else the cascaded."""
+        """The embedding of the utterance: the parallel one if the head has it, else the cascaded one."""
         found = self.cascaded if self.parallel is None else self.parallel
         assert found is not None
         return found

@@ -1,6 +1,11 @@
-"""The parallel head: one CLS token attends over the mixed frames and becomes the embedding.
+"""The parallel head: one learned row (CLS) attends to all frames and becomes the embedding.
 
 Source: docs/model.md, "Parallel head".
+
+    frames (batch, layers, frames, width)
+      weighted sum of the layers      (batch, frames, width)
+      attention of the CLS row        (batch, 1, width)
+      linear projection, length one   (batch, embedding)
 """
 
 import torch
@@ -17,7 +22,11 @@ from speechclip.records import Record
 
 
 class ParallelConfig(Record, frozen=True, tag="parallel"):
-    """The sizes of a parallel head. Without `image_projection` the image vectors stay as they are."""
+    """The sizes of a parallel head.
+
+    `num_layers` and `width` are those of the frames, `image_width` is that of the image vectors. With
+    `image_projection` a learned Linear brings image vectors to `embedding_width`. Without it both widths must be equal.
+    """
 
     num_layers: int
     width: int
@@ -31,20 +40,26 @@ class ParallelConfig(Record, frozen=True, tag="parallel"):
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InvalidInput(f"{self.num_heads} attention heads do not divide the width {self.width}; change either")
+            raise InvalidInput(
+                f"{self.num_heads} attention heads do not divide the width {self.width}", "choose another num_heads"
+            )
         if not self.image_projection and self.embedding_width != self.image_width:
             raise InvalidInput(
-                f"embeddings of width {self.embedding_width} can't meet image vectors of width {self.image_width}: "
-                "leave embedding_width out or set image_projection"
+                f"embeddings of width {self.embedding_width} can't be compared with image vectors of width "
+                f"{self.image_width}",
+                "leave embedding_width out or set image_projection",
             )
 
     def build(self, tower: TextTower | None = None) -> "ParallelHead":
-        """A new head, its weights drawn from torch's generator; it needs no text tower."""
+        """A new head. torch's random generator gives its weights. A parallel head does not use `tower`."""
         return ParallelHead(self)
 
 
 class ParallelHead(nn.Module):
-    """Frames to embeddings. Parameters carry the official names (`cls`, `self_att.model.layers.0…`, `linear_proj`)."""
+    """Makes one embedding from the frames of each utterance.
+
+    Its parameters have the official names: `cls`, `self_att.model.layers.0…`, `linear_proj`.
+    """
 
     def __init__(self, config: ParallelConfig) -> None:
         super().__init__()
@@ -65,15 +80,16 @@ class ParallelHead(nn.Module):
         *,
         step: int | None = None,
     ) -> HeadOutput:
-        """Embeddings of length one. `seeds` switch dropout on, in train mode alone: one 32-bit number a row.
+        """The embeddings, each of length one.
 
-        Frames past a row's length are never looked at, as long as they are finite.
+        `lengths` has the number of frames of each row. Frames after it have no effect, but must be finite. In train
+        mode `seeds`, one 32-bit number for each row, switch dropout on. `step` is not used.
         """
         track = self.weighted_sum(frames, lengths)
         attended = self.self_att(self.cls[0], track, lengths, seeds if self.training else None)
         return HeadOutput(parallel=F.normalize(self.linear_proj(attended[:, 0]), dim=-1))
 
     def embed_images(self, vectors: Float[Tensor, "images width"]) -> Float[Tensor, "images embedding"]:
-        """Image vectors projected where the head has a projection, then brought to length one, in fp32."""
+        """Image vectors in the space of the embeddings, in fp32: projected if the head does so, then of length one."""
         vectors = vectors.float()
         return F.normalize(vectors if self.image_projection is None else self.image_projection(vectors), dim=-1)

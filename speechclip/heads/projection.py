@@ -1,4 +1,7 @@
-"""One Linear, or several with ReLU and dropout between, under the official names of either."""
+"""The projection of a branch: one linear layer, or several with ReLU and dropout between them.
+
+Source: docs/model.md, "Cascaded head", step 3. The tensors have the official names.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +13,11 @@ from speechclip.heads.dropout import drop
 
 
 class Projection(nn.Module):
-    """Linear layers of these widths; officially `MLPLayers`, hence the places 0, 3, 6… in `sequential`."""
+    """Several linear layers. `widths` has the input width, the hidden widths and the output width.
+
+    The official class is `MLPLayers`. There each linear layer is followed by a ReLU and a dropout, so the tensors are
+    named `sequential.0`, `sequential.3`, `sequential.6`. The `nn.Identity` modules keep these places.
+    """
 
     def __init__(self, widths: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -23,7 +30,7 @@ class Projection(nn.Module):
     def forward(
         self, values: Float[Tensor, "batch *rows width"], seeds: Int[Tensor, " batch"] | None, site: int
     ) -> Float[Tensor, "batch *rows projected"]:
-        """The projected values; each hidden layer's dropout takes a site, from `site` on."""
+        """The projected values. The dropouts use the sites `site`, `site + 1` and so on."""
         first, *others = (layer for layer in self.sequential if isinstance(layer, nn.Linear))
         values = first(values)
         for offset, layer in enumerate(others):
@@ -32,15 +39,18 @@ class Projection(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A single layer, called as `Projection` is."""
+    """A single linear layer that is called in the same way as a `Projection`."""
 
     def forward(
         self, values: Float[Tensor, "batch *rows width"], seeds: Int[Tensor, " batch"] | None = None, site: int = 0
     ) -> Float[Tensor, "batch *rows projected"]:
-        """The projected values, without dropout."""
+        """The projected values. There is no dropout."""
         return super().forward(values)
 
 
 def build_projection(widths: Sequence[int], dropout: float) -> Linear | Projection:
-    """From the first of the widths to the last, through those between."""
+    """A new projection. `widths` has the input width, any hidden widths and the output width.
+
+    `build_projection((768, 512), 0.1)` has one layer, `build_projection((1024, 1024, 768), 0.1)` has two.
+    """
     return Linear(widths[0], widths[1]) if len(widths) == 2 else Projection(widths, dropout)

@@ -1,4 +1,7 @@
-"""The choice of a token for each keyword (docs/model.md, "Cascaded head"), and how varied choices are."""
+"""Chooses a token of the vocabulary for each keyword, and measures how many tokens a head uses.
+
+Source: docs/model.md, "Cascaded head", steps 5 to 7.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,26 +15,37 @@ from speechclip.heads.output import Keywords
 
 
 class Quantizer(nn.Module):
-    """The nearest token by cosine; backwards as if the choice were a softmax at the temperature (straight-through).
+    """Chooses the token with the largest cosine to each query.
 
-    The temperature goes by its official name `curr_temp`: a buffer, or where learnable a parameter.
+    For a query z and the token embeddings e_1 ... e_V:
+
+        c_i     = cosine(z, e_i), and minus infinity for excluded tokens
+        chosen  = e_j, with j the place of the largest c_i
+        p       = softmax(c / temperature)
+
+    A choice has no gradient. So in training the gradient is that of the mean of all token embeddings with the weights
+    p (a straight-through estimator). For example, with the cosines 0.9 and 0.7 and the temperature 0.1, the first token
+    is chosen and p is 0.88 and 0.12.
+
+    `embeddings` are the token embeddings, `excluded` the places that are never chosen. The temperature has the official
+    name `curr_temp`. It is a parameter if it is learned, else a buffer.
     """
 
     directions: Float[Tensor, "vocabulary width"]
-    barred: Int[Tensor, " barred"]
+    excluded: Int[Tensor, " excluded"]
     curr_temp: Float[Tensor, " 1"]
 
     def __init__(
         self,
         embeddings: Float[Tensor, "vocabulary width"],
-        barred: Int[Tensor, " barred"],
+        excluded: Int[Tensor, " excluded"],
         temperature: float,
         *,
         is_learnable: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("directions", F.normalize(embeddings, dim=-1, eps=1e-8), persistent=False)
-        self.register_buffer("barred", barred, persistent=False)
+        self.register_buffer("excluded", excluded, persistent=False)
         start = torch.tensor([temperature])
         if is_learnable:
             self.curr_temp = nn.Parameter(start)
@@ -39,31 +53,38 @@ class Quantizer(nn.Module):
             self.register_buffer("curr_temp", start)
 
     def cosines(self, queries: Float[Tensor, "*slots width"]) -> Float[Tensor, "*slots vocabulary"]:
-        """The cosine of each query to every token, minus infinity for those that no keyword may take."""
-        return self._bar(self._compare(queries))
+        """The cosine of each query to every token. Excluded tokens have minus infinity."""
+        return self._exclude(self._compare(queries))
 
     def forward(
         self, queries: Float[Tensor, "batch slots width"], embeddings: Float[Tensor, "vocabulary width"]
     ) -> tuple[Int[Tensor, "batch slots"], Float[Tensor, "batch slots width"]]:
-        """Each query's token and that token's embedding; only in train mode does a gradient reach the queries."""
+        """The place of the token chosen for each query, and the embedding of that token.
+
+        Only in train mode do the queries get a gradient.
+        """
         scores = self._compare(queries)
-        tokens = self._bar(scores).argmax(-1)
+        tokens = self._exclude(scores).argmax(-1)
         if not self.training:
             return tokens, embeddings[tokens]
-        # Barred after the division: minus infinity would make a learnable temperature's gradient NaN, as officially.
-        shares = self._bar(scores / self.curr_temp).softmax(-1)
+        # The tokens are excluded after the division. Minus infinity divided by a learned temperature would give this a
+        # NaN as gradient, as in the official code.
+        shares = self._exclude(scores / self.curr_temp).softmax(-1)
         chosen: Tensor = _Choice.apply(shares, tokens, embeddings)  # type: ignore[no-untyped-call]
         return tokens, chosen
 
     def _compare(self, queries: Tensor) -> Tensor:
         return F.normalize(queries, dim=-1, eps=1e-8) @ self.directions.T
 
-    def _bar(self, scores: Tensor) -> Tensor:
-        return scores.index_fill(-1, self.barred, float("-inf"))
+    def _exclude(self, scores: Tensor) -> Tensor:
+        return scores.index_fill(-1, self.excluded, float("-inf"))
 
 
 class _Choice(torch.autograd.Function):
-    """``(y + p - stopgrad(p)) @ embeddings`` for the one-hot y of the tokens: forward that is just the rows."""
+    """``(y + p - stopgrad(p)) @ embeddings``, where y is the one-hot row of the chosen token.
+
+    p cancels in the forward pass, so the result is the chosen embedding. p gets the gradient of ``p @ embeddings``.
+    """
 
     @staticmethod
     def forward(ctx: Any, shares: Tensor, tokens: Tensor, embeddings: Tensor) -> Tensor:
@@ -77,9 +98,14 @@ class _Choice(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class UsageFigures:
-    """How much of the vocabulary is used: `code_perplexity` by the choices, `prob_perplexity` by ``softmax(cosines)``.
+    """How many different tokens the keywords use. The names are those of the official logs.
 
-    `ent_per_t` is the mean entropy of that softmax in each slot. The names are those of the official logs.
+    A perplexity is the exponential of an entropy. It is 1 if one token has the whole share and n if n tokens have equal
+    shares.
+
+    - `code_perplexity`: the perplexity of the shares of the chosen tokens.
+    - `prob_perplexity`: the perplexity of the mean of ``softmax(cosines)`` over all keywords.
+    - `ent_per_t`: for each slot, the mean entropy of ``softmax(cosines)``, in nats.
     """
 
     code_perplexity: float
@@ -88,7 +114,7 @@ class UsageFigures:
 
 
 class Usage:
-    """Adds up batches of keywords chosen by one quantiser."""
+    """Counts the tokens in batches of keywords, for the figures of one quantizer."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
@@ -100,7 +126,7 @@ class Usage:
 
     @torch.no_grad()
     def add(self, keywords: Keywords) -> None:
-        """Count these keywords in; slots past a row's count are left out."""
+        """Add the keywords of a batch. Slots after a row's count are not counted."""
         num_slots = keywords.tokens.shape[1]
         self._widen(num_slots)
         for slot in range(num_slots):
@@ -113,7 +139,7 @@ class Usage:
             self._rows[slot] += len(tokens)
 
     def figures(self) -> UsageFigures:
-        """The figures of all keywords so far."""
+        """The figures of all keywords that were added."""
         count = self._rows.sum()
         return UsageFigures(
             code_perplexity=_perplexity(self._chosen / count),

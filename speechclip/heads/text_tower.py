@@ -1,4 +1,7 @@
-"""CLIP's text encoder as a cascaded head uses it: frozen, over a reduced vocabulary, fed with keywords."""
+"""CLIP's text encoder, which makes an embedding from the keywords of a head.
+
+Source: docs/model.md, "Cascaded head", step 8.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +13,8 @@ from torch.nn import functional as F
 from speechclip.errors import InvalidInput
 
 _BLOCKS = "transformer.resblocks."
-# What a block of CLIP's own make holds; anything besides (layer scale, other norms) would change what it computes.
+_NAME_A_CLIP = "name a plain CLIP model"
+# The tensors of a block of a plain CLIP. A block with other tensors, such as a layer scale, computes something else.
 _IN_A_BLOCK = {
     f"{part}.{kind}"
     for part in ("ln_1", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -19,15 +23,17 @@ _IN_A_BLOCK = {
 
 
 class TextTower(nn.Module):
-    """The text half of a CLIP, none of whose numbers is trained or stored with a head (docs/model.md, "Cascaded head").
+    """The frozen text encoder of a CLIP. It reads token embeddings instead of token ids.
 
-    `weights` go by open_clip's names; names that are not of the text half are left alone. `embeddings` are the reduced
-    vocabulary's rows of the token embedding, in the vocabulary's order; `barred` are the places that no keyword may
-    take (padding, start and end).
+    `weights` has tensors by open_clip's names; those of the image encoder are ignored. `vocabulary` has the token ids
+    from which a head chooses, in their order. It must hold `start`, `end` and `padding`.
+
+    `embeddings` are the token embeddings of the vocabulary. `excluded` are the places of padding, start and end, which
+    are never chosen as a keyword. No tensor is trained or stored with the head.
     """
 
     embeddings: Float[Tensor, "vocabulary width"]
-    barred: Int[Tensor, " barred"]
+    excluded: Int[Tensor, " excluded"]
     positions: Float[Tensor, "context width"]
     ends: Float[Tensor, "2 width"]
     norm_weight: Float[Tensor, " width"]
@@ -49,7 +55,9 @@ class TextTower(nn.Module):
         super().__init__()
         missing = {"token_embedding.weight", "positional_embedding", "ln_final.weight", "ln_final.bias"} - set(weights)
         if missing:
-            raise InvalidInput(f"no text tower of CLIP: {', '.join(sorted(missing))} missing; name a plain CLIP model")
+            raise InvalidInput(
+                f"these weights are no text encoder of CLIP: {', '.join(sorted(missing))} missing", _NAME_A_CLIP
+            )
         embeddings = weights["token_embedding.weight"][torch.tensor(vocabulary)]
         places = [list(vocabulary).index(token) for token in (padding, start, end)]
         projection, bias = _projection(weights)
@@ -63,7 +71,7 @@ class TextTower(nn.Module):
             "projection_bias": bias,
         }.items():
             self.register_buffer(name, None if value is None else _frozen(value), persistent=False)
-        self.register_buffer("barred", torch.tensor(sorted(places)), persistent=False)
+        self.register_buffer("excluded", torch.tensor(sorted(places)), persistent=False)
         num_blocks = len({name.split(".")[2] for name in weights if name.startswith(_BLOCKS)})
         self.blocks = nn.ModuleList(
             _Block(weights, f"{_BLOCKS}{index}.", num_heads, is_quick_gelu) for index in range(num_blocks)
@@ -71,21 +79,23 @@ class TextTower(nn.Module):
 
     @property
     def joint_width(self) -> int:
-        """The width of the text embeddings."""
+        """The width of the text embeddings, which is that of CLIP's joint space."""
         return self.embeddings.shape[1] if self.projection is None else self.projection.shape[1]
 
     @property
     def most_keywords(self) -> int:
-        """How many keywords fit between start and end."""
+        """The largest number of keywords that fit between start and end."""
         return len(self.positions) - 2
 
     def forward(
         self, chosen: Float[Tensor, "batch slots width"], counts: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch joint"]:
-        """Text embeddings, not normalised, of start, each row's first `counts` keywords, and end, read there.
+        """The text embedding of each row's first `counts` keywords. It is not normalised.
 
-        No position after a row's end is looked at (causality), so only as many are computed as the fullest row needs
-        (10 for 8 keywords, not 77).
+        Row b becomes the text [start, its keywords, end]. The embedding is the output at `end`.
+
+        Attention looks back only, so positions after `end` have no effect. So as many positions are computed as the row
+        with the most keywords needs: 10 for 8 keywords, not 77.
         """
         num_slots = int(counts.max())
         start, end = self.ends
@@ -102,14 +112,16 @@ class TextTower(nn.Module):
 
 
 class _Block(nn.Module):
-    """One pre-norm transformer layer, causal."""
+    """One pre-norm transformer layer whose attention looks back only."""
 
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, num_heads: int, is_quick_gelu: bool) -> None:
         super().__init__()
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         if own.keys() != _IN_A_BLOCK:
             odd = ", ".join(sorted(own.keys() ^ _IN_A_BLOCK))
-            raise InvalidInput(f"no text tower of CLIP's own make: {prefix}: {odd}; name a plain CLIP model")
+            raise InvalidInput(
+                f"these weights are no text encoder of a plain CLIP: in {prefix} {odd} missing or unknown", _NAME_A_CLIP
+            )
         for name, value in own.items():
             self.register_buffer(name.replace(".", "_"), _frozen(value), persistent=False)
         self.num_heads, self.is_quick_gelu = num_heads, is_quick_gelu
@@ -135,7 +147,7 @@ class _Block(nn.Module):
 
 
 def _projection(weights: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """The matrix to multiply by from the right and what to add; open_clip has a matrix, a Linear or neither."""
+    """The matrix and the bias of ``rows @ matrix + bias``. open_clip's models have a matrix, a Linear or neither."""
     if "text_projection.weight" in weights:
         return weights["text_projection.weight"].T, weights.get("text_projection.bias")
     return weights.get("text_projection"), None

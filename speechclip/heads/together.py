@@ -1,4 +1,8 @@
-"""What a head asks of the other workers where its result depends on the whole batch (synchronised BatchNorm)."""
+"""What a head needs from the other workers of a training: sums and maxima over the whole batch.
+
+The BatchNorm of keywords uses the sums, CIF the maximum. `speechclip.training.world.World` exchanges them by torch's
+process group.
+"""
 
 from typing import Protocol
 
@@ -6,10 +10,10 @@ from torch import Tensor
 
 
 class Together(Protocol):
-    """The workers of a run, as far as a head needs them; `speechclip.training.world.World` is one."""
+    """The workers of a training, for a head. All workers must call each method in the same order."""
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all workers, with a gradient that reaches every worker's own `values`."""
+        """The sum of all workers' `values`. Backward, each worker gets the sum of all workers' gradients."""
         ...
 
     def largest(self, value: int) -> int:
@@ -18,12 +22,12 @@ class Together(Protocol):
 
 
 class Alone:
-    """One worker, or statistics of its own rows alone."""
+    """A single worker, or one that uses the statistics of its own rows only (`norm_scope: local`)."""
 
     def total(self, values: Tensor) -> Tensor:
-        """The values themselves."""
+        """`values` as they are."""
         return values
 
     def largest(self, value: int) -> int:
-        """The value itself."""
+        """`value` as it is."""
         return value

@@ -1,4 +1,9 @@
-"""The learned mixture of an encoder's hidden states (docs/model.md, "Weighted sum")."""
+"""The learned weighted sum of an encoder's hidden states (docs/model.md, "Weighted sum").
+
+    track_t = sum over layers i of softmax(w)_i * g(h_i,t)
+
+h_i,t is the hidden state of layer i at frame t, w are the learned numbers, g is the normalisation.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -9,16 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Normalization = Literal["none", "s3prl", "method1", "method2"]
-# Numbers converted to fp32 at a time: on a CPU some cache's worth, on a GPU what keeps it busy (1 GB).
+# How many numbers are converted to fp32 at once: on a CPU about as many as fit in a cache, on a GPU enough to keep it
+# busy (1 GB).
 NUMBERS_AT_ONCE = {"cpu": 2**21, "gpu": 2**28}
 
 
 class WeightedSum(nn.Module):
-    """One track of frames: the hidden states weighted by a softmax over learned numbers, zero (uniform) at first.
+    """Mixes the hidden states of all layers to one track of frames.
 
-    Each state is first normalised: `none` as it is, `s3prl` by LayerNorm without parameters, `method1` each frame to
-    length one, `method2` by the utterance's mean frame length. `method2` averages over the utterance's own frames
-    (the official code also over padding, which makes an embedding depend on its batch).
+    The learned numbers are zero at first, so all layers have the same weight. `normalize` says what is done with each
+    hidden state before:
+
+    - `none`: nothing.
+    - `s3prl`: LayerNorm over the width, without learned numbers.
+    - `method1`: each frame is divided by its L2 norm.
+    - `method2`: all frames are divided by the mean L2 norm of the utterance's frames. The official mean includes
+      padded frames, so there the result depends on the batch. Here it does not.
     """
 
     def __init__(self, num_layers: int, normalize: Normalization = "none") -> None:
@@ -29,9 +40,9 @@ class WeightedSum(nn.Module):
     def forward(
         self, frames: Float[Tensor, "batch layers frames width"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch frames width"]:
-        """The track in fp32, whatever the stored type; frames are frozen, so only the weights get a gradient."""
+        """The track in fp32, for frames of any type. Only the learned numbers get a gradient, not the frames."""
         assert not frames.requires_grad
-        # In fp32 also where the head runs under autocast: what is stored may pass fp16's range.
+        # In fp32 even if the head runs under autocast, because stored numbers may be outside the range of fp16.
         with torch.autocast(frames.device.type, enabled=False):
             shares = self.weights.softmax(0)
             track: Tensor = _Mixture.apply(shares, frames, lengths, self.normalize)  # type: ignore[no-untyped-call]
@@ -39,9 +50,10 @@ class WeightedSum(nn.Module):
 
 
 class _Mixture(torch.autograd.Function):
-    """The sum in pieces of a few rows: no fp32 or normalised copy of all states is held, and a piece stays in cache.
+    """The weighted sum, computed for a few rows at a time.
 
-    On one core this is 4 to 10 times faster than layer by layer over all rows.
+    So no fp32 or normalised copy of all states is in memory, and the numbers of one step stay in the cache. On one core
+    this is 4 to 10 times faster than adding up one layer of all rows after the other.
     """
 
     @staticmethod
@@ -65,6 +77,7 @@ class _Mixture(torch.autograd.Function):
 
 
 def _pieces(frames: Tensor) -> Iterator[slice]:
+    """The rows of each step: at most `NUMBERS_AT_ONCE` numbers, but at least one row."""
     most = NUMBERS_AT_ONCE["cpu" if frames.device.type == "cpu" else "gpu"]
     size = max(1, most // max(1, frames[:1].numel()))
     for start in range(0, len(frames), size):
@@ -72,7 +85,7 @@ def _pieces(frames: Tensor) -> Iterator[slice]:
 
 
 def _normalized(states: Tensor, lengths: Tensor, normalize: Normalization) -> Tensor:
-    """The (rows, layers, frames, width) states in fp32."""
+    """The states, (rows, layers, frames, width), in fp32 and normalised."""
     states = states.float()
     if normalize == "s3prl":
         return F.layer_norm(states, states.shape[-1:], eps=1e-5)

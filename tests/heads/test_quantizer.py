@@ -6,30 +6,30 @@ from torch.nn import functional as F
 from speechclip.heads import Keywords
 from speechclip.heads.quantizer import Quantizer, Usage
 
-BARRED = torch.tensor([0, 2, 3])
+EXCLUDED = torch.tensor([0, 2, 3])
 
 
 def quantizer(*, is_learnable: bool = False) -> tuple[Quantizer, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(40, 6, generator=generator)
-    made = Quantizer(embeddings, BARRED, 0.1, is_learnable=is_learnable)
+    made = Quantizer(embeddings, EXCLUDED, 0.1, is_learnable=is_learnable)
     return made, embeddings, torch.randn(4, 3, 6, generator=generator)
 
 
-def test_the_nearest_token_by_cosine_is_taken_and_never_a_barred_one():
+def test_the_nearest_token_by_cosine_is_taken_and_never_an_excluded_one():
     made, embeddings, queries = quantizer()
     made.eval()
     cosines = F.cosine_similarity(queries[:, :, None], embeddings, dim=-1, eps=1e-8)
     torch.testing.assert_close(made.cosines(queries)[..., 4:], cosines[..., 4:], atol=1e-6, rtol=0)
     tokens, chosen = made(queries, embeddings)
-    cosines[..., BARRED] = -torch.inf
+    cosines[..., EXCLUDED] = -torch.inf
     assert torch.equal(tokens, cosines.argmax(-1))
     assert torch.equal(chosen, embeddings[tokens])
     assert not made(queries.clone().requires_grad_(), embeddings)[1].requires_grad
     own, _ = made(3 * embeddings[None], embeddings)
-    is_barred = torch.isin(torch.arange(40), BARRED)
-    assert torch.equal(own[0][~is_barred], torch.arange(40)[~is_barred])
-    assert not torch.isin(own[0], BARRED).any()
+    is_excluded = torch.isin(torch.arange(40), EXCLUDED)
+    assert torch.equal(own[0][~is_excluded], torch.arange(40)[~is_excluded])
+    assert not torch.isin(own[0], EXCLUDED).any()
 
 
 @pytest.mark.parametrize("is_learnable", [False, True])
@@ -42,7 +42,7 @@ def test_training_is_straight_through_a_softmax_at_the_temperature(is_learnable)
     (chosen * weights).sum().backward()
     temperature = torch.tensor([0.1], requires_grad=True)
     cosines = F.cosine_similarity(other[:, :, None], embeddings, dim=-1, eps=1e-8)
-    shares = (cosines / temperature).index_fill(-1, BARRED, -torch.inf).softmax(-1)
+    shares = (cosines / temperature).index_fill(-1, EXCLUDED, -torch.inf).softmax(-1)
     hard = F.one_hot(tokens, 40)
     ((hard + shares - shares.detach()) @ embeddings * weights).sum().backward()
     torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)

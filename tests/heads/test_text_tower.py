@@ -98,11 +98,11 @@ def test_a_gradient_reaches_the_keywords_and_nothing_of_the_tower_is_trained_or_
     assert {buffer.device.type for buffer in holder.to("meta").buffers()} == {"meta"}
 
 
-def test_the_vocabularys_order_is_kept_and_padding_start_and_end_are_barred():
+def test_the_vocabularys_order_is_kept_and_padding_start_and_end_are_excluded():
     model = clip()
     made = tower(model)
     assert torch.equal(made.embeddings, model.token_embedding.weight[VOCABULARY].detach())
-    assert sorted(VOCABULARY[place] for place in made.barred.tolist()) == [0, 49406, 49407]
+    assert sorted(VOCABULARY[place] for place in made.excluded.tolist()) == [0, 49406, 49407]
     with torch.no_grad():
         model.token_embedding.weight.zero_()
     assert made.embeddings.abs().sum() > 0

@@ -371,7 +371,7 @@ def test_a_temperature_of_another_loss_is_refused(tokens: Tensor, tmp_path: Path
     refuses(write(tmp_path, branch, tokens), tmp_path, "its temperature is of another loss")
 
 
-def test_a_vocabulary_in_another_order_says_what_is_barred(tokens: Tensor, tmp_path: Path) -> None:
+def test_a_vocabulary_in_another_order_says_what_is_excluded(tokens: Tensor, tmp_path: Path) -> None:
     rest = official_files.around(SIZES, tokens=tokens, ids=IDS.flip(0))
     path = official_files.write_checkpoint(tmp_path / "x.ckpt", official_files.cascaded_state(SIZES), rest)
     (note,) = bring(path, tmp_path).notes
