@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.small_runs import RECIPE, train_small, write_noise
+from support.stores import encode_all
 
 from speechclip.cli import main
 from speechclip.encoders import load_encoder
@@ -14,8 +15,6 @@ from speechclip.encoders.hubert import HubertEncoder
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.compat import PaddedFrames
 from speechclip.evaluation.evaluator import evaluate
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
-from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.retrieval.embeddings import embed_speech
@@ -43,8 +42,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("compat") / "store"))
-    work = prepare_work(store, manifest, [(request, request.build().spec) for request in REQUESTS], TaskSizes())
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, manifest, REQUESTS)
     return store
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.feature_sets import content
+from support.stores import encode_all
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
@@ -205,10 +206,8 @@ def test_a_file_that_changed_since_ingest_is_rejected_for_that_manifest_alone(tm
     assert ledger(featurize(uri, manifest, TOY[:1])) == (18, 0, 17, 1, 0)
     assert list_rejected(FeatureStore(uri), manifest)[0].reason == "source-changed"
     victim.write_bytes(original)
-    specs = [(request, request.build().spec) for request in TOY[:1]]
-    work = prepare_work(FeatureStore(uri), manifest, specs, SMALL, retry=["source-changed"])
-    commit_receipts(encode_inline(work), committer := GroupCommitter(work))
-    assert ledger(committer.summary()) == (18, 17, 1, 0, 0)
+    summary = encode_all(FeatureStore(uri), manifest, TOY[:1], SMALL, retry=["source-changed"])
+    assert ledger(summary) == (18, 17, 1, 0, 0)
     fresh = read_table(str(corpus))
     assert ledger(featurize(uri, fresh, TOY[:1])) == (18, 18, 0, 0, 0)
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from support.paired_corpus import write_corpus
-from support.stores import SIZES, synthetic
+from support.stores import SIZES, encode_all, synthetic
 
 from speechclip.cli import main
-from speechclip.featurization.driver import encode_inline, featurize_work, prepare_work
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.jobs.train import TrainRequest, train
 from speechclip.records import MODALITIES
@@ -39,8 +38,7 @@ REQUESTS = [
 def inline(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """A store that was filled on the GPU without Ray."""
     store = FeatureStore(str(tmp_path_factory.mktemp("inline") / "store"))
-    work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in REQUESTS], SIZES)
-    featurize_work(work, encode_inline(work))
+    encode_all(store, synthetic(), REQUESTS, SIZES)
     return store
 
 

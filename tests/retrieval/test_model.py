@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 from support.small_runs import RECIPE, train_small
+from support.stores import encode_all
 
 import speechclip
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput, Rejected, SourceMissing
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
-from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
 from speechclip.media.content import content_key
@@ -57,9 +56,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("model") / "store"))
-    requests = [*SPEECH.values(), *PICTURES]
-    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, manifest, [*SPEECH.values(), *PICTURES])
     return store
 
 

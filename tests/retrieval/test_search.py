@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.small_runs import train_small
+from support.stores import encode_all
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
 from speechclip.errors import InvalidInput
-from speechclip.featurization.driver import GroupCommitter, Summary, commit_receipts, encode_inline, prepare_work
+from speechclip.featurization.driver import GroupCommitter, Summary, commit_receipts
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -38,8 +39,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> FeatureStore:
     store = FeatureStore(str(tmp_path_factory.mktemp("searcher") / "store"))
     requests = [EncoderRequest(encoder_name="toy", modality=modality) for modality in MODALITIES]
-    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], SIZES)
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, manifest, requests, SIZES)
     return store
 
 

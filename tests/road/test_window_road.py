@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 from support.small_runs import RECIPE, train_small, write_noise
+from support.stores import encode_all
 
 from speechclip.cli import main
 from speechclip.encoders.windows import crop_offsets
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import evaluate
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work, survey
+from speechclip.featurization.driver import survey
 from speechclip.featurization.plan import MEMBER_BYTES, TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.manifest import Manifest
@@ -60,9 +61,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Road:
     store = FeatureStore(str(tmp_path_factory.mktemp("road") / "store"))
-    encoders = [(request, request.build().spec) for request in (FULL, CROPS, FEWER_LAYERS, IMAGE)]
-    work = prepare_work(store, manifest, encoders, TaskSizes(shard_items=3))
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, manifest, (FULL, CROPS, FEWER_LAYERS, IMAGE), TaskSizes(shard_items=3))
     return Road(manifest, store)
 
 

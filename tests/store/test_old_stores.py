@@ -12,10 +12,10 @@ import webdataset
 import zarr
 from deltalake import DeltaTable
 from support.feature_sets import content
+from support.stores import encode_all
 
 from speechclip.cli import main
 from speechclip.errors import UnsupportedStore
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.store import FeatureStore
@@ -64,11 +64,9 @@ def test_format_1_verifies_and_goes_on_growing(store: FeatureStore, expected: di
     assert len(report.versions) == 2
     manifest = store.read_manifest(expected["manifest"])
     request = EncoderRequest(encoder_name="toy", modality="text", codec="fp32")
-    work = prepare_work(store, manifest, [(request, request.build().spec)], TaskSizes(chunk_rows=2))
-    committer = GroupCommitter(work)
-    commit_receipts(encode_inline(work), committer)
-    assert committer.summary().encoded == 3
-    assert committer.summary().catalog_version == expected["version"] + 1
+    summary = encode_all(store, manifest, [request], TaskSizes(chunk_rows=2))
+    assert summary.encoded == 3
+    assert summary.catalog_version == expected["version"] + 1
     assert verify(store).findings == ()
 
 

@@ -10,8 +10,6 @@ import torch
 
 from speechclip.corpora.synthetic import make_synthetic
 from speechclip.corpora.table import read_table
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
-from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.heads import KeywordConfig
 from speechclip.manifest import Manifest
@@ -22,6 +20,7 @@ from speechclip.training.identity import FeatureSetRef, RunIdentity, RunInfo
 from speechclip.training.recipe import Recipe
 from speechclip.training.run import Run, build_head, load_run
 from speechclip.training.vocabulary import Vocabulary, count_tokens
+from support.stores import encode_all
 
 CLIP = "clip:untrained-tiny"
 
@@ -69,6 +68,5 @@ def write_keyword_corpus(folder: Path) -> KeywordCorpus:
     store = FeatureStore(str(folder / "store"))
     sources: dict[Modality, str] = {"speech": "toy", "image": CLIP, "text": CLIP}
     requests = [EncoderRequest(encoder_name=source, modality=modality) for modality, source in sources.items()]
-    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], TaskSizes())
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, manifest, requests)
     return KeywordCorpus(manifest, store, count_tokens(row["text"] for row in manifest.rows()))

@@ -1,5 +1,6 @@
 """A small true store, made by the inline road: toy encoders in fp32, a synthetic corpus, several shards and chunks."""
 
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -32,8 +33,20 @@ def fill(uri: str, manifest: Manifest | None = None, group_size: int = 2) -> Fea
 
 def featurize(uri: str, manifest: Manifest | None = None, group_size: int = 2) -> Summary:
     """The last line of such a run."""
-    encoders = [(request, request.build().spec) for request in TOY]
-    work = prepare_work(FeatureStore(uri), manifest or synthetic(), encoders, SIZES)
+    return encode_all(FeatureStore(uri), manifest or synthetic(), TOY, SIZES, group_size=group_size)
+
+
+def encode_all(
+    store: FeatureStore,
+    manifest: Manifest,
+    requests: Iterable[EncoderRequest],
+    sizes: TaskSizes = TaskSizes(),  # noqa: B008 (frozen)
+    *,
+    group_size: int = 256,
+    retry: Collection[str] = (),
+) -> Summary:
+    """Compute in this process what the manifest lacks, in commits of `group_size` tasks; the ledger."""
+    work = prepare_work(store, manifest, [(request, request.build().spec) for request in requests], sizes, retry)
     committer = GroupCommitter(work, group_size=group_size)
     commit_receipts(encode_inline(work), committer)
     return committer.summary()

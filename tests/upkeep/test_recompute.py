@@ -6,9 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.injuries import forge
-from support.stores import IMAGE, SIZES, SPEECH, TEXT, TOY, fill, synthetic
+from support.stores import IMAGE, SIZES, SPEECH, TEXT, TOY, encode_all, fill, synthetic
 
-from speechclip.featurization.driver import GroupCommitter, commit_receipts, encode_inline, prepare_work
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.upkeep.recompute import recompute
@@ -31,9 +30,7 @@ def test_every_stored_feature_comes_out_again(whole: FeatureStore) -> None:
 def test_the_bound_of_fp16_is_its_rounding(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "store"))
     requests = [msgspec.structs.replace(request, codec="fp16") for request in TOY]
-    encoders = [(request, request.build().spec) for request in requests]
-    work = prepare_work(store, synthetic(), encoders, sizes=msgspec.structs.replace(SIZES, shard_items=20))
-    commit_receipts(encode_inline(work), GroupCommitter(work))
+    encode_all(store, synthetic(), requests, msgspec.structs.replace(SIZES, shard_items=20))
     found = recompute(store, store.snapshot(), 100, 0)
     assert all(part.is_equal and part.bound == 2.0**-10 for part in found)
 
