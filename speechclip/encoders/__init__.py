@@ -1,4 +1,7 @@
-"""Frozen encoders: `load_encoder` for the weights, `prepare` for the cheap step before them. No torch until called."""
+"""Frozen encoders. `load_encoder` gives one by its name, and `prepare` gives the cheap step before it.
+
+Importing this package does not import torch.
+"""
 
 from speechclip.encoders.base import Encoder
 from speechclip.encoders.load import load_encoder

@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_the_table_loads_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_page_has_the_table() -> None:
+    rows = [
+        f"| `{form.pattern}` | {', '.join(family.modalities)} | {form.meaning} | `{form.example}` |"
+        for family, form in FORMS
+    ]
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    table = page.partition("| write | encodes | what it is | example |\n|---|---|---|---|\n")[2]
+    assert table.partition("\n\n")[0].splitlines() == rows
