@@ -1,6 +1,6 @@
-"""Chunks: the files of a matrix's rows, to the byte as Zarr writes them: the rows, and behind them their CRC-32C.
+"""Chunks: the files that hold a matrix's rows, byte for byte as Zarr writes them: the rows, then their CRC-32C.
 
-They are read and written without Zarr, which takes milliseconds for a small one; a test compares the bytes.
+They are read and written without Zarr, which takes milliseconds for a small chunk. A test compares the bytes.
 """
 
 import google_crc32c
@@ -23,37 +23,43 @@ def encode_rows(rows: Shaped[np.ndarray, "rows width"]) -> bytes:
 
 
 def read_rows(
-    storage: Storage, spec: EncoderSpec, path: str, name: str, first_row: int
+    storage: Storage, spec: EncoderSpec, path: str, array: str, first_row: int
 ) -> Shaped[np.ndarray, "rows width"]:
-    """The chunk of that array of the matrix at `path` that begins at `first_row`; `Damaged` if it is not whole."""
-    file, count = chunk_path(path, name, first_row), shape_of(path).chunk_rows
+    """The rows of one chunk: of that array (`vectors` or `keys`) of the matrix at `path`, from `first_row` on.
+
+    Raises `Damaged` if the chunk is gone or does not match its CRC-32C.
+    """
+    file, count = chunk_path(path, array, first_row), shape_of(path).chunk_rows
     try:
         data = storage.read(file)
     except FileNotFoundError:
         raise Damaged(f"{file}: the chunk is gone") from None
-    rows = rows_in(data, spec, name, count)
+    rows = rows_in(data, spec, array, count)
     if not is_whole_chunk(data, rows[0].nbytes, count):
         raise Damaged(f"{file}: {len(data)} bytes that are not {count} rows and their checksum")
     return rows
 
 
 def is_whole_chunk(data: bytes, row_bytes: int, count: int) -> bool:
-    """Whether a chunk file is as long as so many rows and ends in their checksum; others Zarr refuses."""
+    """Whether a chunk file has exactly so many rows and matches its CRC-32C. Zarr refuses all others."""
     size = row_bytes * count
     return len(data) == size + _CRC_BYTES and data[size:] == _crc(data[:size])
 
 
-def rows_in(data: bytes, spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
-    """The `count` rows in a chunk file of that array, whatever its checksum says; empty ones where it ends early."""
-    rows = empty_rows(spec, name, count)
+def rows_in(data: bytes, spec: EncoderSpec, array: str, count: int) -> Shaped[np.ndarray, "rows width"]:
+    """The `count` rows of a chunk file, whether or not they match its CRC-32C.
+
+    Rows behind the end of a short file are like rows that are not written.
+    """
+    rows = empty_rows(spec, array, count)
     num_whole = min(len(data) // rows[0].nbytes, count)
     rows[:num_whole] = np.frombuffer(data, rows.dtype, num_whole * rows.shape[1]).reshape(-1, rows.shape[1])
     return rows
 
 
-def empty_rows(spec: EncoderSpec, name: str, count: int) -> Shaped[np.ndarray, "rows width"]:
-    """Rows that nobody has written: NaN in `vectors`, zeros in `keys`."""
-    if name == "keys":
+def empty_rows(spec: EncoderSpec, array: str, count: int) -> Shaped[np.ndarray, "rows width"]:
+    """Rows that are not written: the codec's fill value in `vectors`, zeros in `keys`."""
+    if array == "keys":
         return np.zeros((count, KEY_BYTES), np.uint8)
     codec = codec_of(spec)
     return np.full((count, spec.width), codec.fill, codec.dtype)

@@ -1,4 +1,4 @@
-"""What frames and vectors share: one snapshot's index of a feature set, from key to catalog row."""
+"""What frames and vectors share: the index of one feature set in one snapshot, from key to catalog row."""
 
 import functools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from speechclip.storage import Storage
 class Features:
     """The stored assets of one feature set in one snapshot: `key in features`, `len(features)`, `for key in features`.
 
-    Reads are verified unless `verify=False`. Safe to pickle; the copy opens its own files.
+    Every read is verified, unless `verify` is False. The object can be pickled, and then opens its own files.
     """
 
     def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
@@ -39,7 +39,7 @@ class Features:
         return {key: row for row, key in enumerate(self._entries["asset"].to_pylist())}
 
     def _row(self, key: str) -> int:
-        """The row of `key` in the catalog's entries; `NotStored` if the snapshot has none."""
+        """The position of `key` in the catalog's rows. Raises `NotStored` if the snapshot does not have it."""
         try:
             return self._index[key]
         except KeyError:

@@ -1,8 +1,8 @@
-"""The grace period: how long what no commit names is safe from `gc`, and how long it may still be adopted.
+"""The grace period: how long `gc` spares a file that no version names, and how long such a file may be reused.
 
-A run that dies leaves whole shards without a commit. The next run adopts them while they are younger than half the
-grace period and then commits them within the other half; `gc` frees only what is older than all of it. So the two
-never meet, without a lock, as long as no worker sleeps for days between its shard and its commit.
+A run that dies leaves whole shards without a commit. The next run reuses them if they are younger than half the grace
+period, and then has the other half to commit them. `gc` deletes only files that are older than the whole period. So
+the two never meet, without a lock, unless a worker sleeps for days between its shard and its commit.
 """
 
 import time
@@ -13,7 +13,7 @@ GRACE_SECONDS = 7 * 86_400.0
 
 
 def is_reusable(storage: Storage, *paths: str) -> bool:
-    """Whether files lie at all these paths, each younger than half the grace period."""
+    """Whether there is a file at each of these paths, and each is younger than half the grace period."""
     times = [storage.modified(path) for path in paths]
     oldest = time.time() - GRACE_SECONDS / 2
     return all(modified is not None and modified > oldest for modified in times)

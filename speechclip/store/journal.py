@@ -1,7 +1,7 @@
-"""The journal: a checksummed copy of every entry of the catalog's log, made right after its commit, and of its rows.
+"""The journal: a second copy, with a checksum, of each entry of the catalog's log and of each data file.
 
-Delta Lake keeps no checksum of its log. With the copy a damaged or lost entry is noticed and put back byte by byte.
-A writer killed between its commit and the copy leaves the copying to the next one.
+Delta Lake keeps no checksum of its log. The journal shows when an entry is damaged or lost, and restores it byte by
+byte. An entry is copied right after its commit. If the writer is killed before, the next writer copies it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from speechclip.store.layout import LAST_CHECKPOINT, checkpoint_path, journal_pa
 
 
 class FeatureSetChange(Record, frozen=True):
-    """What one commit did to one feature set."""
+    """What one commit did to one feature set: numbers of rows, and what the encoding took."""
 
     feature_set: str
     stored: int = 0
@@ -30,7 +30,7 @@ class FeatureSetChange(Record, frozen=True):
 
 
 class Note(Record, frozen=True):
-    """What a commit says of itself. `root` is the checksum of the names of all files that its version names."""
+    """What a commit states in its log entry. `root` is the checksum over the names of all data files of its version."""
 
     operation: str
     job: str = msgspec.field(name="run")
@@ -39,7 +39,7 @@ class Note(Record, frozen=True):
 
 
 class LogEntry(Record, frozen=True):
-    """One version of the catalog: when it was made, by what, and which files it added and removed."""
+    """What the log says of one version: when and by what it was made, and which data files it added and removed."""
 
     version: int
     time: datetime
@@ -49,7 +49,7 @@ class LogEntry(Record, frozen=True):
 
 
 class _Add(msgspec.Struct, rename="camel"):
-    """What Delta Lake's protocol demands of a file that is added; its client can't read an entry without."""
+    """The fields that Delta Lake's protocol requires for an added file. Without them its client can't read an entry."""
 
     path: str
     partition_values: dict[str, str | None]
@@ -59,14 +59,14 @@ class _Add(msgspec.Struct, rename="camel"):
 
 
 class _Remove(msgspec.Struct, rename="camel"):
-    """The same of one that is removed."""
+    """The fields that the protocol requires for a removed file."""
 
     path: str
     data_change: bool
 
 
 class _Action(msgspec.Struct, rename="camel"):
-    """One line of an entry; others, such as the protocol's version, are left to the client."""
+    """One line of an entry, as far as we use it. Delta's client reads other lines, such as the protocol's version."""
 
     add: _Add | None = None
     remove: _Remove | None = None
@@ -74,9 +74,9 @@ class _Action(msgspec.Struct, rename="camel"):
 
 
 class JournalEntry(Record, frozen=True):
-    """The copy of one entry's text, and the checksums of the checkpoint files that were written with it.
+    """The copy of one log entry, and the checksums of the checkpoint files that were written with it.
 
-    The oldest copies do not say of which version they are.
+    `version` is None in the oldest copies, which do not state it.
     """
 
     text: str
@@ -90,7 +90,7 @@ def checksum(data: bytes) -> str:
 
 
 def parse_entry(version: int, text: bytes) -> LogEntry:
-    """What an entry of the log says; `Damaged` if it is no such entry."""
+    """What the text of a log entry says. Raises `Damaged` if it is not a log entry."""
     try:
         actions = [msgspec.json.decode(line, type=_Action) for line in text.splitlines()]
         commit = next(action.commit_info for action in actions if action.commit_info is not None)
@@ -103,48 +103,48 @@ def parse_entry(version: int, text: bytes) -> LogEntry:
             removed=tuple(action.remove.path for action in actions if action.remove is not None),
         )
     except (msgspec.DecodeError, StopIteration, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Damaged(f"{log_path(version)}: no entry of a log ({error})") from None
+        raise Damaged(f"{log_path(version)}: not a log entry ({error})") from None
 
 
 class Journal:
-    """The copies under `journal/` of one store."""
+    """The copies of the log entries of one store, under `journal/`."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
     def read(self, version: int) -> JournalEntry | None:
-        """The copy of that version's entry, None where there is none yet; `Damaged` if its checksum denies it."""
+        """The copy of a version's entry, or None if there is none yet. Raises `Damaged` if the copy is damaged."""
         try:
             found, _, body = self.storage.read(journal_path(version)).partition(b"\n")
         except FileNotFoundError:
             return None
         if found.decode("ascii", "replace") != checksum(body):
             raise Damaged(f"{journal_path(version)}: the copy does not match its checksum")
-        copy = from_json(body, JournalEntry)
-        if copy.version not in (None, version):
-            raise Damaged(f"{journal_path(version)}: the copy of version {copy.version}")
-        return copy
+        entry = from_json(body, JournalEntry)
+        if entry.version not in (None, version):
+            raise Damaged(f"{journal_path(version)}: the copy of version {entry.version}")
+        return entry
 
     def has(self, version: int) -> bool:
-        """Whether that version's entry was copied, whatever has become of the copy."""
+        """Whether there is a copy of that version's entry, damaged or not."""
         return self.storage.size(journal_path(version)) is not None
 
     def copy_up_to(self, version: int) -> None:
-        """Copy the entries up to `version` that have no copy yet, oldest first: below a copy there is no gap."""
+        """Copy each entry up to `version` that has no copy yet. The oldest comes first, so that copies have no gap."""
         first = version
         while first > 0 and not self.has(first - 1):
             first -= 1
-        for unsealed in range(first, version + 1):
-            self.storage.create(journal_path(unsealed), self.copy_of(unsealed))
+        for uncopied in range(first, version + 1):
+            self.storage.create(journal_path(uncopied), self.copy_of(uncopied))
 
     def copy_of(self, version: int) -> bytes:
-        """The copy, made from what lies in the log now."""
+        """The bytes of the copy, made from the entry that is in the log now. Raises `Damaged` if that is damaged."""
         text = self.storage.read(log_path(version))
         parse_entry(version, text)
         sums = {}
         if self.storage.size(checkpoint_path(version)) is not None:
             sums[checkpoint_path(version)] = checksum(self.storage.read(checkpoint_path(version)))
-            # Whoever was killed between the two has left no pointer.
+            # A writer that was killed after the checkpoint has not written the pointer to it.
             with contextlib.suppress(FileNotFoundError):
                 sums[LAST_CHECKPOINT] = checksum(self.storage.read(LAST_CHECKPOINT))
         body = msgspec.json.encode(JournalEntry(text=text.decode(), checkpoint=sums, version=version))

@@ -1,21 +1,21 @@
-"""Where everything lies in a store of format 1, and what its names say.
+"""The paths of all files in a store of format 1.
 
 store.json                                              the format's number
-catalog/                                                Delta Lake: one row per (feature set, asset)
-catalog/feature_set=<fingerprint>/part-<xxh3>.parquet   its rows
-journal/<version>                                       a checksummed copy of each entry of the catalog's log
-journal/feature_set=<fingerprint>/part-<xxh3>.parquet   and of its rows
-tags/<name>.json                                        names that people gave to versions
-collections/<time>-<id>.json                            which versions each `gc` left readable
-announcements/<time>-<id>                               a `gc` is about to make such a record
-manifests/<digest>.parquet                              every manifest that was featurized
-plans/<id>-<ordinal>.parquet                            stored plans
-jobs/<job>.json                                         what each job says of itself
-.probe-<id>/                                            a look at what the backend can do, while a new store is made
+catalog/                                                a Delta Lake table: a row for each asset of a feature set
+catalog/feature_set=<fingerprint>/part-<xxh3>.parquet   a data file: some of its rows
+journal/<version>                                       a copy of a log entry, with a checksum
+journal/feature_set=<fingerprint>/part-<xxh3>.parquet   a copy of a data file
+tags/<name>.json                                        a tag: the name of a version
+collections/<time>-<id>.json                            the record of a `gc`: which versions it left readable
+announcements/<time>-<id>                               the announcement of a `gc` that is about to begin
+manifests/<digest>.parquet                              a manifest that was featurized
+plans/<id>-<ordinal>.parquet                            a plan
+jobs/<job>.json                                         the status of a job
+.probe-<id>/                                            files of a test of the backend, while a store is made
 features/<fingerprint>/spec.json
-features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 beside it holds its checksums
-features/<fingerprint>/vectors/<matrix>.zarr           a Zarr v3 group of `vectors` and `keys`, one chunk a task; the
-                                                        matrix is <plan>-<rows>x<rows a chunk>
+features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; its checksums are in <name>.xxh3 beside it
+features/<fingerprint>/vectors/<matrix>.zarr            a matrix: a Zarr v3 group of `vectors` and `keys`, with one
+                                                        chunk a task; <matrix> is <plan>-<rows>x<rows a chunk>
 """
 
 import hashlib
@@ -38,32 +38,32 @@ LAST_CHECKPOINT = f"{CATALOG}/_delta_log/_last_checkpoint"
 
 
 def partition(fingerprint: str) -> str:
-    """Where the catalog's rows of a feature set lie, as Delta Lake names partitions."""
+    """The folder of a feature set's data files within the table, as Delta Lake names partitions."""
     return f"feature_set={fingerprint}"
 
 
 def log_path(version: int) -> str:
-    """That version's entry of the catalog's log."""
+    """The log entry of a version."""
     return f"{CATALOG}/_delta_log/{version:020d}.json"
 
 
 def checkpoint_path(version: int) -> str:
-    """The catalog's whole state at that version, where Delta Lake keeps one."""
+    """Delta Lake's checkpoint of a version: the whole state of the catalog. Few versions have one."""
     return f"{CATALOG}/_delta_log/{version:020d}.checkpoint.parquet"
 
 
 def journal_path(version: int) -> str:
-    """The copy of that version's entry."""
+    """The journal's copy of the log entry of a version."""
     return f"{JOURNAL}/{version:020d}"
 
 
 def data_file_path(path: str) -> str:
-    """One file of the catalog's rows, by its path within the table."""
+    """A data file, from its path within the table."""
     return f"{CATALOG}/{path}"
 
 
 def data_file_copy_path(path: str) -> str:
-    """The copy of that file."""
+    """The journal's copy of a data file, from its path within the table."""
     return f"{JOURNAL}/{path}"
 
 
@@ -73,12 +73,12 @@ def tag_path(name: str) -> str:
 
 
 def announcement_path(time: datetime) -> str:
-    """What a `gc` says before it makes its record, in the order of time; two at once don't share one."""
+    """A new announcement of a `gc`. Paths sort by time, and two announcements at the same time differ."""
     return f"{ANNOUNCEMENTS}/{time:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 def collection_path(announcement: str) -> str:
-    """The record that the announcement at that path led to."""
+    """The record of the `gc` that was announced at that path."""
     return f"{COLLECTIONS}/{announcement.rpartition('/')[2]}.json"
 
 
@@ -88,39 +88,39 @@ def spec_path(fingerprint: str) -> str:
 
 
 def manifest_path(digest: str) -> str:
-    """The kept copy of a manifest."""
+    """The stored copy of a manifest."""
     return f"{MANIFESTS}/{digest}.parquet"
 
 
 def digest_in(path: str) -> str:
-    """The digest of the manifest that is kept at that path."""
+    """The digest of the manifest that is stored at that path."""
     return path.rpartition("/")[2].removesuffix(".parquet")
 
 
 def plan_path(plan: str) -> str:
-    """A stored plan."""
+    """A plan."""
     return f"plans/{plan}.parquet"
 
 
 def job_path(job: str) -> str:
-    """What a run says of itself."""
+    """The status of a job."""
     return f"{JOBS}/{job}.json"
 
 
 def shard_path(fingerprint: str, task: str, keys: Iterable[str], generation: int) -> str:
-    """A shard named by its task, the ordered keys it really holds and its generation.
+    """A shard. Its name states the task, a hash of the keys that it really holds in their order, and the generation.
 
-    The two hex digits of `xx` spread the load over S3's prefixes.
+    The folder is named by the first two hex digits of that hash, which spreads the load over S3's prefixes.
     """
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
     return f"{FEATURES}/{fingerprint}/frames/{digest[:2]}/{task}-{digest[:16]}-g{generation}.tar"
 
 
 def sums_path(shard: str) -> str:
-    """The checksums beside a shard."""
+    """The checksum file beside a shard."""
     return f"{shard.removesuffix('.tar')}.xxh3"
 
 
 def matrix_path(fingerprint: str, matrix: str) -> str:
-    """The Zarr group of one plan's vectors."""
+    """A matrix."""
     return f"{FEATURES}/{fingerprint}/vectors/{matrix}.zarr"

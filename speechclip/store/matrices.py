@@ -1,7 +1,7 @@
-"""Matrices: the Zarr v3 groups that hold one plan's vectors, of a shape that their name states.
+"""Matrices: Zarr v3 groups that hold the vectors of one plan.
 
 `<plan>-<rows>x<rows a chunk>.zarr` holds `vectors` (rows, width) and `keys` (rows, 88 bytes of ASCII). Its metadata
-follows from the encoder spec and this name alone, so it can be proven and made again.
+follows from the encoder spec and this name alone. So it can be verified and rebuilt.
 """
 
 import functools
@@ -30,7 +30,7 @@ _NAME = re.compile(r"-(\d+)x(\d+)(?:-g(\d+))?(?:\.zarr)?$")
 
 
 class Shape(NamedTuple):
-    """How many rows a matrix has, and how many of them make a chunk."""
+    """How many rows a matrix has, and how many of them a chunk has."""
 
     rows: int
     chunk_rows: int
@@ -42,15 +42,15 @@ def matrix_name(plan: str, shape: Shape) -> str:
 
 
 def shape_of(matrix: str) -> Shape:
-    """The shape that the name, or path, of a matrix states."""
+    """The shape that a matrix's name or path states. Raises `Damaged` if it states none."""
     found = _NAME.search(matrix)
     if found is None or int(found[2]) == 0:
-        raise Damaged(f"{matrix}: no name of a matrix, which ends in <rows>x<rows a chunk>")
+        raise Damaged(f"{matrix}: not the name of a matrix, which ends in <rows>x<rows a chunk>")
     return Shape(int(found[1]), int(found[2]))
 
 
 def matrix_in(path: str) -> tuple[str, int]:
-    """The plan's matrix that lies at that path, and which generation of it this is."""
+    """The name of the plan's matrix at that path, and its generation: `("p-6x4", 1)` for `.../p-6x4-g1.zarr`."""
     name = path.rpartition("/")[2].removesuffix(".zarr")
     found = _NAME.search(name)
     generation = found[3] if found else None
@@ -58,12 +58,12 @@ def matrix_in(path: str) -> tuple[str, int]:
 
 
 def chunk_path(path: str, array: str, first_row: int) -> str:
-    """The file of the chunk that begins at that row of the matrix at `path`."""
+    """The path of the chunk file that begins at that row of an array of the matrix at `path`."""
     return f"{path}/{array}/c/{first_row // shape_of(path).chunk_rows}/0"
 
 
 def chunk_at(path: str) -> tuple[str, int, int]:
-    """The matrix whose chunk file lies at `path`, the chunk's first row, and the one after its last."""
+    """The path of the matrix to which the chunk file at `path` belongs, and the chunk's rows [first, last)."""
     matrix, _array, _c, chunk, _ = path.rsplit("/", 4)
     rows = shape_of(matrix).chunk_rows
     return matrix, int(chunk) * rows, (int(chunk) + 1) * rows
@@ -76,7 +76,7 @@ def create_matrix(storage: Storage, spec: EncoderSpec, matrix: str) -> None:
 
 
 def matrix_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
-    """The metadata files of a matrix by their names in it, as this version of Zarr writes them."""
+    """The metadata files of a matrix as this version of Zarr writes them, by their paths within the matrix."""
     return dict(_metadata(to_json(spec), shape))
 
 
@@ -105,33 +105,33 @@ def _new_metadata(spec: EncoderSpec, shape: Shape) -> dict[str, bytes]:
 
 
 def is_same_metadata(spec: EncoderSpec, path: str, files: Mapping[str, bytes]) -> bool:
-    """Whether these metadata files say what the name of the matrix at `path` states; they may say more."""
+    """Whether these metadata files agree with the name of the matrix at `path`. They may have further fields."""
     expected = matrix_metadata(spec, shape_of(path))
     if files == expected:
         return True
     try:
-        # Zarr overlooks some of what other readers go by.
+        # Zarr ignores some fields that other readers use. So compare the JSON too.
         if not all(_holds(msgspec.json.decode(files[name]), msgspec.json.decode(expected[name])) for name in METADATA):
             return False
         found = zarr.open_group(MemoryStore(_buffers(files), read_only=True), mode="r", zarr_format=3)
-        parts = {"zarr.json": found} | {f"{name}/zarr.json": found[name] for name in ARRAYS}
-        # As this version of Zarr would write them again: another may have laid out the same JSON otherwise.
-        again = {name: _as_written(part) for name, part in parts.items()}
-    # Zarr has no error of its own for metadata that a flipped bit has changed.
+        nodes = {"zarr.json": found} | {f"{name}/zarr.json": found[name] for name in ARRAYS}
+        # Another version of Zarr may write the same metadata as other JSON. So write it again with this one.
+        again = {name: _as_written(node) for name, node in nodes.items()}
+    # Zarr has no error class of its own for damaged metadata.
     except Exception:  # noqa: BLE001
         return False
     return again == expected
 
 
 def _holds(found: Any, expected: Any) -> bool:
-    """Whether all of the expected JSON stands in what was found."""
+    """Whether the found JSON has everything that the expected JSON has."""
     if isinstance(found, dict) and isinstance(expected, dict):
         return all(key in found and _holds(found[key], value) for key, value in expected.items())
     return bool(found == expected)
 
 
-def _as_written(part: Any) -> bytes:
-    data: bytes = part.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
+def _as_written(node: Any) -> bytes:
+    data: bytes = node.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
     return data
 
 

@@ -1,4 +1,4 @@
-"""A Delta table made once, whoever else makes it and whatever becomes of the answers."""
+"""Make a Delta table exactly once, even if several processes try and answers are lost."""
 
 import random
 import time
@@ -13,12 +13,12 @@ from speechclip.storage import Storage
 from speechclip.storage.retry import one_line
 
 MAX_ATTEMPTS = 10
-# Repeated by the client itself, a creation whose answer was lost would become another version.
+# If the client itself repeated a creation whose answer was lost, it would make a second version.
 ONCE = CommitProperties(max_commit_retries=0)
 
 
 def make_table(storage: Storage, path: str, schema: pa.Schema, **settings: Any) -> None:
-    """Make the empty table at `path`, unless it is there; `settings` are those of `DeltaTable.create`."""
+    """Make the empty table at `path`, unless it is there. `settings` are those of `DeltaTable.create`."""
     for attempt in range(MAX_ATTEMPTS):
         try:
             storage.delta(
@@ -29,12 +29,12 @@ def make_table(storage: Storage, path: str, schema: pa.Schema, **settings: Any) 
                 ),
             )
         except DeltaError as error:
-            # Another was first, or our own answer was lost; else the server may have asked to come back (409).
+            # If the log is there now, another process was first or our own answer was lost. If it is not, the server
+            # may have asked for a retry (409).
             if storage.size(f"{path}/_delta_log/{0:020}.json") is None:
                 cause = one_line(error)
                 time.sleep(random.uniform(0, 0.02 * 2**attempt))
                 continue
         return
-    raise StoreError(
-        f"{storage.address(path)}: no table could be made there ({cause})", "remove the cause and run the command again"
-    )
+    problem = f"{storage.address(path)}: no table could be made there ({cause})"
+    raise StoreError(problem, "remove the cause and run the command again")

@@ -1,4 +1,4 @@
-"""Shards: ordinary WebDataset tars whose arrays lie aligned and layer by layer, so that a reader can map them.
+"""Shards: ordinary WebDataset tars whose arrays lie aligned and layer by layer, so that a reader can map the file.
 
 A member `<key>.hidden.npy` is an uncompressed (layers, frames, width) array. USTAR's 512-byte blocks and NumPy's padded
 header put its first number at a multiple of 64. Beside `<name>.tar` lies `<name>.xxh3`. It holds, for each array in

@@ -1,7 +1,8 @@
-"""Vectors: features of one row each, in Zarr matrices, one chunk of `vectors` and of `keys` a task.
+"""Vectors: features of one row each, in Zarr matrices. Each task writes one chunk of `vectors` and one of `keys`.
 
-The driver creates a matrix's metadata once, at its final shape; each task creates its own two chunks whole, so nothing
-is resized, shared or overwritten. Unwritten rows are NaN with an empty key. The catalog says which rows count.
+The driver creates a matrix's metadata once, with its final shape. Each task creates its own two chunk files whole. So
+no file is resized, shared or overwritten. A row that is not written holds NaN and an empty key. The catalog states
+which rows count.
 """
 
 import functools
@@ -33,12 +34,15 @@ def write_chunk(
     *,
     is_exact: bool = False,
 ) -> tuple[str, tuple[StoredAsset, ...], int]:
-    """Put a task's chunk on storage: the matrix's path, what lies there, and the bytes written.
+    """Put a task's chunk on storage. Returns the matrix's path, where each feature lies, and the bytes written.
 
-    A chunk that is there already is adopted: the receipt says what it holds, not what was meant. One that is damaged,
-    lacks some of these features, or that `gc` may soon free, is left alone: ours goes into the matrix's next
-    generation. With `is_exact` so is one of other bytes, which may hold more, or what another machine encoded. No half
-    of ours is put beside a half of other rows: the keys would stand beside the vectors of others.
+    The chunk may be there already. It is reused if it is not damaged and holds all of these features, even if another
+    machine encoded slightly other numbers; with `is_exact` only if its bytes are these. The result then states what the
+    chunk on storage holds. Otherwise the old chunk stays as it is, and this one goes into the matrix's next generation.
+    So it does if `gc` may delete the old chunk soon.
+
+    If only one of the chunk's two files is there and it has other rows, this chunk's other file is not put beside it.
+    The keys would then belong to other vectors.
     """
     encoded = _encode_chunk(spec, task, features)
     wanted = {asset.key for asset in task.assets if asset.key in features}
@@ -58,9 +62,10 @@ def write_chunk(
 
 
 def _create(storage: Storage, files: dict[str, bytes]) -> list[str]:
-    """Put a chunk's two files on storage, each unless it is there or the other is there with other bytes; the new ones.
+    """Put a chunk's two files on storage, and return the paths of those that were created.
 
-    `vectors` comes first: whoever creates it decides what `keys` says.
+    A file is not created if it is there, or if the chunk's other file is there with other bytes. `vectors` comes first:
+    the writer that creates it also decides what `keys` holds.
     """
     vectors, keys = files
     if _is_other(storage, keys, files[keys]):
@@ -79,7 +84,10 @@ def _is_other(storage: Storage, path: str, data: bytes) -> bool:
 
 
 def find_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tuple[StoredAsset, ...]:
-    """What a task's chunk in the matrix at `path` holds; nothing where it is not written, damaged or too old."""
+    """Where each feature lies in a task's chunk of the matrix at `path`, if that chunk can be reused.
+
+    Empty if the chunk is not written, is damaged, or is so old that `gc` may delete it.
+    """
     if not is_reusable(storage, *(chunk_path(path, name, task.first_row) for name in ARRAYS)):
         return ()
     return _in_chunk(storage, spec, task, path)
@@ -106,7 +114,7 @@ def _in_chunk(storage: Storage, spec: EncoderSpec, task: Task, path: str) -> tup
 
 
 def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The chunk files of `vectors` and `keys`."""
+    """The bytes of the chunk files `vectors` and `keys`."""
     rows = {name: empty_rows(spec, name, shape_of(task.matrix).chunk_rows) for name in ARRAYS}
     for row, asset in enumerate(task.assets):
         if asset.key in features:
@@ -115,7 +123,10 @@ def _encode_chunk(spec: EncoderSpec, task: Task, features: dict[str, np.ndarray]
 
 
 class Vectors(Features):
-    """A feature set of vectors in one snapshot: `vectors[key]` is (width,), `read(keys)` (keys, width), verified."""
+    """A feature set of vectors in one snapshot: `vectors[key]` is (width,), and `vectors.read(keys)` is (keys, width).
+
+    Each vector that is read is checked against the catalog's checksum.
+    """
 
     def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
         super().__init__(storage, spec, entries, verify=verify)
@@ -139,7 +150,7 @@ class Vectors(Features):
         return vector
 
     def read(self, keys: Sequence[str]) -> Shaped[np.ndarray, "keys width"]:
-        """The vectors of these keys, in their order; neighbours on storage are read together."""
+        """The vectors of these keys, in the same order. Vectors that lie in one chunk are read together."""
         vectors = np.empty((len(keys), self.spec.width), codec_of(self.spec).dtype)
         order = sorted(range(len(keys)), key=lambda position: self._index.get(keys[position], -1))
         for position in order:

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deltalake import DeltaTable
 from support.feature_sets import content
 from support.injuries import Injury
 from support.stores import IMAGE, SPEECH, TEXT, fill
@@ -24,6 +23,7 @@ from speechclip.store.layout import (
 )
 from speechclip.store.matrices import METADATA, matrix_metadata, shape_of
 from speechclip.store.shards import pack_shard, write_shard
+from speechclip.store.versions import Version
 from speechclip.upkeep.gc import collect
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
@@ -57,10 +57,10 @@ def test_each_version_is_opened_once_and_the_newest_twice(store: FeatureStore, m
         store.tags.create(f"tag-{version}", version)
     load, opened = catalog.Catalog._load, list[int]()
 
-    def note(self: catalog.Catalog, version: int | None) -> DeltaTable:
-        table = load(self, version)
-        opened.append(int(table.version()))
-        return table
+    def note(self: catalog.Catalog, number: int | None) -> Version:
+        version = load(self, number)
+        opened.append(version.number)
+        return version
 
     monkeypatch.setattr(catalog.Catalog, "_load", note)
     assert verify(FeatureStore(store.storage.root)).versions == (1, 2, newest)
