@@ -8,7 +8,7 @@ Waveform = np.ndarray
 
 @pytest.fixture(scope="session")
 def voice() -> Callable[..., Waveform]:
-    """A waveform of so many samples whose loudness and colour change as speech does; another for each seed."""
+    """A function that makes a waveform whose loudness and spectrum change like those of speech."""
 
     def make(num_samples: int, *, seed: int = 0, rms: float = 0.03) -> Waveform:
         noise = np.random.default_rng(seed).standard_normal(num_samples + 64)

@@ -26,8 +26,8 @@ def picture(seed):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """A plain CLIP that open_clip knows as `speechclip-test`, and a checkpoint of it."""
-    # Smaller than the untrained one, and without QuickGELU in its config, as ViT-B-32 is.
+    """A small plain CLIP, which open_clip knows as `speechclip-test`, and a checkpoint of it."""
+    # It is smaller than the untrained one. Like ViT-B-32, it has no QuickGELU in its config.
     config = _TINY | {"vision_cfg": _TINY["vision_cfg"] | {"layers": 1}}
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
@@ -40,7 +40,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 @pytest.fixture
 def published_tag(checkpoint, tmp_path, monkeypatch):
-    """The checkpoint as tag `openai`, trained with QuickGELU, in the hub's local cache of a machine that is offline."""
+    """The checkpoint as tag `openai`, trained with QuickGELU, in the hub's cache of a machine without a network."""
     tag = {"hf_hub": "owner/name/", "quick_gelu": True, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "speechclip-test", {"openai": tag})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -53,7 +53,7 @@ def published_tag(checkpoint, tmp_path, monkeypatch):
     return checkpoint[1]
 
 
-def test_an_image_vector_is_open_clips_own_by_its_own_road(checkpoint):
+def test_an_image_vector_is_open_clips_own_by_its_own_preprocessing(checkpoint):
     file, model = checkpoint
     encoder = load_encoder(f"clip:speechclip-test/{file}", "image")
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def test_a_text_vector_is_open_clips_own(checkpoint):
 
 
 def test_openai_weights_run_with_the_activation_they_were_trained_with(published_tag):
-    """open_clip itself only warns of it."""
+    """open_clip itself only warns."""
     encoder = load_encoder("clip:speechclip-test/openai", "text")
     quick = open_clip.CLIP(**open_clip.get_model_config("speechclip-test"), quick_gelu=True).eval()
     quick.load_state_dict(published_tag.state_dict())

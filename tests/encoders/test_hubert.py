@@ -17,8 +17,8 @@ from speechclip.errors import InvalidInput
 from speechclip.store.codec import stored_bytes
 
 BOUND = 1e-5
-# The sinusoids of the large recording magnify rounding: in double the same model is 1e-3 off what one CPU recorded in
-# fp32, and fp32 on another CPU as much.
+# The sine waves of the large recording magnify rounding. In double precision the same model is 1e-3 away from what one
+# CPU recorded in fp32, and fp32 on another CPU is as far away.
 BOUND_OF_RECORDED = {"base": BOUND, "large": 3e-3}
 LENGTHS = st.lists(st.integers(400, 24_000), min_size=1, max_size=6)
 
@@ -39,7 +39,7 @@ def test_the_spec_says_which_waveform_rule_the_recordings_follow():
     assert rules == ["raw/1", "zero-mean-unit-var-eps1e-5/1"]
 
 
-# Seeded random weights, because the recorded sinusoids hardly react to padding (7e-4 where these are 1.2 off).
+# Random weights, because the recorded sine waves hardly react to padding: by 7e-4, where these change by 1.2.
 @functools.cache
 def random_encoder(kind, max_frames=1):
     encoder = load_encoder("hubert:untrained-tiny" if kind == "base" else "hubert:untrained-tiny-large", "speech")
@@ -67,7 +67,7 @@ def test_naive_padding_breaks_the_bound_that_we_keep():
     assert np.abs(naive[: len(alone)] - alone).max() > 0.1
 
 
-def test_one_at_a_time_a_batch_changes_not_a_bit():
+def test_a_batch_that_is_encoded_one_by_one_changes_no_bit():
     waveforms = [voice_of(length, seed) for seed, length in enumerate([9_000, 4_000, 16_000])]
     together = random_encoder("base").encode(waveforms)
     for feature, waveform in zip(together, waveforms, strict=True):
@@ -84,7 +84,7 @@ def test_the_last_large_state_is_before_the_final_layer_norm():
     assert np.abs(last - after.numpy()).max() > 0.1
 
 
-# On the waveform, not on states: one last bit of a near-silent sample moves a state of these models by up to 7e-4.
+# It compares waveforms and not states, because the last bit of a near-silent sample moves a state by up to 7e-4.
 @pytest.mark.parametrize("rms", [0.03, 0.003, 0.0003])
 def test_waveforms_are_normalised_by_fairseqs_epsilon(rms):
     waveform = voice_of(8_000, 3)
@@ -147,7 +147,7 @@ def test_untrained_base_is_the_architecture_of_hubert_base_ls960():
 
 @pytest.fixture
 def tiny_folder(tmp_path):
-    """A published HuBERT folder: transformers' own config.json and model.safetensors."""
+    """A folder like a published HuBERT's: config.json and model.safetensors by transformers itself."""
     model = fill_untrained(build_model("hubert", golden("base")["hf_config"] | {"conv_dim": [32] * 7}))
     model.save_pretrained(tmp_path / "My Hubert_v1.0")
     return tmp_path / "My Hubert_v1.0", model

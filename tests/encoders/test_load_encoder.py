@@ -65,7 +65,7 @@ def test_layers_of_a_vector_are_refused():
         ("whisper:untraind-tiny", "or one of untrained-tiny"),
     ],
 )
-def test_what_is_misspelt_is_answered_with_what_there_is(source, words):
+def test_a_misspelt_name_is_answered_with_those_that_exist(source, words):
     with pytest.raises(InvalidInput) as refusal:
         load_encoder(source, "image" if source.startswith("clip") else "speech")
     assert words in str(refusal.value)

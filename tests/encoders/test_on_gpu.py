@@ -1,4 +1,4 @@
-"""On a GPU features are those of a CPU, alone and in any batch, within the same bound."""
+"""Features on a GPU equal those on a CPU within the bound, alone and in any batch."""
 
 import functools
 from typing import Any
@@ -11,26 +11,27 @@ from support.golden_hubert import KINDS, golden, golden_model, voice_of
 from speechclip.encoders import load_encoder
 from speechclip.encoders.frozen import use_device
 from speechclip.encoders.hubert import HubertEncoder, hubert_spec
+from speechclip.encoders.transformer import TransformerStates
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
 ]
 
-# Of the largest number of each state: the states of Large grow with depth.
+# A share of the largest number in each state, because the states of Large grow with depth.
 BOUND = 1e-5
 LENGTHS = (400, 9_000, 70_000, 16_000, 102_400, 33_333, 70_001, 250_000)
 
 
 @functools.cache
-def encoder(source: str, device: str) -> HubertEncoder:
+def encoder(source: str, device: str) -> TransformerStates:
     found = load_encoder(source, "speech", device=device)
-    assert isinstance(found, HubertEncoder)
+    assert isinstance(found, TransformerStates)
     return found
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest, of the largest number of each state."""
+    """The largest difference, as a share of the largest number in its state."""
     assert one.shape == other.shape
     return float((np.abs(one - other).max((-2, -1)) / np.abs(other).max((-2, -1))).max())
 
@@ -44,11 +45,13 @@ def test_all_states_are_those_of_the_official_modules(kind: str) -> None:
     finally:
         golden_model(kind).cpu()
     for feature, recorded in zip(features, golden(kind)["hidden_states"], strict=True):
-        # The sinusoids of the large recording magnify rounding (see test_hubert.py).
+        # The sine waves of the large recording magnify rounding (see test_hubert.py).
         np.testing.assert_allclose(feature, recorded.numpy(), rtol=0, atol={"base": 1e-5, "large": 3e-3}[kind])
 
 
-@pytest.mark.parametrize("source", ["hubert:untrained-base", "hubert:untrained-large", "wavlm:untrained-tiny"])
+@pytest.mark.parametrize(
+    "source", ["hubert:untrained-base", "hubert:untrained-large", "wavlm:untrained-tiny", "torchaudio:untrained-base"]
+)
 def test_a_feature_is_the_same_alone_in_any_batch_and_on_a_cpu(source: str) -> None:
     waveforms = [voice_of(length, seed) for seed, length in enumerate(LENGTHS)]
     there = encoder(source, "cuda")
@@ -56,7 +59,7 @@ def test_a_feature_is_the_same_alone_in_any_batch_and_on_a_cpu(source: str) -> N
     for batch in (range(8), [7, 3, 1, 5], [2, 6]):
         for position, feature in zip(batch, there.encode([waveforms[position] for position in batch]), strict=True):
             assert difference(feature, alone[position]) < BOUND
-    # The same batch gives the same bits, or a shard that was left behind could not be taken over.
+    # The same batch gives the same bits. Without that, a job could not reuse the shard of an earlier job.
     again, batch = there.encode(waveforms), there.encode(waveforms)
     assert all(np.array_equal(one, other) for one, other in zip(again, batch, strict=True))
     for position in (0, 1, 2):

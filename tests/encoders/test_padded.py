@@ -1,4 +1,7 @@
-"""Padded batches: fairseq's semantics where transformers agrees, the stored path for one alone, off it in a batch."""
+"""Padded batches as fairseq computes them.
+
+They equal transformers' under fairseq's mask. One utterance alone gives its stored feature, and a batch does not.
+"""
 
 import functools
 
@@ -20,7 +23,7 @@ def tiny(kind):
 
 
 def valid_frames(num_samples, longest, num_frames):
-    """fairseq's rule in plain words: parts of the padded batch that hold at least one true sample."""
+    """fairseq's rule, written in another way: the parts of the padded batch with at least one real sample."""
     part = (longest - longest % num_frames) // num_frames
     return sum(number * part < num_samples for number in range(num_frames))
 
@@ -32,9 +35,9 @@ def test_a_padded_batch_is_what_transformers_makes_of_it_under_fairseqs_mask(kin
     num_frames = encoder.spec.num_frames(max(LENGTHS))
     ready = [torch.from_numpy(waveform) for waveform in waveforms]
     if kind == "large":
-        # Ours to the last bit: one more in a near-silent sample moves a state by 1e-4.
+        # Our own normalisation, to the last bit: another last bit of a near-silent sample moves a state by 1e-4.
         ready = [normalise_waveform(one) for one in ready]
-    # So many samples that transformers' own count of frames is fairseq's.
+    # With these lengths, transformers counts as many frames as fairseq.
     counts = [400 + 320 * (valid_frames(length, max(LENGTHS), num_frames) - 1) for length in LENGTHS]
     mask = torch.tensor([[1] * count + [0] * (max(LENGTHS) - count) for count in counts])
     padded = torch.nn.utils.rnn.pad_sequence(ready, batch_first=True)
@@ -49,13 +52,13 @@ def test_a_padded_batch_is_what_transformers_makes_of_it_under_fairseqs_mask(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_samples", [400, 719, 5_000, 16_000])
-def test_alone_it_is_the_stored_path(kind, num_samples):
+def test_one_utterance_alone_gives_its_stored_feature(kind, num_samples):
     waveform = voice_of(num_samples, 3)
     (padded,) = tiny(kind).encode_padded([waveform])
     np.testing.assert_allclose(padded, tiny(kind).encode([waveform])[0], rtol=0, atol=1e-5)
 
 
-def test_equal_lengths_are_the_stored_path_too():
+def test_utterances_of_equal_length_give_their_stored_features():
     waveforms = [voice_of(8_000, seed) for seed in range(3)]
     for padded, stored in zip(tiny("base").encode_padded(waveforms), tiny("base").encode(waveforms), strict=True):
         np.testing.assert_allclose(padded, stored, rtol=0, atol=1e-5)
@@ -80,14 +83,14 @@ def test_large_differs_at_the_end_and_the_front_end_not_at_all():
     encoder = load_encoder("hubert:untrained-tiny-large", "speech", layers=[0])
     found, stored = encoder.encode_padded(waveforms)[2][0], encoder.encode(waveforms)[2][0]
     assert len(found) == len(stored) + 1
-    # State 0 sees 64 frames to either side by its position convolution, but the padding it sees is zero but for one.
+    # By the position convolution, state 0 sees 64 frames to either side. All padding that it sees is zero, except one.
     difference = np.abs(found[: len(stored)] - stored).max(axis=1)
     assert difference[-1] > 1e-3
     assert difference[0] < difference[-1]
 
 
 def test_the_frame_mask_lets_in_one_or_two_frames_of_padding():
-    """docs/model.md, "Traps", 4: T + 1 frames for about three quarters, T + 2 for a fifth."""
+    """docs/model.md, "Traps", 4: T + 1 frames for about three quarters of lengths, T + 2 for a fifth."""
     generator, surplus = np.random.default_rng(0), []
     for _ in range(400):
         longest = int(generator.integers(60_000, 100_000))

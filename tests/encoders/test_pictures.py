@@ -16,7 +16,7 @@ NAME = "tf_efficientnet_lite0"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as timm publishes them: config.json and model.safetensors, the classifier included."""
+    """A folder like those that timm publishes: config.json, and model.safetensors with the classifier."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = timm.create_model(NAME, pretrained=False).eval()
@@ -30,7 +30,7 @@ def random_pictures():
     return [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
-def test_the_vector_is_timms_pooled_feature_by_its_own_road(folder):
+def test_the_vector_is_timms_pooled_feature_by_its_own_preprocessing(folder):
     path, model = folder
     encoder = load_encoder(f"timm:{NAME}@{path}", "image")
     step, transform = prepare(encoder.spec), create_transform(**resolve_data_config({}, model=model))

@@ -79,7 +79,7 @@ def test_blank_text_is_refused(source, text):
         prepare(load_encoder(source, "text").spec)(text)
 
 
-def test_text_that_cleaning_leaves_nothing_of_is_refused():
+def test_a_text_without_a_token_is_refused():
     with pytest.raises(EmptyText):
         prepare(load_encoder("clip:untrained-tiny", "text").spec)("&nbsp;")
 

@@ -1,4 +1,4 @@
-"""Features do not depend on how many threads the environment allows, and a caller's threads stay as they were."""
+"""The number of threads that the environment allows changes no feature, and encoding leaves a caller's number alone."""
 
 import hashlib
 import os
@@ -135,7 +135,7 @@ def test_every_thread_of_a_process_can_limit_the_threads_of_numpy() -> None:
         one.start()
         one.join()
     with ThreadpoolController().limit(limits=2, user_api="blas"):
-        # Here threadpoolctl takes this thread for the one that may set the number.
+        # Inside, threadpoolctl lets this thread alone set the number.
         other = threading.Thread(target=encode)
         other.start()
         other.join()

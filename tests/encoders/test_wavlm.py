@@ -1,4 +1,4 @@
-"""WavLM: the library's own states, alone and in any batch, and the bias in the fingerprint."""
+"""WavLM: the states of its library, alone and in any batch. The fingerprint contains the settings of the bias."""
 
 import functools
 
@@ -66,7 +66,7 @@ def test_its_states_depend_on_where_a_frame_stands():
     after = encoder.encode([waveform])[0]
     embedding.copy_(kept)
     np.testing.assert_array_equal(before[0], after[0])
-    # The last layer has no bias of its own: it was passed on.
+    # The last layer has no bias of its own. It got the first layer's.
     assert np.abs(before[1:] - after[1:]).max(axis=(1, 2)).min() > 1e-4
 
 

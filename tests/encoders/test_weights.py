@@ -14,7 +14,7 @@ from speechclip.errors import InvalidInput
 
 @pytest.fixture
 def serve(monkeypatch):
-    """A function that starts a hub that answers so, or never, on this machine; all are shut at the end."""
+    """A function that starts a hub on this machine, which gives that answer or none. All are stopped at the end."""
     servers = []
 
     def start(status):
@@ -46,7 +46,7 @@ def test_the_hub_counts_as_reachable_where_it_answers(serve, status, is_reachabl
     assert is_hub_reachable(timeout_seconds=0.3) is is_reachable
 
 
-def test_a_hub_that_can_not_be_reached_is_said_at_once_and_in_one_sentence(monkeypatch, tmp_path):
+def test_a_hub_that_can_not_be_reached_gives_one_sentence_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     start = time.monotonic()

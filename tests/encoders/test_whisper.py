@@ -67,7 +67,7 @@ def test_more_than_thirty_seconds_are_too_long(voice):
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_a_folder_of_the_whole_model_or_of_its_encoder_will_do(tmp_path, voice, is_whole):
+def test_a_folder_may_have_the_whole_model_or_its_encoder_alone(tmp_path, voice, is_whole):
     sizes = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 32, "vocab_size": 60_000}
     model = fill_untrained(WhisperModel(WhisperConfig(**UNTRAINED_TINY, **sizes)))
     (model if is_whole else model.encoder).save_pretrained(tmp_path)

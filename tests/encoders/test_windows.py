@@ -1,4 +1,4 @@
-"""Windows: crops begin where the asset's key says, and each is a feature of its own samples alone."""
+"""The asset's key determines where crops begin, and each crop's feature depends on its own samples alone."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def test_every_offset_but_the_last_occurs():
 @pytest.mark.parametrize("source", ["toy", *TINY])
 def test_each_crop_is_what_its_samples_give_alone(source, voice):
     full, cropped = load_encoder(source, "speech"), load_encoder(source, "speech", window="crops=2")
-    # Louder at its end, so that normalising before the crop would show.
+    # It is louder at its end, so that normalising it before the crop would be noticed.
     waveform = voice(LONG) * np.linspace(0.2, 3, LONG, dtype=np.float32)
     (feature,) = cropped.encode([prepare(cropped.spec, KEY)(waveform)])
     assert feature.shape == (len(full.spec.layers), 2 * 319, full.spec.width)
