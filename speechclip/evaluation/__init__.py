@@ -1,1 +1,1 @@
-"""Evaluation: what a trained head reaches on a split, beside chance and the published figures."""
+"""Evaluation of a trained head on a split, beside the level of chance and published figures."""

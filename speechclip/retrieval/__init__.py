@@ -1,1 +1,1 @@
-"""Retrieval: embeddings of stored utterances, and the nearest ones to a question."""
+"""Embeddings of a trained head: made, stored, and searched by a text, a recording or a picture."""

@@ -1,4 +1,4 @@
-"""Embeddings: what a trained head makes of stored frames, kept in the store as a derived feature set of vectors."""
+"""Makes embeddings of all stored utterances and stores them, as `speechclip embed` does."""
 
 import dataclasses
 import time
@@ -19,7 +19,10 @@ from speechclip.training.run import Run
 
 
 def embedding_spec(run_info: RunInfo) -> EncoderSpec:
-    """The spec of a run's speech embeddings: the head's digest, and the feature set that it reads as its parent."""
+    """The spec of a run's speech embeddings, from which their fingerprint follows.
+
+    It has the sha256 of the head as weights and names the feature set that the head reads as `parent`.
+    """
     untrained = "-untrained" if run_info.identity.untrained else ""
     return EncoderSpec(
         name=f"speechclip-{run_info.identity.recipe.head}{untrained}",
@@ -34,7 +37,7 @@ def embedding_spec(run_info: RunInfo) -> EncoderSpec:
 
 
 def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, sizes: TaskSizes) -> Work:
-    """Open the plan of every stored utterance of the manifest that has no embedding yet.
+    """Plan the utterances of the manifest that have stored frames and no embedding yet.
 
     Utterances whose frames are not stored count as missing.
     """
@@ -51,7 +54,7 @@ def prepare_embedding(store: FeatureStore, manifest: Manifest, trained: Run, siz
 
 
 def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
-    """The receipts of all open tasks: the stored frames read, and the head's embeddings written."""
+    """Do all open tasks of the plan and yield a receipt for each: read the frames, embed them, write the embeddings."""
     (spec,) = work.specs.values()
     frames = open_frames(work.store.snapshot(), spec.architecture["parent"])
     for task in work.plan:

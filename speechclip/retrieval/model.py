@@ -1,7 +1,7 @@
-"""A trained model for use at once: recordings, texts and pictures become vectors of one space, without a store.
+"""A trained model without a store: recordings, texts and pictures become vectors that can be compared.
 
 model = speechclip.load("demo/run")
-vector = model.embed("hello.wav")
+model.embed("dog.wav") @ model.embed_text("a dog in the snow")  # the cosine, from -1 to 1
 """
 
 import io
@@ -25,17 +25,18 @@ from speechclip.store.codec import codec_of
 from speechclip.training.identity import FeatureSetRef
 from speechclip.training.run import Run, load_run
 
-# A path or address, or samples (float, or integers of full scale) as (samples,) or (samples, channels), and their rate.
+# A path or address, or a pair of samples and their rate. The samples are an array (samples,) or (samples, channels), of
+# floats from -1 to 1 or of integers over their type's whole range.
 Audio = str | os.PathLike[str] | tuple[np.ndarray, int]
 MAX_CHANNELS = 64
 Vector = Float[np.ndarray, " width"]
 
 
 class Model:
-    """A finished run with the encoders that it was trained on, each loaded when it is first needed.
+    """A finished run with its encoders. Each encoder is loaded when it is first needed.
 
-    Vectors have length one, so that a dot product is a cosine. What is encoded here is rounded as stored features are:
-    a stored recording gets the vector that it has in the store, within 1e-5.
+    All vectors have length one, so a dot product of two is their cosine. Features are rounded as in a store. So a
+    recording gets the same vector as its stored embedding, within 1e-5.
     """
 
     def __init__(self, trained: Run, *, device: str = "cpu") -> None:
@@ -44,9 +45,10 @@ class Model:
         self._encoders: dict[Modality, Encoder] = {}
 
     def embed(self, audio: Audio | Sequence[Audio]) -> Float[np.ndarray, "*recordings width"]:
-        """The vector (width,) of a recording, or for a list of them (recordings, width); `Rejected` where one has none.
+        """The vector (width,) of a recording, or the vectors (recordings, width) of a list of them.
 
-        Where the head was trained on crops, the first crop of a longer recording stands for it.
+        `Rejected` if a recording can't be encoded, for example because it is silent. If the head was trained on crops,
+        the vector is that of the recording's first crop.
         """
         if isinstance(audio, list):
             vectors = [self._embed_one(one) for one in audio]
@@ -54,8 +56,8 @@ class Model:
         return self._embed_one(audio)  # type: ignore[arg-type]
 
     def embed_text(self, text: str) -> Vector:
-        """A text by the text tower of the encoder that made the run's images."""
-        # Each tower has a digest of its own: the image's tells whether these are the weights of the run's space.
+        """The vector of a text, by the text tower of the CLIP that encoded the run's images."""
+        # The run records the digest of the image tower only. Loading that one proves that this is the run's CLIP.
         self.encoder("image")
         if "text" not in self._encoders:
             image = self.trained.info.identity.image
@@ -63,12 +65,15 @@ class Model:
         return self._to_joint(self._encode(self._encoders["text"], text))
 
     def embed_image(self, uri: str | os.PathLike[str]) -> Vector:
-        """A picture at a path or address."""
+        """The vector of a picture, at a path or address."""
         name = os.fspath(uri)
         return self._to_joint(self._encode(self.encoder("image"), decode_image(read_source(name), name=name)))
 
     def encoder(self, modality: Modality) -> Encoder:
-        """The encoder of the run's speech or images; `InvalidInput` where the weights here are not the run's."""
+        """The encoder of the run's speech or images.
+
+        `InvalidInput` if the encoder of that name has other weights on this machine than the run's.
+        """
         if modality not in self._encoders:
             identity = self.trained.info.identity
             self._encoders[modality] = _load(
@@ -77,7 +82,7 @@ class Model:
         return self._encoders[modality]
 
     def encode_audio(self, audio: Audio) -> Float[np.ndarray, "layers frames width"]:
-        """The hidden states of a recording as they would be stored, of its first crop where the run reads crops."""
+        """The frames of a recording as they would be stored; if the run reads crops, those of its first crop."""
         encoder = self.encoder("speech")
         data, name = _bytes_of(audio)
         waveform = decode_audio(data, name=name, max_seconds=longest_samples(encoder.spec) / SAMPLE_RATE)
@@ -102,7 +107,11 @@ class Model:
 
 
 def load(uri: str | os.PathLike[str], *, device: str = "cpu") -> Model:
-    """The model of the finished run in a folder, local or `s3://`; `InvalidInput` where there is none."""
+    """The model of the finished run in a folder, local or `s3://`; `InvalidInput` if the folder has none.
+
+    model = speechclip.load("s3://bucket/run", device="cuda")
+    vectors = model.embed(["dog.wav", "cat.wav"])  # (2, width)
+    """
     return Model(load_run(os.fspath(uri)), device=device)
 
 
@@ -117,21 +126,24 @@ def _load(source: FeatureSetRef, modality: Modality, device: str) -> Encoder:
     )
     if encoder.spec.fingerprint != source.fingerprint:
         raise InvalidInput(
-            f"{source.encoder_name} is {encoder.spec.fingerprint} here; the head was trained on {source.fingerprint}; "
-            "give the weights that it was trained with"
+            f"{source.encoder_name} is {encoder.spec.fingerprint} here, but the head was trained on "
+            f"{source.fingerprint}",
+            "give the weights that it was trained with",
         )
     return encoder
 
 
 def _bytes_of(audio: Audio) -> tuple[bytes, str]:
-    """A file's bytes and name; samples become a wav, so that one road leads to every vector."""
+    """The bytes and the name of a recording. Samples become a wav in memory, so they are decoded like a file."""
     if not isinstance(audio, tuple):
         name = os.fspath(audio)
         return read_source(name), name
     samples, rate = np.asarray(audio[0]), audio[1]
     name = f"samples of shape {samples.shape}"
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
-        raise InvalidInput(f"{name}: give (samples,) or (samples, channels), up to {MAX_CHANNELS} channels")
+        raise InvalidInput(
+            f"{name} can't be decoded", f"give (samples,) or (samples, channels), with up to {MAX_CHANNELS} channels"
+        )
     if np.issubdtype(samples.dtype, np.integer):
         samples = samples / -float(np.iinfo(samples.dtype).min)
     buffer = io.BytesIO()

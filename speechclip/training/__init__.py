@@ -1,1 +1,1 @@
-"""Training: batches from stored features, recipes, checkpoints, and the loop that every worker runs."""
+"""Training of a head from stored features: recipes, batches, checkpoints, metrics and the loop."""

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of the rows, the seed and the step, whatever the number of workers."""
+"""Which rows each batch has. It follows from the rows, the seed and the batch's number, not from the workers."""
 
 import hashlib
 import logging
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class Rows:
     """The utterances of one split whose features are all stored, in the order of the manifest.
 
-    `text_keys` are there where texts were asked for. `groups` are numbers that hold within this manifest: equal where
-    two rows show the same thing. `num_missing` counts the split's rows that lack a stored feature.
+    `groups` has a number for each row, from `group_codes`: equal for rows of one group. `text_keys` is empty unless
+    texts are needed. `num_missing` is the number of rows of the split that lack a stored feature.
     """
 
     utterances: Sequence[str]
@@ -39,9 +39,9 @@ class Rows:
 def stored_rows(
     manifest: Manifest, split: str, frames: FrameReader, vectors: Vectors, texts: Vectors | None = None
 ) -> Rows:
-    """The rows of `split` that can be trained on or scored; an unknown split is `InvalidInput`.
+    """The rows of `split` whose speech and image are stored, and with `texts` their text too.
 
-    Speech and image must be stored, and the text too where `texts` are given.
+    `InvalidInput` if the manifest has no such split.
     """
     codes = group_codes(manifest)
     kept: list[tuple[str, str, str, int, str]] = []
@@ -62,24 +62,25 @@ def stored_rows(
 
 
 def group_codes(manifest: Manifest) -> dict[str, int]:
-    """A number for each group, by its first appearance in the manifest."""
+    """A number for each group: 0 for the first group of the manifest, 1 for the next."""
     return {group: code for code, group in enumerate(manifest.table["group"].unique().to_pylist())}
 
 
 def load_vectors(
     row_keys: Sequence[str], vectors: Vectors
 ) -> tuple[Float[np.ndarray, "vectors width"], Int[np.ndarray, " rows"]]:
-    """Each vector that these rows name once, in fp32, and where a row finds its own."""
+    """The different vectors of these rows, in fp32, and for each row the position of its vector among them."""
     keys = list(dict.fromkeys(row_keys))
-    places = {key: place for place, key in enumerate(keys)}
-    return vectors.read(keys).astype(np.float32), np.array([places[key] for key in row_keys], np.int64)
+    positions = {key: position for position, key in enumerate(keys)}
+    return vectors.read(keys).astype(np.float32), np.array([positions[key] for key in row_keys], np.int64)
 
 
 @dataclass(frozen=True)
 class Order:
-    """Epoch after epoch of all rows, each in its own order, cut into batches; what does not fill one is left out.
+    """The order of training: each epoch has all rows in an order of its own, cut into batches.
 
-    With fewer rows than `batch_size`, one batch holds them all.
+    Rows at the end of an epoch that do not fill a batch are left out. If there are fewer rows than `batch_size`, each
+    batch holds all of them. "Batch" means the global batch, which the workers share.
     """
 
     rows: Rows
@@ -90,55 +91,60 @@ class Order:
     def __post_init__(self) -> None:
         if len(self.rows) < 2:
             raise InvalidInput(
-                f"{len(self.rows)} rows to train on ({self.rows.num_missing} lack a stored feature), needed are 2; "
-                "run `speechclip featurize` first, or look at the split"
+                f"{len(self.rows)} rows to train on ({self.rows.num_missing} lack a stored feature), needed are 2",
+                "run `speechclip featurize` first, or check the split",
             )
         if len(self.rows) < self.batch_size:
-            logger.warning("only %d rows: each batch holds them all (asked: %d)", len(self.rows), self.batch_size)
+            logger.warning(
+                "only %d rows: each batch has all of them, not %d as the recipe says", len(self.rows), self.batch_size
+            )
         names = [hashlib.sha256(name.encode()).digest()[:8] for name in self.rows.utterances]
         object.__setattr__(self, "_digests", np.frombuffer(b"".join(names), "<u8"))
 
     @property
     def rows_per_batch(self) -> int:
-        """The rows of each global batch."""
+        """How many rows each batch has."""
         return min(self.batch_size, len(self.rows))
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches one pass over the rows gives."""
+        """How many batches an epoch has."""
         return len(self.rows) // self.rows_per_batch
 
     def batch(self, number: int) -> Int[np.ndarray, " batch"]:
-        """The rows of the global batch of that number, from 0."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return _permutation(len(self.rows), self.seed, epoch)[place * self.rows_per_batch :][: self.rows_per_batch]
+        """The rows of batch `number`, counted from 0 over all epochs."""
+        epoch, position = divmod(number, self.batches_per_epoch)
+        return _permutation(len(self.rows), self.seed, epoch)[position * self.rows_per_batch :][: self.rows_per_batch]
 
     def extend_digest(self, digest: str, number: int) -> str:
-        """The digest of the order up to and with this batch, from the one before it ("" at the start)."""
+        """The digest of all batches up to `number`, from the digest of those before it (empty before batch 0)."""
         return hashlib.sha256(digest.encode() + self._digests[self.batch(number)].tobytes()).hexdigest()
 
     def digest(self, num_batches: int) -> str:
-        """The running digest after so many batches: equal only for the same utterances in the same order."""
+        """The digest of the first batches. It is equal only for the same utterances in the same order."""
         digest = ""
         for number in range(num_batches):
             digest = self.extend_digest(digest, number)
         return digest
 
     def draws(self, number: int, rows: Int[np.ndarray, " batch"], purpose: str) -> Int[np.ndarray, " batch"]:
-        """One random 32-bit number for each row of this batch, for one purpose: on any worker the same."""
+        """A random 32-bit number for each of these rows of batch `number`; the same on every worker.
+
+        Each `purpose`, such as "crop", gets numbers of its own.
+        """
         salt = int.from_bytes(hashlib.sha256(f"{self.seed}/{number}/{purpose}".encode()).digest()[:8], "little")
         return (_mix(self._digests[rows] ^ np.uint64(salt)) >> np.uint64(32)).astype(np.int64)
 
 
 @lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
-    # NumPy promises the stream of a bit generator for ever, but not what `permutation` makes of it.
+    # NumPy keeps the stream of a bit generator the same in all versions, but not the result of `permutation`.
     keys = np.random.Philox(key=[seed, epoch]).random_raw(count)
     return np.argsort(keys, kind="stable")
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64."""
+    """Mix the bits of each number so that similar numbers become unlike: the finaliser of splitmix64."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = bits ^ (bits >> np.uint64(31))

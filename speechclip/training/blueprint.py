@@ -1,4 +1,4 @@
-"""From a recipe and the sizes of the encoders to the head that is to be trained."""
+"""Builds the head and the loss that a recipe describes, at the sizes of the encoders."""
 
 import torch
 
@@ -21,7 +21,10 @@ def configure_head(
     text: EncoderSpec | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> HeadConfig:
-    """The head that a recipe asks for, at the sizes of these encoders; one with keywords needs all of them."""
+    """The config of the recipe's head, at the sizes of these encoders.
+
+    `text` and `vocabulary` are needed for a head with keywords only.
+    """
     if not recipe.has_keywords:
         return _configure_parallel(recipe, len(speech.layers), speech.width, image.width)
     assert text is not None
@@ -50,8 +53,9 @@ def _configure_keywords(
 ) -> KeywordConfig:
     if recipe.embedding_width not in (None, image_width):
         raise InvalidInput(
-            f"recipe {recipe.name}: embedding_width is {recipe.embedding_width}, but a {recipe.head} head lies in "
-            f"CLIP's space of width {image_width}; leave it out"
+            f"recipe {recipe.name}: embedding_width is {recipe.embedding_width}, but the embeddings of a {recipe.head} "
+            f"head are in CLIP's space of width {image_width}",
+            "leave embedding_width out",
         )
     is_plus = recipe.head.endswith("-plus")
     return KeywordConfig(
@@ -78,7 +82,7 @@ def _configure_keywords(
 
 
 def build_criterion(recipe: Recipe) -> ContrastiveLoss:
-    """The recipe's loss; with a learnable temperature it has a parameter of its own."""
+    """The recipe's loss. With `is_temperature_learnable` it has one parameter."""
     return ContrastiveLoss(
         recipe.temperature,
         is_learnable=recipe.is_temperature_learnable,
@@ -87,9 +91,9 @@ def build_criterion(recipe: Recipe) -> ContrastiveLoss:
 
 
 def count_trainable(recipe: Recipe) -> int | None:
-    """How many numbers a published recipe trains, the temperature included; None for one without published encoders.
+    """How many numbers a recipe trains, a learnable temperature included; None if it does not name its `encoders`.
 
-    The size of the vocabulary does not matter: its embeddings are frozen.
+    It does not depend on the size of the vocabulary, because the token embeddings are frozen.
     """
     if recipe.encoders is None:
         return None
@@ -105,7 +109,7 @@ def count_trainable(recipe: Recipe) -> int | None:
 
 
 def _bare_tower(width: int) -> TextTower:
-    """A text tower of four words and no layer."""
+    """A text tower with four tokens and no layers, to count the parameters of the rest."""
     shapes = {
         "token_embedding.weight": (4, width),
         "positional_embedding": (77, width),

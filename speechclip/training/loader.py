@@ -1,4 +1,4 @@
-"""Batches read straight from the store: each worker reads its own rows, one batch ahead of the step that needs them."""
+"""Reads the batches of one worker from the store, in a thread that is ahead of the training."""
 
 import time
 from collections import deque
@@ -21,16 +21,17 @@ from speechclip.training.batches import Order, load_vectors
 from speechclip.training.recipe import Recipe
 from speechclip.training.world import World
 
-# Batches that are read or ready beyond the one in use.
+# How many batches the thread reads before they are needed.
 NUM_AHEAD = 2
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one worker needs of one global batch: frames of its own rows, targets and groups of all rows.
+    """What one worker needs of one global batch: the frames of its own rows, the targets and groups of all rows.
 
-    `targets` are the vectors of each kind that the recipe trains towards: image, text. `number` counts from 0.
+    `number` counts batches from 0. `seeds` has a seed for the dropout of each own row. `targets` has the vectors that
+    the recipe trains towards, under `image` and `text`. `num_bytes` are the bytes of the frames without padding.
     """
 
     number: int
@@ -56,9 +57,10 @@ class Batch:
 
 
 class Loader:
-    """The batches of one worker, in their order. `read_threads` read utterances at once; it changes no value.
+    """Reads the batches of one worker.
 
-    `texts` are needed where the recipe gives texts a weight, and the order's rows must then have them.
+    `read_threads` threads read utterances at the same time; their number changes no value. `texts` are needed if the
+    recipe's `text_weight` is not 0. Then the rows of the order must have `text_keys`.
     """
 
     def __init__(
@@ -75,12 +77,13 @@ class Loader:
         self.order, self.frames, self.recipe, self.world = order, frames, recipe, world or World()
         self.read_threads = read_threads
         recipe.check_fits(frames.spec)
-        # BatchNorm makes of a single row its bias, whatever was said, and of none NaN.
+        # From a single row BatchNorm gives its bias, whatever the row holds, and from no row NaN.
         least = 2 if recipe.has_keywords and recipe.norm_scope == "local" else 1
         if order.rows_per_batch < least * self.world.size:
             raise InvalidInput(
                 f"recipe {recipe.name}: batches of {order.rows_per_batch} rows are too small for {self.world.size} "
-                f"workers, each of which needs {least}; ask for fewer by --workers"
+                f"workers, each of which needs {least}",
+                "use fewer --workers",
             )
         self._targets = {"image": load_vectors(order.rows.image_keys, vectors)} if recipe.image_weight else {}
         if recipe.text_weight:
@@ -88,7 +91,7 @@ class Loader:
             self._targets["text"] = load_vectors(order.rows.text_keys, texts)
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
-        """The batches [first, end), read ahead in a thread; an error arrives with its batch."""
+        """The batches from `first` to `end` - 1. An error in the reading thread is raised at its batch."""
         with ThreadPoolExecutor(1, "reads-batches") as ahead, ThreadPoolExecutor(self.read_threads, "reads") as readers:
             read = partial(self._read, readers=readers if self.read_threads > 1 else None)
             waiting: deque[Future[Batch]] = deque()
@@ -117,7 +120,9 @@ class Loader:
             frames=frames,
             lengths=lengths,
             seeds=torch.from_numpy(self.order.draws(number, own, "dropout")),
-            targets={name: torch.from_numpy(some[places[rows]]) for name, (some, places) in self._targets.items()},
+            targets={
+                name: torch.from_numpy(some[positions[rows]]) for name, (some, positions) in self._targets.items()
+            },
             groups=torch.from_numpy(self.order.rows.groups[rows]),
             num_bytes=int(lengths.sum()) * layers * width * frames.element_size(),
             read_seconds=time.perf_counter() - started,
@@ -136,7 +141,7 @@ class Loader:
 
 
 def judged_span(frames: FrameReader, key: str) -> Span:
-    """The frames by which an utterance is judged: all of them, or its first crop where it was encoded in crops."""
+    """The start and end of the frames by which an utterance is judged: all, or its first crop if it has crops."""
     num_frames = frames.num_frames(key)
     return 0, min(num_frames, frames.spec.frames_per_crop) if frames.spec.num_crops else num_frames
 
@@ -144,7 +149,10 @@ def judged_span(frames: FrameReader, key: str) -> Span:
 def read_frames(
     frames: FrameReader, keys: Sequence[str], spans: Sequence[Span], readers: ThreadPoolExecutor | None = None
 ) -> tuple[Shaped[Tensor, "rows layers frames width"], Int[Tensor, " rows"]]:
-    """The frames [start, stop) of each key in the stored type, padded by zeros to the longest, and their lengths."""
+    """The frames [start, stop) of each key in the stored type, padded with zeros to the longest, and their lengths.
+
+    With `readers`, these threads read the utterances at the same time.
+    """
     lengths = [stop - start for start, stop in spans]
     spec = frames.spec
     shape = len(keys), len(spec.layers), max(lengths, default=0), spec.width

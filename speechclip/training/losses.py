@@ -1,4 +1,7 @@
-"""The contrastive loss with same-image captions masked (docs/model.md, "Loss")."""
+"""The contrastive loss between speech and images (or texts).
+
+Source: docs/model.md, "Loss".
+"""
 
 import math
 
@@ -9,11 +12,13 @@ from torch.nn import functional as F
 
 
 class ContrastiveLoss(nn.Module):
-    """The mean of both directions' cross entropy over a global batch of any size.
+    """The mean of the cross entropies of both directions over a global batch.
 
-    Negatives of a row are the rows of other groups; rows of its own group are neither positives nor negatives, unless
-    `is_same_group_masked` is off (officially `exactly`): then all other rows are negatives. The cosine is multiplied by
-    ``1 / temperature``; a learnable one is kept as its logarithm, unclamped, under the official name `temperature`.
+    The negatives of a row are the rows of other groups. The other rows of its own group are masked: they are neither
+    positives nor negatives. With `is_same_group_masked=False` they are negatives too.
+
+    The cosine is multiplied by ``1 / temperature``. If it is learnable, the parameter is ``log(1 / temperature)``. Its
+    name is `temperature`, as in the official checkpoints, and nothing limits it.
     """
 
     def __init__(
@@ -30,12 +35,12 @@ class ContrastiveLoss(nn.Module):
         image: Float[Tensor, "batch embedding"],
         groups: Int[Tensor, " batch"],
     ) -> Float[Tensor, ""]:
-        """The loss of aligned rows, both sides of length one."""
+        """The loss, where row i of `speech` belongs to row i of `image`. All rows must have length one."""
         scale = math.exp(self._fixed) if self.temperature is None else self.temperature.exp()
         logits = scale * speech.float() @ image.float().T
         targets = torch.arange(len(logits), device=logits.device)
         if self._is_same_group_masked:
             is_masked = (groups[:, None] == groups) & (targets[:, None] != targets)
-            # Masked before the logsumexp: the official sum of exponentials overflows once the scale passes 88.
+            # Masked before the logsumexp. The official code sums exponentials, which overflows at scales above 88.
             logits = logits.masked_fill(is_masked, float("-inf"))
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2

@@ -1,4 +1,7 @@
-"""What a run measured, step by step: `metrics.jsonl` and event files that TensorBoard reads."""
+"""The metrics of a run, one line for each step in `metrics.jsonl`, and as event files for TensorBoard.
+
+docs/training.md lists the columns.
+"""
 
 import json
 import shutil
@@ -15,9 +18,10 @@ LINES, EVENTS = "metrics.jsonl", "tensorboard"
 
 
 class MetricsLog:
-    """Lines of one run, appended in a local folder; `sync` copies them to a remote run.
+    """Writes the metrics of a run. For a run at `s3://` they are written to a temporary folder and uploaded by `sync`.
 
-    Opened at a step, it first drops the lines of later steps, which a run cut short has left.
+    When it is opened, it deletes the lines of steps after `first_step`: an interrupted run wrote them after its last
+    checkpoint, and this run writes them again.
     """
 
     def __init__(self, storage: Storage, first_step: int) -> None:
@@ -26,7 +30,7 @@ class MetricsLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep_until(first_step)
         self._lines = (self.folder / LINES).open("a")
-        # Event files are named by the second: the step keeps those of a quick restart apart.
+        # The name of an event file contains the second. The suffix keeps the files of two runs in one second apart.
         self._events = SummaryWriter(
             str(self.folder / EVENTS), purge_step=first_step + 1, flush_secs=30, filename_suffix=f".{first_step}"
         )
@@ -44,13 +48,13 @@ class MetricsLog:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, and one point in each of TensorBoard's curves."""
+        """Write one line, and one point to each curve of TensorBoard."""
         self._lines.write(json.dumps({"step": step} | values) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Flush, and put the files of a remote run in place of its older ones."""
+        """Write all lines to disk. For a run at `s3://`, upload the files over their older versions."""
         self._lines.flush()
         self._events.flush()
         if not self.storage.is_local:
@@ -64,7 +68,7 @@ class MetricsLog:
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that was cut short is left out."""
+    """The lines of a run's `metrics.jsonl` as dictionaries; without the last line if it has no end."""
     if storage.size(LINES) is None:
         return []
     whole, _, _ = storage.read(LINES).decode().rpartition("\n")

@@ -1,4 +1,4 @@
-"""Mixed precision of a training step: half the bits on a GPU where the recipe says so, fp32 on a CPU."""
+"""The precision of a training step: 16 bits on a GPU if the recipe says so, always fp32 on a CPU."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,35 @@ _SCALE, _STREAK = "precision.scale", "precision.streak"
 
 
 class Precision:
-    """The forward pass under autocast; for fp16 the loss is scaled up, and a step that overflows is left out.
+    """Runs the forward pass in the recipe's precision and the update by the optimizer.
 
-    Every worker sees the same averaged gradients, so all of them leave out the same steps.
+    For fp16 the loss is scaled up so that small gradients do not become zero. A step whose gradients overflow is
+    skipped. All workers have the same averaged gradients, so they skip the same steps.
     """
 
     def __init__(self, name: Literal["fp32", "bf16", "fp16"], device: torch.device) -> None:
         is_mixed = name in _DTYPES and device.type == "cuda"
         if name in _DTYPES and not is_mixed:
-            logger.info("recipe asks for %s, %s computes in fp32", name, device.type)
+            logger.info("the recipe's precision is %s, but a %s computes in fp32", name, device.type)
         self._device, self._dtype = device, _DTYPES[name] if is_mixed else None
         self._scaler = GradScaler(device.type, enabled=self._dtype is torch.float16)
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the loss is scaled, so that gradients which overflow cost a step and no more."""
+        """Whether the loss is scaled. Then gradients that overflow are normal: the step is skipped."""
         return self._scaler.is_enabled()
 
     def autocast(self) -> torch.autocast:
-        """The context of the forward pass."""
+        """The context manager for the forward pass."""
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss from which gradients are taken."""
+        """The loss multiplied by the current scale. Call `backward` on it."""
         scaled: Tensor = self._scaler.scale(loss)
         return scaled
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], most: float) -> float:
-        """Clip the gradients to the norm `most` and update; the norm before."""
+        """Clip the gradients to the norm `most` and update the parameters. The result is the norm before clipping."""
         self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, most)
         self._scaler.step(optimizer)
@@ -50,14 +51,14 @@ class Precision:
         return norm.item()
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside the moments; nothing unless the loss is scaled."""
+        """What a checkpoint must hold: the scale and how long it has not overflowed. Empty if nothing is scaled."""
         if not self.is_scaled:
             return {}
         kept = self._scaler.state_dict()
         return {_SCALE: torch.tensor(kept["scale"]), _STREAK: torch.tensor(kept["_growth_tracker"])}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Continue from what `state` gave."""
         if self.is_scaled and _SCALE in state:
             kept = {"scale": state[_SCALE].item(), "_growth_tracker": int(state[_STREAK].item())}
             self._scaler.load_state_dict(self._scaler.state_dict() | kept)

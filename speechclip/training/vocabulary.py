@@ -1,4 +1,4 @@
-"""The reduced vocabulary: the CLIP tokens of a corpus, from which a cascaded head chooses.
+"""The reduced vocabulary: the CLIP tokens that occur in a corpus. A cascaded head chooses its keywords from them.
 
 Source: docs/model.md, "Vocabulary".
 """
@@ -15,22 +15,27 @@ from speechclip.encoders.prepare import clip_tokenizer, clip_tokens
 from speechclip.errors import EmptyText, InvalidInput
 from speechclip.records import Record, to_json
 
+# CLIP's ids of its special tokens.
 PADDING, START, END = 0, 49406, 49407
 
 
 class Vocabulary(Record, frozen=True, dict=True):
-    """CLIP's token ids, a place in `ids` each; the rows of a head's text tower stand in this order."""
+    """CLIP's token ids. The position of an id in `ids` is the row of its embedding in a head's text tower."""
 
     ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) != len(self.ids) or not {PADDING, START, END} <= set(self.ids):
             raise InvalidInput(
-                f"a vocabulary of {len(self.ids)} ids: each must occur once, and {PADDING}, {START} and {END} be there"
+                f"a vocabulary of {len(self.ids)} ids: each must occur once, and {PADDING}, {START} and {END} must be "
+                "among them",
+                "make it by `count_tokens`",
             )
-        # A negative one would be counted from the end of CLIP's tokens.
-        if strange := [token for token in self.ids if not 0 <= token <= END]:
-            raise InvalidInput(f"a vocabulary with the token {strange[0]}, CLIP has 0 to {END}")
+        # Python would count a negative id from the end of CLIP's tokens.
+        if unknown := [token for token in self.ids if not 0 <= token <= END]:
+            raise InvalidInput(
+                f"a vocabulary with the token {unknown[0]}, CLIP has 0 to {END}", "make it by `count_tokens`"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,25 +45,20 @@ class Vocabulary(Record, frozen=True, dict=True):
         """The sha256 of the ids in their order."""
         return hashlib.sha256(msgspec.json.encode(self.ids)).hexdigest()
 
-    @cached_property
-    def places(self) -> dict[int, int]:
-        """Where each id stands."""
-        return {token: place for place, token in enumerate(self.ids)}
-
-    def words(self, places: Sequence[int]) -> list[str]:
-        """The tokens at these places as CLIP writes them, a word's end as `</w>`."""
+    def words(self, positions: Sequence[int]) -> list[str]:
+        """The tokens at these positions as CLIP writes them: ``dog</w>`` for a token that ends a word."""
         decoder = clip_tokenizer().decoder
-        return [decoder[self.ids[place]] for place in places]
+        return [decoder[self.ids[position]] for position in positions]
 
     def to_bytes(self) -> bytes:
-        """The JSON file."""
+        """The content of `vocabulary.json`."""
         return to_json(self)
 
 
 def count_tokens(captions: Iterable[str]) -> Vocabulary:
-    """The vocabulary of these captions: by falling count, equal counts by rising id.
+    """The vocabulary of these captions: the most frequent token first, of equally frequent ones the lower id first.
 
-    As officially, padding to 77 tokens is counted too, which puts it first, and so are start and end.
+    As in the official code, start, end and the padding to 77 tokens are counted too. So padding is first.
     """
     counts = np.zeros(END + 1, np.int64)
     for caption in captions:

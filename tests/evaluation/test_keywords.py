@@ -28,7 +28,7 @@ def matrix(vocabulary: Vocabulary) -> torch.Tensor:
 
 
 def barred(vocabulary: Vocabulary) -> torch.Tensor:
-    return torch.tensor([vocabulary.places[token] for token in BARRED])
+    return torch.tensor([vocabulary.ids.index(token) for token in BARRED])
 
 
 def choose(matrix: torch.Tensor, vocabulary: Vocabulary, counts: list[int]) -> Keywords:
@@ -170,7 +170,7 @@ def test_keywords_are_also_held_against_anothers_caption(vocabulary: Vocabulary)
     # Each token points its own way; the keyword is a word of the own caption alone.
     matrix = torch.eye(len(vocabulary.ids))
     words = ["dog", "ball", "grass"]
-    places = [vocabulary.places[max(gold_tokens(word).plain)] for word in words]  # type: ignore[union-attr]
+    places = [vocabulary.ids.index(max(gold_tokens(word).plain)) for word in words]  # type: ignore[union-attr]
     chosen = matrix[places][:, None]
     keywords = Keywords(
         tokens=torch.tensor(places)[:, None], queries=chosen, chosen=chosen, counts=torch.ones(3, dtype=torch.int64)

@@ -161,7 +161,7 @@ def test_other_weights_than_the_runs_are_refused(
     changed.create("head.safetensors", there.read("head.safetensors"))
     model, row = speechclip.load(tmp_path / "run"), manifest.rows()[0]
     asked = {"embed": row["audio_uri"], "embed_image": row["image_uri"], "embed_text": row["text"]}[question]
-    with pytest.raises(InvalidInput, match=f"{source.encoder_name} is {source.fingerprint} here; .* trained on"):
+    with pytest.raises(InvalidInput, match=f"{source.encoder_name} is {source.fingerprint} here, but .* trained on"):
         getattr(model, question)(asked)
 
 
