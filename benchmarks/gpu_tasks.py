@@ -1,4 +1,4 @@
-"""Whole tasks on one GPU, as a run's encoders do them: processes side by side, each into a store of its own."""
+"""Measures whole tasks on one GPU: several encoder processes side by side, each with a folder of its own."""
 
 import multiprocessing
 import os
@@ -20,13 +20,13 @@ from speechclip.storage import Storage
 from speechclip.store.codec import stored_bytes
 
 MEAN_SECONDS = 4.41
-# No worker takes so long to load its encoder and do its first task.
+# A worker that takes longer than this to load its encoder and do its first task has failed.
 START_SECONDS = 300.0
 Waveform = np.ndarray[Any, Any]
 
 
 def utterances(seconds: float, seed: int = 0) -> list[Waveform]:
-    """Noise of 2 to 6.8 s each, together at least so long."""
+    """Utterances of noise, each of 2 to 6.8 seconds, of at least `seconds` together."""
     generator, found = np.random.default_rng(seed), list[Waveform]()
     while sum(map(len, found)) < 16_000 * seconds:
         length = int(generator.uniform(2.0, 2 * MEAN_SECONDS - 2.0) * 16_000)
@@ -35,10 +35,10 @@ def utterances(seconds: float, seed: int = 0) -> list[Waveform]:
 
 
 def run_tasks(source: str, device: str, folder: str, seconds: float, ready: Any, go: Any, results: Any) -> None:
-    """One worker: whole tasks into a store until time is up; how much speech, in how long."""
+    """Do whole tasks for some seconds, as one worker. Puts the rate and the share of writing into `results`."""
     torch.set_num_threads(1)
     encoder = load_encoder(source, "speech", device=device)
-    # As many as the default task holds: 30 for Base, 11 for Large.
+    # The number of utterances in a task of default size: 30 for Base, 11 for Large.
     count = max(1, TaskSizes().shard_bytes // stored_bytes(encoder.spec, MEAN_SECONDS))
     waveforms = utterances(count * MEAN_SECONDS)[:count]
     amount = sum(map(len, waveforms)) / 16_000
@@ -70,9 +70,9 @@ def run_tasks(source: str, device: str, folder: str, seconds: float, ready: Any,
 
 
 def side_by_side(source: str, device: str, count: int, parent: str | None, seconds: float) -> dict[str, Any]:
-    """So many encoders on one GPU, each a process: seconds of speech a second of all, and their share of writing.
+    """The rate of `count` encoders together, and their share of time for writing. Each encoder is a process.
 
-    They write into a new folder in `parent`, which goes at the end.
+    They write into a new folder in `parent`, which is deleted at the end.
     """
     with tempfile.TemporaryDirectory(dir=parent, prefix="gpu-") as folder:
         found = _in_processes(source, device, count, folder, seconds)
@@ -84,7 +84,7 @@ def side_by_side(source: str, device: str, count: int, parent: str | None, secon
 
 
 def _in_processes(source: str, device: str, count: int, folder: str, seconds: float) -> list[dict[str, float]]:
-    """What each found; ends the program where one of them dies."""
+    """The result of each process. Exits if one of them fails."""
     context = multiprocessing.get_context("spawn")
     ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
     os.environ |= KEEP_FREED
@@ -97,9 +97,9 @@ def _in_processes(source: str, device: str, count: int, folder: str, seconds: fl
     for worker in workers:
         worker.start()
     if not all(ready.acquire(timeout=START_SECONDS) for _ in workers):
-        sys.exit(f"{source}: one of {count} encoders did not start; its error stands above")
+        sys.exit(f"{source}: one of {count} encoders did not start; see its error above")
     go.set()
     try:
         return [results.get(timeout=seconds + START_SECONDS) for _ in workers]
     except queue.Empty:
-        sys.exit(f"{source}: one of {count} encoders died at work; its error stands above")
+        sys.exit(f"{source}: one of {count} encoders failed; see its error above")

@@ -1,8 +1,8 @@
-"""What the driver and the catalog cost a task: `make scale`, or python benchmarks/scale.py --help.
+"""Measures what driver and catalog cost for each task: `make scale`, or python benchmarks/scale.py --help.
 
-Tasks whose work is next to nothing take the real road: manifest, stored plan, Ray Data, shards on storage, Delta
-commits, the ledger. Each is one piece, or a few, of 400 samples of one recording, for the toy encoder, so that the road
-is what takes time and memory. Every number of tasks runs in a process of its own, on a private Ray.
+The tasks do almost nothing: each encodes one or a few segments of 400 samples with the toy encoder. But they take all
+real steps: manifest, stored plan, Ray Data, shards on storage, Delta commits and the ledger. So these steps are what
+takes time and memory. Each number of tasks runs in its own process, on its own Ray.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from speechclip.records import Receipt
 from speechclip.store import FeatureStore
 
 SAMPLES = 400  # one frame
-# Of the first and of the last commits of a run; a few, for one falls beside a checkpoint now and then.
+# How many of the first and of the last commits are measured. One alone could include the writing of a checkpoint.
 EDGE_COMMITS = 50
 
 
 def measure(folder: Path, num_tasks: int, task_assets: int, num_cpus: int) -> dict[str, Any]:
-    """Run so many tasks down the whole road in `folder`, which is emptied first; all figures."""
+    """Run `num_tasks` tasks in `folder`, which is emptied first. Returns all figures."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     watch, store = Watch(), TimedStore(str(folder / "store"))
@@ -88,7 +88,7 @@ def measure(folder: Path, num_tasks: int, task_assets: int, num_cpus: int) -> di
 
 
 def make_manifest(folder: Path, num_assets: int) -> Manifest:
-    """So many pieces of one recording, each its own asset."""
+    """A manifest with `num_assets` segments of one recording, each an asset of its own."""
     path = folder / "noise.wav"
     noise = 0.1 * np.random.default_rng(0).standard_normal(num_assets + SAMPLES)
     soundfile.write(path, noise, 16_000, subtype="PCM_16")
@@ -112,13 +112,13 @@ def make_manifest(folder: Path, num_assets: int) -> Manifest:
 
 
 def open_work(store: FeatureStore, manifest: Manifest, task_assets: int) -> Work:
-    """What `speechclip featurize` does before it starts Ray."""
+    """Plan the work, as `speechclip featurize` does before it starts Ray."""
     request = EncoderRequest(encoder_name="toy", modality="speech")
     return prepare_work(store, manifest, [(request, request.build().spec)], TaskSizes(shard_items=task_assets))
 
 
 def receipts_of(work: Work) -> Iterator[Receipt]:
-    """The tasks on Ray, with the settings that a run has by default."""
+    """The receipts of the tasks, which run on Ray with default settings."""
     settings = Settings()
     options = settings.featurize
     waits = {"node_wait_seconds": settings.node_wait_seconds, "no_progress_seconds": options.no_progress_seconds}
@@ -126,7 +126,7 @@ def receipts_of(work: Work) -> Iterator[Receipt]:
 
 
 def read_again(store: FeatureStore, manifest: Manifest, task_assets: int, watch: Watch) -> None:
-    """What comes after a run, each twice: a reader's snapshot, and a run that finds all done."""
+    """Measure what follows a run, twice: opening a snapshot, and another run, which has nothing to do."""
     fingerprint = EncoderRequest(encoder_name="toy", modality="speech").build().spec.fingerprint
     for name in ("snapshot", "snapshot again"):
         started = time.perf_counter()
@@ -140,7 +140,7 @@ def read_again(store: FeatureStore, manifest: Manifest, task_assets: int, watch:
 
 
 def main() -> None:
-    """Each number of tasks in its own process, then the table and `report.json`."""
+    """Measure each number of tasks in its own process, then print the table and write `report.json`."""
     options = parse()
     if len(options.tasks) == 1 and options.alone:
         found = measure(Path(options.folder), options.tasks[0], options.assets, options.num_cpus)
@@ -159,20 +159,20 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tasks", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="default: 1000 10000 100000"
     )
     parser.add_argument("--assets", type=int, default=1, help="assets in each task (default: 1)")
     parser.add_argument("--num-cpus", type=int, default=2, help="logical CPUs of the private Ray (default: 2)")
-    parser.add_argument("--folder", default="scale", help="where everything goes (default: scale)")
+    parser.add_argument("--folder", default="scale", help="the folder for all files (default: scale)")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def to_lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A column for each run; memory is what the driver has of its own, at its peak in that step."""
+    """The lines of the table, with a column for each run. Memory is the peak of the driver's own memory in a step."""
     lines: list[tuple[str, ...]] = [("", *(f"{row['tasks']:,} tasks" for row in rows))]
     if any(row["assets"] != row["tasks"] for row in rows):
         lines.append(("assets", *(f"{row['assets']:,}" for row in rows)))
@@ -196,9 +196,9 @@ def to_lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def to_table(rows: list[dict[str, Any]]) -> Table:
-    """The same for a terminal."""
+    """The lines as a table for a terminal."""
     head, *body = to_lines(rows)
-    table = Table(title="The road of tasks that do next to nothing")
+    table = Table(title="Cost of tasks that do almost nothing")
     for name in head:
         table.add_column(name, justify="right" if name else "left")
     for line in body:
@@ -207,7 +207,7 @@ def to_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def per_task(row: dict[str, Any], seconds: float) -> str:
-    """Milliseconds a task."""
+    """The milliseconds for each task."""
     return f"{1000 * seconds / row['tasks']:.2f}"
 
 

@@ -1,8 +1,9 @@
-"""What a corpus of so many hours takes, in tasks, requests, memory, GPU hours and money: the table of docs/scale.md.
+"""Computes what large corpora need in tasks, requests, memory, GPU hours and money: the table of docs/scale.md.
 
     python benchmarks/scale_model.py
 
-prints it. All that is assumed or was measured stands in `Assumptions`: another price or GPU is one word there.
+It prints the table. Everything that is assumed or was measured is in `Assumptions`. For another price or GPU, change a
+number there.
 """
 
 import math
@@ -18,31 +19,32 @@ from speechclip.store.matrices import KEY_BYTES
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the figures rest on. Seconds are of speech where they are not of a machine."""
+    """The numbers from which the table is computed. A rate is in seconds of speech for each second of a machine."""
 
     # SpokenCOCO: 742 hours, 605,495 spoken captions, each with its text, of 123,287 images.
     utterance_seconds: float = 4.41
     utterances_an_image: float = 4.91
-    # Of an H200 with three encoders side by side, as benchmarks/gpu.py measured.
+    # An H200 with three encoders side by side (benchmarks/gpu.py).
     base_rate: float = 1070.0
     large_rate: float = 455.0
-    decode_rate: float = 800.0  # of 48 kHz wav, on one CPU
-    # What benchmarks/scale.py measured.
+    decode_rate: float = 800.0  # 48 kHz wav, on one CPU
+    # Measured by benchmarks/scale.py.
     driver_bytes: float = 450e6
     driver_bytes_an_asset: float = 5e3
     driver_seconds_a_task: float = 0.0036
-    commit_seconds: float = 1.0  # on S3; a guess, a local one was measured
-    # Of keys that nothing compresses, in files of 7,680 rows; of tasks as Ray gets them, with addresses of 80 letters.
+    commit_seconds: float = 1.0  # on S3, an assumption; only a local one was measured
+    # The catalog's keys cannot be compressed; its files have 7,680 rows. A task in Ray's queue has addresses of 80
+    # letters.
     catalog_bytes_an_asset: float = 55.0
     queue_bytes_an_asset: float = 250.0
-    # Requests as counted at an S3 server; a commit's are a mean over fifty, from one checkpoint to the next.
+    # Requests, counted at an S3 server. Those of a commit are the mean of fifty, from one checkpoint to the next.
     puts_a_task: int = 2
     reads_a_speech_task: int = 2
     reads_a_vector_task: int = 5
     puts_a_commit: int = 4
     gets_a_commit: int = 100
     lists_a_commit: int = 3
-    # Dollars, round list prices; petabytes and years of GPUs cost less by contract.
+    # Rounded list prices in dollars. For petabytes and years of GPUs a contract is cheaper.
     gpu_hour: float = 5.0
     cpu_hour: float = 0.05
     gigabyte_month: float = 0.022
@@ -52,7 +54,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Encoders:
-    """A HuBERT and the CLIP towers beside it: hidden states, their width, the width of an image's or text's vector."""
+    """A HuBERT and a CLIP: the number of hidden states, their width, and the width of the vectors."""
 
     name: str
     num_states: int
@@ -61,7 +63,7 @@ class Encoders:
 
     @property
     def speech(self) -> EncoderSpec:
-        """All hidden states in fp16."""
+        """The spec of features with all hidden states in fp16."""
         states = tuple(range(self.num_states))
         return EncoderSpec(
             name=f"untrained-{self.name.lower()}",
@@ -81,7 +83,7 @@ HOURS = (10_000, 10_000_000)
 
 
 class Size:
-    """What `hours` of speech with its images and texts take."""
+    """What `hours` of speech with their images and texts need."""
 
     def __init__(self, hours: int, encoders: Encoders, given: Assumptions = Assumptions()) -> None:
         self.hours, self.encoders, self.given, self.sizes = hours, encoders, given, TaskSizes()
@@ -95,85 +97,86 @@ class Size:
         self.vector_tasks = math.ceil(self.utterances / rows) + math.ceil(self.images / rows)
         self.tasks = self.speech_tasks + self.vector_tasks
 
-    # What lies on storage.
+    # Bytes on storage.
 
     @property
     def frame_bytes(self) -> int:
-        """Arrays, tar headers and notes."""
+        """The bytes of all frames, with tar headers and notes."""
         return self.utterances * (self._one_bytes + MEMBER_BYTES)
 
     @property
     def vector_bytes(self) -> int:
-        """Whole chunks with their keys."""
+        """The bytes of all vectors, as whole chunks with their keys."""
         return self.vector_tasks * self.sizes.chunk_rows * (2 * self.encoders.vector_width + KEY_BYTES)
 
     @property
     def catalog_bytes(self) -> float:
-        """The rows; their copy in the journal takes as much again."""
+        """The bytes of the catalog's rows. The copy in the journal has as many."""
         return self.assets * self.given.catalog_bytes_an_asset
 
-    # What the machines do.
+    # Work of the machines.
 
     @property
     def commits(self) -> int:
-        """Full groups."""
+        """The number of commits, each of a full group of receipts."""
         return math.ceil(self.tasks / GroupCommitter.group_size)
 
     @property
     def driver_bytes(self) -> float:
-        """At its peak, in the summary; linear in assets, as measured at up to 100,000 of them."""
+        """The peak of the driver's memory, in the summary. Measured for up to 100,000 assets and extended linearly."""
         return self.given.driver_bytes + self.assets * self.given.driver_bytes_an_asset
 
     @property
     def queue_bytes(self) -> float:
-        """All open tasks wait in Ray's object store."""
+        """The bytes of all open tasks, which wait in Ray's object store."""
         return self.assets * self.given.queue_bytes_an_asset
 
     @property
     def driver_hours(self) -> float:
-        """The driver's own time, and that in commits: no run is faster, however many GPUs it has."""
+        """The hours of the driver's own work and of commits. More GPUs do not make a run faster than this."""
         given = self.given
         return (self.tasks * given.driver_seconds_a_task + self.commits * given.commit_seconds) / 3600
 
     @property
     def tasks_a_second(self) -> float:
-        """As the driver carries them."""
+        """The tasks for each second of the driver."""
         return self.tasks / (3600 * self.driver_hours)
 
     @property
     def gpu_hours(self) -> float:
-        """Of HuBERT alone; CLIP adds little."""
+        """The GPU hours of HuBERT. CLIP adds little to them."""
         return self.hours / (self.given.base_rate if self.encoders is BASE else self.given.large_rate)
 
     @property
     def decode_hours(self) -> float:
-        """Of one CPU."""
+        """The CPU hours of decoding."""
         return self.hours / self.given.decode_rate
 
-    # Requests: objects written; sources read, the log read and whether an object is there; the log listed.
+    # Requests. PUT writes objects. GET and HEAD read sources and the log and check whether an object exists. LIST lists
+    # the log.
 
     @property
     def puts(self) -> int:
-        """PUT."""
+        """The number of PUT requests."""
         return self.tasks * self.given.puts_a_task + self.commits * self.given.puts_a_commit
 
     @property
     def gets(self) -> int:
-        """GET and HEAD; each recording and image is one object."""
+        """The number of GET and HEAD requests, if each recording and image is one object."""
         given, sources = self.given, self.utterances + self.images
         looks = self.speech_tasks * given.reads_a_speech_task + self.vector_tasks * given.reads_a_vector_task
         return sources + looks + self.commits * given.gets_a_commit
 
     @property
     def lists(self) -> int:
-        """LIST."""
+        """The number of LIST requests."""
         return self.commits * self.given.lists_a_commit
 
     # Dollars.
 
     @property
     def compute_dollars(self) -> float:
-        """GPUs, and the CPUs that decode for them."""
+        """The price of the GPUs, and of the CPUs that decode for them."""
         return self.gpu_hours * self.given.gpu_hour + self.decode_hours * self.given.cpu_hour
 
     @property
@@ -189,7 +192,7 @@ class Size:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """The table of docs/scale.md: what, then a column for each corpus and encoder."""
+    """The lines of the table, with a column for each corpus and encoder. docs/scale.md has the same lines."""
     found = [Size(hours, encoders) for hours in HOURS for encoders in (BASE, LARGE)]
     lines: list[tuple[str, ...]] = [("", *(f"{human(size.hours)} h, {size.encoders.name}" for size in found))]
 
@@ -224,12 +227,12 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def assumptions() -> list[str]:
-    """Each assumption by its name and value, as the page lists them."""
+    """Each assumption with its name and value, as docs/scale.md lists them."""
     return [f"`{field.name}` {field.default:,.15g}" for field in fields(Assumptions)]
 
 
 def human(number: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix; below a hundred thousand, things are counted out."""
+    """The number with three digits and a word or prefix for its size. Without a unit, all digits below 100,000."""
     if not unit and number < 100_000:
         return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     words = {"": ("", " thousand", " million", " billion"), "B": (" B", " KB", " MB", " GB", " TB", " PB")}[unit]
@@ -238,7 +241,7 @@ def human(number: float, unit: str = "") -> str:
 
 
 def main() -> None:
-    """Print both as Markdown."""
+    """Print the table and the assumptions as Markdown."""
     head, *body = rows()
     lines = [head, ("---", *("---:" for _ in head[1:])), *body]
     sys.stdout.write("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + ", ".join(assumptions()) + "\n")

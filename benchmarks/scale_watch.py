@@ -1,4 +1,4 @@
-"""What `scale.py` sees of a run: how long steps and commits take, whose memory and CPU time, and when receipts come."""
+"""Measures a run for `scale.py`: seconds of steps and commits, memory, CPU time, and when receipts arrive."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from speechclip.store import FeatureStore
 
 
 class TimedStore(FeatureStore):
-    """A store that notes how long each commit of receipts took."""
+    """A store that notes how many seconds each commit takes."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self.commit_seconds: list[float] = []
 
     def commit(self, receipts: Sequence[Receipt], manifest: str, **options: Any) -> int:
-        """As the store's own."""
+        """Commit as `FeatureStore` does, and note the time."""
         started = time.perf_counter()
         version = super().commit(receipts, manifest, **options)
         self.commit_seconds.append(time.perf_counter() - started)
@@ -31,7 +31,7 @@ class TimedStore(FeatureStore):
 
 
 class Watch:
-    """What each step took, and the most memory that this process had of its own by twenty looks a second."""
+    """Notes the seconds of each step and the peak of this process's own memory, measured twenty times a second."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -40,7 +40,7 @@ class Watch:
         threading.Thread(target=self._look, daemon=True).start()
 
     def step(self, name: str, started: float) -> None:
-        """A step that began at `started` (perf_counter) ends now."""
+        """Note a step that started at `started` (a time of perf_counter) and ends now."""
         self.seconds[name] = round(time.perf_counter() - started, 3)
         self.peak_bytes[name], self._peak = max(self._peak, own_bytes()), 0
 
@@ -50,13 +50,13 @@ class Watch:
 
 
 def own_bytes() -> int:
-    """The memory that is this process's alone: without mapped files and without Ray's object store."""
+    """The memory of this process alone, without mapped files and without Ray's object store."""
     memory = psutil.Process().memory_info()
     return int(memory.rss - memory.shared)
 
 
 class Seen:
-    """What is seen of a run by its receipts: when the first came, each tenth of them, the object store meanwhile."""
+    """Notes when the first receipt and each tenth of all receipts arrive, and the use of the object store then."""
 
     def __init__(self, num_tasks: int) -> None:
         self.num_tasks, self.first_seconds = num_tasks, 0.0
@@ -64,7 +64,7 @@ class Seen:
         self.object_store: list[dict[str, int]] = []
 
     def watched(self, receipts: Iterator[Receipt], started: float) -> Iterator[Receipt]:
-        """The same receipts."""
+        """The same receipts, noted as they pass."""
         for number, receipt in enumerate(receipts, start=1):
             if number == 1:
                 self.first_seconds = time.perf_counter() - started
@@ -75,16 +75,16 @@ class Seen:
             yield receipt
 
     def rates(self) -> list[float]:
-        """Tasks a second in each tenth."""
+        """The tasks for each second, in each tenth of the run."""
         return [round(self.num_tasks / 10 / seconds, 1) for seconds in np.diff(self.tenths).tolist()]
 
 
 def object_store_use() -> dict[str, int]:
-    """What `ray memory --stats-only` says of the object store: MiB and objects."""
+    """MiB and objects in the object store, as `ray memory --stats-only` prints them."""
     import ray
     from ray._private.internal_api import memory_summary
 
-    # Without its address Ray looks for any on this machine.
+    # Without an address Ray could find another Ray on this machine.
     summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
     found = re.search(r"Plasma memory usage (\d+) MiB, (\d+) objects", summary)
     assert found is not None, summary
@@ -92,7 +92,7 @@ def object_store_use() -> dict[str, int]:
 
 
 def cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of this process, of Ray's own and of its workers."""
+    """The CPU seconds up to now of the driver (this process), of Ray's own processes and of its workers."""
     found: dict[str, float] = {}
     driver = psutil.Process()
     for process in [driver, *driver.children(recursive=True)]:
@@ -106,6 +106,6 @@ def cpu_seconds() -> dict[str, float]:
 
 
 def folder_size(folder: Path) -> dict[str, int]:
-    """Files and bytes below a folder."""
+    """The number of files and bytes below a folder."""
     sizes = [os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(folder) for name in names]
     return {"files": len(sizes), "bytes": sum(sizes)}

@@ -1,8 +1,10 @@
-"""The main job, whole, on real input: `make demo`, or python pipelines/demo.py --help.
+"""Run the whole project on a small corpus: `make demo`, or python pipelines/demo.py --help.
 
-Every step is a command that is printed before it runs, so that it can be repeated by hand. The corpus is Tux Paint's
-stamps where apt-get is there, else a synthetic one; the encoders are HuBERT and CLIP where the model hub answers, else
-the same architectures small and untrained.
+The demo ingests a corpus, computes its features, trains a head, evaluates it and asks three questions. Each step is a
+command. The demo prints the command before it runs it, so you can repeat it by hand.
+
+The corpus is Tux Paint's stamps if apt-get exists, else a synthetic one. The encoders are HuBERT and CLIP if the model
+hub can be reached, else small untrained models of the same architectures.
 """
 
 import argparse
@@ -24,7 +26,7 @@ UNTRAINED = {"speech": "hubert:untrained-tiny", "image": "clip:untrained-tiny", 
 
 
 def main() -> None:
-    """Run the road from the corpus to three queries in one folder."""
+    """Run all steps, from the corpus to three queries, in one folder."""
     options = parse()
     started = time.monotonic()
     folder = Path(options.folder).absolute()
@@ -41,29 +43,32 @@ def main() -> None:
     speechclip("evaluate", "--run", run, *base, "--split", "test")
     speechclip("embed", "--run", run, *base)
     ask(manifest, store, run)
-    say(f"The store lies in {store}, the head in {run}. The whole took {time.monotonic() - started:.0f} s.")
+    say(f"The store is {store}, the head is in {run}. The demo took {time.monotonic() - started:.0f} s.")
     if encoders == UNTRAINED:
         say(
-            "The recall is low because both encoders are UNTRAINED (random weights): the model hub did not answer. "
-            "Name folders of weights by --speech hubert:FOLDER --image clip:ViT-B-32/FILE --text clip:ViT-B-32/FILE."
+            "The recall is low because both encoders are UNTRAINED (random weights): the model hub cannot be reached. "
+            "If you have weights, name them: --speech hubert:FOLDER --image clip:ViT-B-32/FILE "
+            "--text clip:ViT-B-32/FILE."
         )
 
 
 def parse() -> argparse.Namespace:
     """The options of the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="demo", help="where everything goes (default: demo)")
+    parser.add_argument("--folder", default="demo", help="the folder for all files (default: demo)")
     parser.add_argument(
-        "--corpus", help="your own table (CSV, JSONL, Parquet) or a folder of stamps, not the default corpus"
+        "--corpus", help="a table of your own (CSV, JSONL, Parquet) or a folder of stamps, instead of the default"
     )
-    parser.add_argument("--limit", type=int, default=2500, help="about so many utterances; 0 takes all (default: 2500)")
+    parser.add_argument(
+        "--limit", type=int, default=2500, help="about how many utterances; 0 takes all (default: 2500)"
+    )
     for modality in TRAINED:
-        parser.add_argument(f"--{modality}", help=f"{modality} encoder, as {TRAINED[modality]}")
+        parser.add_argument(f"--{modality}", help=f"encoder of {modality}, such as {TRAINED[modality]}")
     return parser.parse_args()
 
 
 def choose_encoders(options: argparse.Namespace) -> dict[str, str]:
-    """What was named, else HuBERT and CLIP where the hub answers, else their untrained like."""
+    """The encoder of each modality: the named one, else a trained one if the hub can be reached, else an untrained."""
     from speechclip.encoders.weights import is_hub_reachable
 
     named = {modality: getattr(options, modality) for modality in TRAINED if getattr(options, modality)}
@@ -71,15 +76,15 @@ def choose_encoders(options: argparse.Namespace) -> dict[str, str]:
         return named
     is_reachable = is_hub_reachable()
     say(
-        "The model hub answers: HuBERT and CLIP."
+        "The model hub can be reached. The encoders are HuBERT and CLIP."
         if is_reachable
-        else "The model hub does not answer: untrained encoders."
+        else "The model hub cannot be reached. The encoders are untrained."
     )
     return {**(TRAINED if is_reachable else UNTRAINED), **named}
 
 
 def ingest(options: argparse.Namespace, folder: Path, manifest: str) -> None:
-    """The manifest of the named corpus, of the stamps, or of a synthetic corpus made here."""
+    """Write the manifest of the named corpus, or of the stamps, or of a synthetic corpus."""
     limit = ["--limit", str(options.limit)] if options.limit else []
     stamps = ["--split", "voice:ca", *limit, "--out", manifest]
     if options.corpus and Path(options.corpus).is_dir():
@@ -87,12 +92,12 @@ def ingest(options: argparse.Namespace, folder: Path, manifest: str) -> None:
     elif options.corpus:
         speechclip("ingest", "table", options.corpus, "--out", manifest)
     elif not shutil.which("apt-get") or speechclip("ingest", "tuxpaint", "--fetch", *stamps, may_fail=True):
-        say("Tux Paint's stamps can't be fetched here: a SYNTHETIC corpus, no human voice in it.")
+        say("Tux Paint's stamps cannot be downloaded here. The corpus is SYNTHETIC, without human voices.")
         speechclip("ingest", "synthetic", str(folder / "synthetic-corpus"), "--out", manifest)
 
 
 def ask(manifest: str, store: str, run: str) -> None:
-    """Three questions to the store, by text, recording and picture, from the test split."""
+    """Ask the store by a text, a recording and a picture of the test split."""
     from speechclip.manifest import Manifest
 
     table = Manifest.read(manifest)
@@ -104,7 +109,7 @@ def ask(manifest: str, store: str, run: str) -> None:
 
 
 def speechclip(*arguments: str, may_fail: bool = False) -> int:
-    """Print and run one command; its exit code. The demo ends with it if it failed."""
+    """Print and run one command. Returns its exit code. If it fails, the demo ends, unless it may fail."""
     say(f"\n$ speechclip {shlex.join(arguments)}")
     code = subprocess.run([sys.executable, "-m", "speechclip", *arguments], check=False).returncode
     if code and not may_fail:
@@ -113,7 +118,7 @@ def speechclip(*arguments: str, may_fail: bool = False) -> int:
 
 
 def say(line: str) -> None:
-    """A line between the commands' own output."""
+    """Print a line between the outputs of the commands."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

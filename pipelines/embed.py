@@ -1,17 +1,17 @@
-"""Embed every utterance of a manifest with a trained head, into the store, for queries.
+"""Store an embedding of every utterance of a manifest, so that `query` can find them.
 
     ray job submit --working-dir . -- python pipelines/embed.py \\
         --run s3://bucket/runs/base \\
         --manifest s3://bucket/m.parquet \\
         --store s3://bucket/store
 
-The same options as `speechclip embed`; what `ray_config.yaml` already says can be left out.
+The options are those of `speechclip embed`. Leave out what `ray_config.yaml` sets already.
 """
 
 import sys
 from pathlib import Path
 
-# A job runs where the image or the working directory holds the project, installed or not.
+# The project need not be installed where the job runs: it is imported from the folder above this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speechclip.cli import main

@@ -1,4 +1,4 @@
-"""Recall of a trained head, both directions, beside chance.
+"""Measure the recall of a trained head, in both directions and beside chance.
 
     ray job submit --working-dir . -- python pipelines/evaluate.py \\
         --run s3://bucket/runs/base \\
@@ -6,13 +6,13 @@
         --store s3://bucket/store \\
         --split test
 
-The same options as `speechclip evaluate`; what `ray_config.yaml` already says can be left out.
+The options are those of `speechclip evaluate`. Leave out what `ray_config.yaml` sets already.
 """
 
 import sys
 from pathlib import Path
 
-# A job runs where the image or the working directory holds the project, installed or not.
+# The project need not be installed where the job runs: it is imported from the folder above this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speechclip.cli import main

@@ -1,4 +1,4 @@
-"""Compute every missing feature of a manifest on Ray Data and commit it to the store.
+"""Compute the features of a manifest that the store does not have yet, on Ray Data.
 
     ray job submit --working-dir . -- python pipelines/featurize.py \\
         --manifest s3://bucket/m.parquet \\
@@ -7,13 +7,13 @@
         --image clip:ViT-B-32/openai \\
         --text clip:ViT-B-32/openai
 
-The same options as `speechclip featurize`; what `ray_config.yaml` already says can be left out.
+The options are those of `speechclip featurize`. Leave out what `ray_config.yaml` sets already.
 """
 
 import sys
 from pathlib import Path
 
-# A job runs where the image or the working directory holds the project, installed or not.
+# The project need not be installed where the job runs: it is imported from the folder above this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speechclip.cli import main

@@ -1,17 +1,17 @@
-"""Ask the store by text, recording or picture.
+"""Find the stored utterances or pictures that are nearest to a text, a recording or a picture.
 
     ray job submit --working-dir . -- python pipelines/query.py \\
         --run s3://bucket/runs/base \\
         --store s3://bucket/store \\
         --text "a dog runs"
 
-The same options as `speechclip query`; what `ray_config.yaml` already says can be left out.
+The options are those of `speechclip query`. Leave out what `ray_config.yaml` sets already.
 """
 
 import sys
 from pathlib import Path
 
-# A job runs where the image or the working directory holds the project, installed or not.
+# The project need not be installed where the job runs: it is imported from the folder above this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speechclip.cli import main

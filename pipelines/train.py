@@ -1,4 +1,4 @@
-"""Train a head from the stored features on Ray Train.
+"""Train a head from stored features, on Ray Train.
 
     ray job submit --working-dir . -- python pipelines/train.py \\
         --manifest s3://bucket/m.parquet \\
@@ -6,13 +6,13 @@
         --recipe base-parallel-flickr8k \\
         --out s3://bucket/runs/base --workers 4
 
-The same options as `speechclip train`; what `ray_config.yaml` already says can be left out.
+The options are those of `speechclip train`. Leave out what `ray_config.yaml` sets already.
 """
 
 import sys
 from pathlib import Path
 
-# A job runs where the image or the working directory holds the project, installed or not.
+# The project need not be installed where the job runs: it is imported from the folder above this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from speechclip.cli import main
