@@ -43,6 +43,38 @@ def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: st
     _write(read_table(rows, columns=_mapping(columns), split=split, on_progress=progress_line("files")), out)
 
 
+@ingest.command(name="webdataset")
+@click.argument("tars", nargs=-1, required=True, metavar="TAR...")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Take our column from a member's ending or a json field, as text=sentence; repeatable.",
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME[=PATTERN]",
+    help="The split of samples that name none; with a pattern only in tars of such a name, as dev='dev-*'; repeatable.",
+)
+@click.option("--tar-in-id", is_flag=True, help="Begin each id with its tar's name, for tars that use the same keys.")
+@OUT
+def ingest_webdataset(
+    tars: tuple[str, ...], columns: tuple[str, ...], splits: tuple[str, ...], tar_in_id: bool, out: str
+) -> None:
+    """Ingest WebDataset tars without unpacking them; TAR may have braces, as s3://b/clips-{000..009}.tar.
+
+    A sample has members such as KEY.wav, KEY.jpg and KEY.txt. KEY.json may give text, split, group, speaker and
+    language.
+    """
+    from speechclip.corpora.webdataset import read_webdataset
+
+    show = progress_line("files")
+    _write(read_webdataset(tars, columns=_mapping(columns), splits=splits, tar_in_id=tar_in_id, on_progress=show), out)
+
+
 @ingest.command(name="flickr8k")
 @click.argument("folder", metavar="DIR")
 @KARPATHY

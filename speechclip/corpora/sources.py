@@ -7,8 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from speechclip.errors import MachineFailed, Rejected, SourceProblem, SourceUnreadable
-from speechclip.media.content import content_key, read_source
+from speechclip.media.content import content_key
 from speechclip.media.decode import AudioInfo, probe_audio
+from speechclip.media.source import read_source
 
 # Called as on_progress(done, total) after every source.
 OnProgress = Callable[[int, int], None]

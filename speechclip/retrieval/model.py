@@ -17,8 +17,9 @@ from jaxtyping import Float
 from speechclip.encoders import Encoder, load_encoder, prepare
 from speechclip.encoders.prepare import longest_samples
 from speechclip.errors import InvalidInput
-from speechclip.media.content import content_key, read_source
+from speechclip.media.content import content_key
 from speechclip.media.decode import decode_audio, decode_image
+from speechclip.media.source import read_source
 from speechclip.records import Modality
 from speechclip.spec import SAMPLE_RATE
 from speechclip.store.codec import codec_of

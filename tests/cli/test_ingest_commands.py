@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_columns_of_a_table_are_mapped(tmp_path: Path) -> None:
     assert [(row["text"], row["split"]) for row in manifest.rows()] == [("a dog", "test")]
 
 
+def test_options_of_webdataset_arrive(tmp_path: Path) -> None:
+    for name in ("a-0", "b-0"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(put(tmp_path / "1.caption.txt", f"of {name}"), "1.caption.txt")
+            tar.add(put(tmp_path / "1.other.txt", "other"), "1.other.txt")
+    options = ("--column", "text=caption.txt", "--split", "train", "--split", "dev=b-*", "--tar-in-id")
+    rows = ingest(tmp_path, "webdataset", tmp_path / "{a,b}-0.tar", *options).rows()
+    found = [(row["utterance"], row["text"], row["split"]) for row in rows]
+    assert found == [("a-0/1", "of a-0", "train"), ("b-0/1", "of b-0", "dev")]
+
+
 def test_lhotses_manifests_are_ingested(tmp_path: Path) -> None:
     corpus = Flickr8k(tmp_path / "f").write()
     sources = [{"type": "file", "channels": [0], "source": f"wavs/{corpus.names[0][:-4]}_0.wav"}]
@@ -131,6 +143,7 @@ def test_lhotses_manifests_are_ingested(tmp_path: Path) -> None:
         ),
         (("spokencoco", "nowhere"), 1, "nowhere: no SpokenCOCO_train.json"),
         (("lhotse", "r.jsonl", "s.jsonl"), 1, "r.jsonl: no such file"),
+        (("webdataset", "a-{0..1}.tar"), 1, "a-0.tar: no such tar; correct the path"),
         (("table", "r.csv", "--column", "audio"), 2, "'audio' is not OURS=THEIRS"),
         (("table", "r.csv", "--column", "audio=a", "--column", "audio=b"), 2, "audio is given twice"),
         (

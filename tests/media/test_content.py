@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from speechclip.errors import InvalidInput, SourceChanged, SourceMissing, SourceUnreadable
-from speechclip.media.content import content_key, fetch, read_source, segment_key, text_key
+from speechclip.media.content import content_key, fetch, segment_key, text_key
 from speechclip.records import Asset
 
 
@@ -99,12 +99,3 @@ def test_an_asset_whose_first_copy_is_gone_is_had_from_another(tmp_path: Path) -
     paths[3].unlink()
     with pytest.raises(SourceMissing, match="gone: no such file"):
         fetch(asset)
-
-
-def test_a_file_too_large_to_be_read_whole_is_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "sparse").touch()
-    os.truncate(tmp_path / "sparse", (1 << 32) + 1)
-    with pytest.raises(SourceUnreadable, match="4294967297 bytes"):
-        read_source(str(tmp_path / "sparse"))
-    with pytest.raises(SourceUnreadable, match="zero byte"):
-        read_source("a\0b")
