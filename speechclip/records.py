@@ -1,4 +1,4 @@
-"""What crosses a file, a process or the network: frozen, strict records, equal by value."""
+"""Records: the values that go into a file, to another process or over the network. Frozen, strict, equal by value."""
 
 import re
 from typing import Literal, TypeVar
@@ -15,11 +15,11 @@ _Checksummed = TypeVar("_Checksummed", bound="Checksummed")
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The base of every record. New fields come last, with a default."""
+    """The base class of every record. New fields come last, with a default, so that old files can be read."""
 
 
 class StoredFile(Record, frozen=True):
-    """A file on storage: its path within the store, its size in bytes, and when it was written, in Unix seconds."""
+    """A file on storage: its path within the store, its size in bytes, and its time of writing in Unix seconds."""
 
     path: str
     size: int
@@ -27,11 +27,11 @@ class StoredFile(Record, frozen=True):
 
 
 class Asset(Record, frozen=True):
-    """One audio segment, image or text, known by its content, and where its bytes can be had.
+    """One recording, segment, image or text: its key, which follows from its content, and the address of its bytes.
 
-    `key` is the sha256 (64 hex digits) of the file's bytes or of the UTF-8 text; a segment of a recording adds
-    `-<start>-<end>`, its samples at the file's own rate. So a moved or renamed corpus keeps its keys. `other_uris` are
-    further addresses at which the same bytes were found.
+    `key` is the sha256 (64 hex digits) of the file's bytes or of the UTF-8 text. A segment of a recording adds
+    `-<start>-<end>`, its samples at the file's own rate. So a corpus that is moved or renamed keeps its keys.
+    `other_uris` are further addresses of the same bytes.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Asset(Record, frozen=True):
 
 
 class Task(Record, frozen=True):
-    """The unit of work, of retry and of storage: its assets make one shard, or one chunk of vectors, in this order."""
+    """The unit of work, of retry and of storage: its assets make one shard, or one chunk of a matrix, in this order."""
 
     id: str
     feature_set: str
@@ -55,10 +55,11 @@ class Task(Record, frozen=True):
 
 
 class StoredAsset(Record, frozen=True):
-    """Where one feature lies inside its shard.
+    """Where one feature lies inside its shard or matrix.
 
-    `offset` is the array's first byte in the tar (frames) or its row (vectors); `sums_offset` the first byte of its
-    block checksums beside the shard; `checksum` covers those block checksums (frames) or the row itself (vectors).
+    Frames: `offset` is the first byte of their numbers in the tar, `sums_offset` is the first byte of their block
+    checksums in the checksum file, and `checksum` covers these block checksums. Vectors: `offset` is the row in the
+    matrix, `checksum` covers that row, and the other two numbers are 0.
     """
 
     key: str
@@ -69,7 +70,7 @@ class StoredAsset(Record, frozen=True):
 
 
 class RejectedAsset(Record, frozen=True):
-    """Why an asset has no feature. `source` names the address if that, not the bytes, was at fault."""
+    """Why an asset has no feature. `source` is set if its address was at fault, and None if its bytes were."""
 
     key: str
     reason: str
@@ -78,10 +79,10 @@ class RejectedAsset(Record, frozen=True):
 
 
 class Receipt(Record, frozen=True):
-    """What a worker returns of a task: what *is* on storage. It counts only once committed.
+    """What a worker returns for a task: what is on storage now. Readers see it only after a commit.
 
-    `seconds` is the time of encoding and writing, `write_seconds` the latter's part, and `idle_seconds` how long the
-    encoder had waited for this task before. `speech_seconds` is the length of the stored recordings together.
+    `seconds` is the time for encoding and writing, `write_seconds` the time for writing alone. `idle_seconds` is how
+    long the encoder waited for this task. `speech_seconds` is the length of all stored recordings together.
     """
 
     task: str
@@ -98,22 +99,22 @@ class Receipt(Record, frozen=True):
 
 
 class Checksummed(Record, frozen=True, kw_only=True):
-    """A record that proves itself: `checksum` is the xxh3-64 of its JSON without one."""
+    """A record with its own checksum: the xxh3-64 of its JSON in which `checksum` is empty."""
 
     checksum: str = ""
 
     def with_checksum(self: _Checksummed) -> _Checksummed:
-        """The same with its checksum."""
+        """The same record with its checksum filled in."""
         bare = msgspec.structs.replace(self, checksum="")
         return msgspec.structs.replace(bare, checksum=xxhash.xxh3_64_hexdigest(to_json(bare)))
 
 
 def from_json(data: bytes, kind: type[_Kind]) -> _Kind:
-    """The record in these bytes; `msgspec.DecodeError` if it is none, or its own checksum denies it."""
+    """The record in these bytes. Raises `msgspec.DecodeError` if they are no such record or its checksum is wrong."""
     try:
         found = msgspec.json.decode(data, type=kind)
     except UnicodeDecodeError as error:
-        # What msgspec raises where a key, not a value, is no UTF-8.
+        # msgspec raises this if a key is not UTF-8. If a value is not, it raises DecodeError.
         raise msgspec.DecodeError(str(error)) from None
     if isinstance(found, Checksummed) and found.checksum and found != found.with_checksum():
         raise msgspec.DecodeError("its checksum does not match")
@@ -121,7 +122,7 @@ def from_json(data: bytes, kind: type[_Kind]) -> _Kind:
 
 
 def to_json(record: msgspec.Struct) -> bytes:
-    """The record as canonical JSON: sorted keys, no white space, so that equal records are equal bytes."""
+    """The record as JSON with sorted keys and no white space, so that equal records give equal bytes."""
     return msgspec.json.encode(record, order="sorted")
 
 
@@ -132,7 +133,7 @@ _PLAIN_TYPES = {
 
 
 def explain(error: msgspec.ValidationError) -> str:
-    """What does not fit in a file that a person wrote: the key with its dots, what it must be, and what it is."""
+    """A sentence about an error in a file that a person wrote: the key, what its value must be, and what it is."""
     sentence, _, place = str(error).partition(" - at `$")
     key = place.strip(".`")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", sentence):

@@ -1,4 +1,4 @@
-"""The encoder spec: every choice that can change a feature's value, and nothing else. Its hash is the fingerprint."""
+"""The encoder spec: every choice that can change a feature's value. Its hash is the fingerprint of a feature set."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from speechclip.records import Modality, Record, to_json
 
 # How numbers are stored: `store/codec.py`.
 CodecName = Literal["fp16", "fp32"]
-# A window in the words of the command line: `full`, or `crops=K`.
+# A window as the command line takes it: `full` or `crops=K`.
 Window = str
 # Every waveform has this rate when an encoder gets it. `media/decode.py` resamples with soxr at quality HQ.
 SAMPLE_RATE = 16_000
@@ -25,10 +25,12 @@ _CROPS_RULE = re.compile(r"crops-(\d+)-6\.4s/1")
 
 
 class EncoderSpec(Record, frozen=True):
-    """A frozen encoder, resolved: weights by digest, rules by our own version numbers, never a library version.
+    """Everything about an encoder that can change a feature's value. It names no version of a library.
 
-    `layers` are the hidden states kept, in storage order; empty for vectors. `architecture` holds the model's own
-    configuration as far as it changes values. `rules` are such as ``resample=soxr-hq/1`` (see docs/encoders.md).
+    `weights` is a digest of the weights. `layers` are the hidden states that are stored, in storage order; empty for
+    vectors. `hop_samples` and `window_samples` are the step and the width of a frame in samples at 16 kHz. `rules` are
+    choices with our own version numbers, such as ``resample=soxr-hq/1`` (see docs/encoders.md). `architecture` is the
+    part of the model's own configuration that can change values.
     """
 
     name: str
@@ -55,7 +57,7 @@ class EncoderSpec(Record, frozen=True):
 
     @property
     def is_frames(self) -> bool:
-        """True for (layers, frames, width) per asset, false for one vector per asset."""
+        """True if a feature is (layers, frames, width), false if it is a vector (width,)."""
         return bool(self.layers)
 
     @property
@@ -65,44 +67,44 @@ class EncoderSpec(Record, frozen=True):
 
     @property
     def num_crops(self) -> int:
-        """How many crops of 6.4 s stand for a longer utterance; 0 where utterances are encoded whole."""
+        """How many crops of 6.4 s are encoded of a longer utterance. 0 if utterances are encoded whole."""
         found = _CROPS_RULE.fullmatch(self.rules.get("window", ""))
         return int(found[1]) if found else 0
 
     @property
     def window(self) -> Window:
-        """The window in the words that asked for it: `full` or `crops=K`."""
+        """The window as the command line takes it: `full` or `crops=K`."""
         return f"crops={self.num_crops}" if self.num_crops else "full"
 
     @property
     def frames_per_crop(self) -> int:
-        """The frames of each crop, 319 for HuBERT; crop i is frames [i * 319, (i + 1) * 319)."""
+        """How many frames a crop has: 319 for HuBERT. Crop i is then the frames [319 i, 319 (i + 1))."""
         return (CROP_SAMPLES - self.window_samples) // self.hop_samples + 1
 
     def is_same_but_window(self, other: "EncoderSpec") -> bool:
-        """Whether a head that reads these features can read the others: only window and codec may differ."""
+        """Whether a head that was trained on these features can read the others: only window and codec may differ."""
         return self._without_window() == other._without_window()
 
     def num_frames(self, num_samples: int) -> int:
-        """How many frames come of `num_samples` at 16 kHz: for HuBERT ``(L - 400) // 320 + 1`` (its convolutions)."""
+        """How many frames `num_samples` at 16 kHz give: ``(L - 400) // 320 + 1`` for the convolutions of HuBERT."""
         if self.num_crops and num_samples > CROP_SAMPLES:
             return self.num_crops * self.frames_per_crop
         return max(0, (num_samples - self.window_samples) // self.hop_samples + 1)
 
     def frame_times(self, num_frames: int) -> Float[np.ndarray, "frames 2"]:
-        """The start and the end, in seconds, of the sound that each frame is computed from by the convolutions.
+        """The start and the end, in seconds, of the sound from which the convolutions compute each frame.
 
-        HuBERT: frame i is from 0.02 i to 0.02 i + 0.025. Where an utterance was cut into crops, the times count from
-        the start of the crop that holds the frame.
+        For HuBERT, frame i lasts from 0.02 i to 0.02 i + 0.025. If an utterance was cut into crops, the times count
+        from the start of the crop that holds the frame.
         """
         numbers = np.arange(num_frames)
         if self.num_crops and num_frames > self.frames_per_crop:
             numbers %= self.frames_per_crop
-        starts = numbers * self.hop_samples / 16_000
-        return np.stack([starts, starts + self.window_samples / 16_000], axis=1)
+        starts = numbers * self.hop_samples / SAMPLE_RATE
+        return np.stack([starts, starts + self.window_samples / SAMPLE_RATE], axis=1)
 
     def encoded_seconds(self, seconds: float) -> float:
-        """Seconds of speech that pass through the encoder for an utterance of that length."""
+        """How many seconds of an utterance of that length are encoded."""
         return self.num_crops * CROP_SECONDS if self.num_crops and seconds > CROP_SECONDS else seconds
 
     def _without_window(self) -> "EncoderSpec":
@@ -111,5 +113,5 @@ class EncoderSpec(Record, frozen=True):
 
 
 def crops_rule(num_crops: int) -> str:
-    """The rule ``window`` of so many crops."""
+    """The rule ``window`` for so many crops."""
     return f"crops-{num_crops}-6.4s/1"

@@ -14,16 +14,16 @@ from speechclip.storage import Storage
 class Features:
     """The stored assets of one feature set in one snapshot: `key in features`, `len(features)`, `for key in features`.
 
-    Every read is verified, unless `verify` is False. The object can be pickled, and then opens its own files.
+    Every read is verified. The object can be pickled, and then opens its own files.
     """
 
-    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
-        self.storage, self.spec, self.verify = storage, spec, verify
+    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table) -> None:
+        self.storage, self.spec = storage, spec
         self.fingerprint = spec.fingerprint
         self._entries = entries
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(type(self), verify=self.verify), (self.storage, self.spec, self._entries)
+        return type(self), (self.storage, self.spec, self._entries)
 
     def __contains__(self, key: object) -> bool:
         return key in self._index

@@ -39,8 +39,8 @@ class Frames(Features):
     of a local store is a view of the mapped file.
     """
 
-    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
-        super().__init__(storage, spec, entries, verify=verify)
+    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table) -> None:
+        super().__init__(storage, spec, entries)
         self._codec = codec_of(spec)
         self._open = functools.lru_cache(maxsize=256)(self._map)
         self._sums = functools.lru_cache(maxsize=1024)(self._read_sums)
@@ -100,10 +100,9 @@ class Frames(Features):
         num_layers, layer_bytes = len(self.spec.layers), place.layer_bytes
         begin = location.offset + place.offset
         data = self._bytes(location.shard, begin, begin + num_layers * layer_bytes)
-        if self.verify:
-            for layer, expected in enumerate(self._block_sums(location, place)):
-                what = f"{location.shard}: {location.key} layer {layer}"
-                verify_blocks(data[layer * layer_bytes : (layer + 1) * layer_bytes], expected, what)
+        for layer, expected in enumerate(self._block_sums(location, place)):
+            what = f"{location.shard}: {location.key} layer {layer}"
+            verify_blocks(data[layer * layer_bytes : (layer + 1) * layer_bytes], expected, what)
         return data.view(place.member.dtype).reshape(num_layers, place.num_rows, place.member.width)
 
     def _rows(self, location: Location, place: MemberPlace, layer: int, start: int, stop: int) -> np.ndarray:
@@ -113,9 +112,8 @@ class Frames(Features):
         low, high = first * BLOCK_BYTES, min(last * BLOCK_BYTES, place.layer_bytes)
         base = location.offset + place.offset + layer * place.layer_bytes
         data = self._bytes(location.shard, base + low, base + high)
-        if self.verify:
-            expected = self._block_sums(location, place)[layer, first:last]
-            verify_blocks(data, expected, f"{location.shard}: {location.key} layer {layer}")
+        expected = self._block_sums(location, place)[layer, first:last]
+        verify_blocks(data, expected, f"{location.shard}: {location.key} layer {layer}")
         return data[begin - low : end - low].view(place.member.dtype).reshape(stop - start, place.member.width)
 
     def _block_sums(self, location: Location, place: MemberPlace) -> np.ndarray:

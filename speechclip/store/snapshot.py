@@ -55,7 +55,7 @@ class Snapshot:
         """All feature sets of this snapshot, in the order of their fingerprints."""
         return [self._info(fingerprint) for fingerprint in self._version.feature_sets()]
 
-    def feature_set(self, fingerprint: str, *, verify: bool = True) -> Frames | Vectors:
+    def feature_set(self, fingerprint: str) -> Frames | Vectors:
         """The features of one fingerprint. Raises `NotStored` if the snapshot has none of them."""
         known = self._version.feature_sets()
         if fingerprint not in known:
@@ -65,7 +65,7 @@ class Snapshot:
             )
         spec = read_spec(self.storage, fingerprint).spec
         kind = Frames if spec.is_frames else Vectors
-        return kind(self.storage, spec, self.stored(fingerprint), verify=verify)
+        return kind(self.storage, spec, self.stored(fingerprint))
 
     def stored_keys(self, fingerprint: str) -> set[str]:
         """The keys of the assets that have a feature."""

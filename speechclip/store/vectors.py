@@ -128,8 +128,8 @@ class Vectors(Features):
     Each vector that is read is checked against the catalog's checksum.
     """
 
-    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table, *, verify: bool = True) -> None:
-        super().__init__(storage, spec, entries, verify=verify)
+    def __init__(self, storage: Storage, spec: EncoderSpec, entries: pa.Table) -> None:
+        super().__init__(storage, spec, entries)
         self._chunk = functools.lru_cache(maxsize=64)(self._read_chunk)
 
     @functools.cached_property
@@ -144,7 +144,7 @@ class Vectors(Features):
         rows = shape_of(shards[row]).chunk_rows
         chunk, within = divmod(int(offsets[row]), rows)
         found = self._chunk(shards[row], chunk * rows)
-        if self.verify and digest_of(found[within].data) != checksums[row]:
+        if digest_of(found[within].data) != checksums[row]:
             raise Damaged(f"{shards[row]}: row {offsets[row]} ({key}) does not match its checksum")
         vector: np.ndarray = found[within]
         return vector

@@ -57,7 +57,7 @@ def test_a_key_committed_twice_counts_once_and_the_lowest_version_wins(store: Fe
     assert shards(store) == {"a": "shard-t1", "b": "shard-t0"}
 
 
-def test_stored_beats_rejected_whichever_came_first(store: FeatureStore) -> None:
+def test_a_stored_row_counts_before_a_rejected_one_in_either_order(store: FeatureStore) -> None:
     no = RejectedAsset(key="a", reason="undecodable", detail="a: no decoder takes it")
     store.commit([receipt("t0", rejected=(no,))], "m")
     assert store.snapshot().rejections(NAME)["reason"].to_pylist() == ["undecodable"]
@@ -112,7 +112,7 @@ def test_plain_deltalake_and_duckdb_read_the_catalog(tmp_path: Path) -> None:
     assert catalog.count_rows() == 2
 
 
-def test_a_place_without_a_store_is_named(store_uri: str) -> None:
+def test_a_place_without_a_store_is_reported(store_uri: str) -> None:
     with pytest.raises(NotStored, match="featurize"):
         FeatureStore(store_uri).snapshot()
 
@@ -129,10 +129,10 @@ def test_specs_are_kept_once(store: FeatureStore) -> None:
     assert store.read_spec(FRAMES_SPEC.fingerprint).spec == FRAMES_SPEC
 
 
-def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
+def test_reading_the_log_is_retried_and_then_fails_with_a_sentence(
     proxied_uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client fetches for it what opening the table has not, and gives up for good at an answer that is refused."""
+    """The client fetches parts of the log that opening the table did not, and stops at an answer that says no."""
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.005)
     monkeypatch.setitem(aws.DELTA, "max_retries", "0")
     store = FeatureStore(proxied_uri)
@@ -145,8 +145,8 @@ def test_reading_the_log_outlasts_bad_weather_and_then_fails_with_a_sentence(
         store.catalog._holds(table, "digest")
 
 
-def test_of_two_rejections_of_one_scope_the_newest_is_shown_and_a_feature_before_both(tmp_path: Path) -> None:
-    """As after `featurize --retry`: an old snapshot, and a compaction, show what was the newest then."""
+def test_the_newest_of_two_rejections_counts_and_a_feature_counts_before_both(tmp_path: Path) -> None:
+    """As after `featurize --retry`. An old snapshot shows the newest of its time, and so does a compaction."""
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     store.add_spec(VECTORS_SPEC, "toy")

@@ -1,4 +1,4 @@
-"""What drop, compact and a repair's commit do to the rows, beside other writers."""
+"""What `drop`, `compact` and the commit of a `repair` do to the rows while others write."""
 
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,14 @@ def test_compaction_keeps_what_readers_pick_in_one_file(store_uri: str) -> None:
     rows = num_rows(store)
     assert store.compact(min_files=100) is None
     store.compact(min_files=2)
-    # The older rejection, and a copy in a shard that nothing else keeps; the other copy lies beside what counts.
+    # Gone are the older rejection, and a second row in a shard of which no row counts. The third row of that key stays,
+    # because it lies in a shard of which another row counts.
     assert num_rows(store) == rows - 2
     assert {name: store.snapshot().stored(name).to_pylist() for name in (SPEECH, IMAGE, TEXT)} == before
     assert len(store.catalog.open().all_paths) == 3
 
 
-def test_a_repair_takes_the_place_of_damaged_rows_and_only_of_those_it_stores(tmp_path: Path) -> None:
+def test_a_repair_replaces_the_damaged_rows_that_it_stores_and_no_others(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     store.commit([receipt("t1", "a", 1), receipt("t2", "b", 2), receipt("t3", "c", 3)], "m")
@@ -89,7 +90,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", sorted(CHANGES))
-def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
+def test_a_change_that_loses_the_race_reads_and_writes_nothing_twice(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore(str(tmp_path / "s"))
@@ -127,7 +128,7 @@ def test_a_change_that_loses_the_race_goes_on_with_what_it_has_read_and_written(
     assert num_races == 4
     assert len(read) == len(set(read))
     assert set(read) & old == (set() if change == "commit" else old)
-    # Only rows that state the version of their commit are written for each try.
+    # Only rows that state the version of their commit are written at each attempt.
     rewritten = [rows for rows in written if set(rows["task"].to_pylist()) != {"t9"}]
     assert len(rewritten) == (0 if change == "commit" else 1)
     assert store.snapshot().stored_keys(IMAGE) == expected | {"r1", "r2", "r3"}
@@ -166,7 +167,7 @@ def test_a_race_that_is_lost_before_rows_are_written_writes_none(
     assert store.snapshot().stored_keys(IMAGE) == {"b", "r"}
 
 
-def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> None:
+def test_a_drop_rewrites_only_the_data_files_that_name_dropped_keys(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     for number, keys in enumerate(["ab", "cd", "a", "e"]):
@@ -178,7 +179,9 @@ def test_a_drop_rewrites_only_the_files_that_name_what_goes(tmp_path: Path) -> N
     assert store.snapshot().stored_keys(IMAGE) == {"b", "d", "e"}
 
 
-def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compaction_starts_again_if_a_rival_removed_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     for key in "abc":
@@ -196,8 +199,8 @@ def test_a_compaction_begins_anew_where_a_rival_took_its_files(tmp_path: Path, m
     assert len(store.catalog.open().all_paths) == 1
 
 
-def test_the_same_receipts_of_another_run_count_after_a_drop(tmp_path: Path) -> None:
-    """A run that adopts a shard makes equal receipts each time; a digest of these alone would skip the second."""
+def test_equal_receipts_of_another_job_count_after_a_drop(tmp_path: Path) -> None:
+    """A job that reuses a shard makes equal receipts each time. A digest of these alone would skip the second."""
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     for run in ("run-1", "run-2"):

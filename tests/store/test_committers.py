@@ -1,4 +1,4 @@
-"""Many processes commit into one store as fast as they can: every receipt once, every version one commit."""
+"""Many processes commit into one store as fast as they can. Every receipt counts once, every version is one commit."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.mark.parametrize("place", NUM_ROUNDS)
-def test_of_many_committing_processes_none_loses_and_none_starves(
+def test_many_committing_processes_all_succeed(
     place: str, nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = request.getfixturevalue("s3_uri") if place == "s3" else str(tmp_path / "store")
@@ -59,7 +59,7 @@ def test_of_many_committing_processes_none_loses_and_none_starves(
 
 
 def rows_added(store: FeatureStore, version: int) -> list[dict[str, Any]]:
-    """The rows of the files that this version's own log entry adds, read by nothing of ours."""
+    """The rows of the data files that this version's log entry adds, read without our own code."""
     lines = store.storage.read(f"catalog/_delta_log/{version:020d}.json").splitlines()
     paths = [action["add"]["path"] for action in map(json.loads, lines) if "add" in action]
     assert len(paths) == 1

@@ -1,4 +1,4 @@
-"""The log, its copies and its root: what a reader notices of a log that is not what was committed."""
+"""The log, its copies and its root: a reader notices a log that is not what was committed."""
 
 import json
 import threading
@@ -48,7 +48,7 @@ def test_every_entry_has_its_copy_byte_by_byte(store: FeatureStore) -> None:
     assert list(verify_log(store.catalog)) == []
 
 
-def test_a_copy_that_a_killed_writer_owed_is_made_by_the_next(store: FeatureStore) -> None:
+def test_the_next_writer_makes_the_copy_that_a_killed_one_did_not(store: FeatureStore) -> None:
     for version in (3, 4):
         file(store, journal_path(version)).unlink()
     assert list(verify_log(store.catalog)) == []
@@ -57,7 +57,7 @@ def test_a_copy_that_a_killed_writer_owed_is_made_by_the_next(store: FeatureStor
 
 
 @pytest.mark.parametrize("edit", ["another file", "no file", "another partition"])
-def test_a_log_that_leads_elsewhere_is_noticed_by_its_root(store: FeatureStore, edit: str) -> None:
+def test_a_changed_log_is_noticed_by_its_root(store: FeatureStore, edit: str) -> None:
     entry = file(store, log_path(2))
     lines = [json.loads(line) for line in entry.read_text().splitlines()]
     add = next(line["add"] for line in lines if "add" in line)
@@ -75,7 +75,7 @@ def test_a_log_that_leads_elsewhere_is_noticed_by_its_root(store: FeatureStore, 
     assert store.snapshot(1).stored_keys("set-1") == {"key-0"}
 
 
-def test_a_lost_newest_entry_is_noticed_not_read_as_an_older_store(store: FeatureStore) -> None:
+def test_a_lost_newest_entry_is_noticed_and_not_read_as_an_older_store(store: FeatureStore) -> None:
     file(store, log_path(4)).unlink()
     with pytest.raises(Damaged, match=r"0004\.json was committed and is gone"):
         store.snapshot()
@@ -85,7 +85,7 @@ def test_a_lost_newest_entry_is_noticed_not_read_as_an_older_store(store: Featur
         store.snapshot(77)
 
 
-def test_a_long_log_gets_checkpoints_that_the_journal_vouches_for(
+def test_a_long_log_gets_checkpoints_with_checksums_in_the_journal(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 3)
@@ -99,7 +99,7 @@ def test_a_long_log_gets_checkpoints_that_the_journal_vouches_for(
 
 
 def test_entries_and_copies_are_verified_side_by_side(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of years has tens of thousands, each a request where they lie on S3."""
+    """After years a store has tens of thousands of entries, and on S3 each takes a request."""
     are_two, lock = threading.Event(), threading.Lock()
     num_open = [0]
 

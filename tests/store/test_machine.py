@@ -1,7 +1,7 @@
-"""The store against a dict: any order of commits, reads, tags, drops, collections, kills and races ends the same.
+"""The store against a dict: any order of commits, reads, tags, drops, `gc` runs, kills and races ends the same.
 
-A failure prints the program that leads to it. CI takes the same seeds each time, the long run others, which the names
-of its tests tell: put one in SEEDS and it plays the same.
+A failure prints the program that leads to it. CI uses the same seeds each time. The long run uses others, which are
+part of its tests' names: put one in SEEDS to repeat it.
 """
 
 import os
@@ -22,7 +22,7 @@ from speechclip.upkeep.verify import verify
 
 GRACE = GRACE_SECONDS / DAY
 REASONS = ("silent", "source-missing")
-# From its eleventh example on Hypothesis mostly varies the one before; ten from each seed have less in common.
+# After ten examples Hypothesis mostly varies the one before. Ten examples from each of several seeds differ more.
 NUM_EXAMPLES = 10
 # The workers of one run must know the same tests.
 CHANCE = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
@@ -136,7 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.let_time_pass(60 / DAY if is_at_once else days)
         self.store.collect(writer, 0.0 if is_at_once else GRACE, meanwhile, pick)
         if is_at_once:
-            # Who asks for that says that no worker has anything under way.
+            # By this option the caller says that no worker is at work.
             self.store.pending = []
         for version in {self.store.head, *self.store.tags.values()}:
             self.store.check(self.store.handles[0].snapshot(version))

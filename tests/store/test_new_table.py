@@ -23,7 +23,7 @@ def test_a_table_that_is_there_stays_as_it_is(store_uri: str) -> None:
     assert version_of(storage) == 0
 
 
-def test_many_make_it_at_once_and_it_is_one(store_uri: str) -> None:
+def test_many_processes_make_one_table_at_once(store_uri: str) -> None:
     start = threading.Barrier(4)
 
     def make() -> None:
@@ -39,7 +39,7 @@ def test_many_make_it_at_once_and_it_is_one(store_uri: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop-answer", "late-500", "duplicate", "truncate", "503", "condition-409"])
-def test_bad_weather_makes_no_second_version(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
+def test_faults_of_the_network_make_no_second_version(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
     storage = Storage(proxied_uri)
     proxy.schedule(Schedule((kind,), budget=2, only="PUT"))
     make_table(storage, "table", SCHEMA)

@@ -1,4 +1,4 @@
-"""Stores of every format that was ever released stay readable: by us, and by the tools that their formats belong to."""
+"""Stores of every released format stay readable: by this code, and by other tools that read these formats."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def test_what_format_1_rejected_stays_rejected(store: FeatureStore, expected: di
         assert sorted([row["asset"], row["reason"]] for row in rows) == rejected
 
 
-def test_format_1_verifies_and_goes_on_growing(store: FeatureStore, expected: dict[str, Any]) -> None:
+def test_format_1_verifies_and_takes_new_features(store: FeatureStore, expected: dict[str, Any]) -> None:
     report = verify(store)
     assert report.findings == ()
     assert len(report.versions) == 2
@@ -84,7 +84,7 @@ def test_other_tools_read_format_1(store: FeatureStore) -> None:
 
 
 def test_a_newer_format_is_refused_with_what_to_do(store: FeatureStore, expected: dict[str, Any]) -> None:
-    """By whatever reads or writes, before it does; gc's own rules would free what a newer one keeps."""
+    """Every reader and writer refuses it first. By its own rules, this `gc` could delete what a newer one keeps."""
     manifests = [store.read_manifest(expected["manifest"])]
     store.storage.delete(list(store.storage.list("manifests")))
     store.storage.replace("store.json", b'{"format":2}')

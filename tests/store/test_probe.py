@@ -11,7 +11,7 @@ from speechclip.store import probe as probes
 
 
 def objects(endpoint: str, uri: str) -> list[str]:
-    """What lies in the bucket, whatever a proxy says."""
+    """The files in the bucket, read without the proxy."""
     found = s3_servers.client(endpoint).list_objects_v2(Bucket=uri.split("/")[2])
     return [entry["Key"] for entry in found.get("Contents", [])]
 
@@ -35,7 +35,7 @@ def test_a_backend_without_conditional_writes_is_refused_and_nothing_stays(
 
 
 def test_deltas_own_commits_are_probed_too(proxy: FaultProxy, proxied_uri: str, s3_endpoint: str) -> None:
-    """Our own client is answered as it should be, Delta's is not."""
+    """Our own client gets right answers, Delta's client does not."""
     proxy.schedule(Schedule(("ignore-condition",), only="_delta_log/00000000000000000001.json"))
     with pytest.raises(UnsupportedStore, match=r"of 4 simultaneous Delta commits"):
         FeatureStore(proxied_uri).create()

@@ -1,4 +1,4 @@
-"""A tag whose maker was killed before it looked at the collections: it is told, and stops nobody."""
+"""A tag of a deleted version, left by a `tag` that was killed: `verify` reports it, and it stops nobody."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ from speechclip.upkeep.verify import verify
 
 @pytest.fixture
 def store(store_uri: str) -> FeatureStore:
-    """Its first two versions were freed; then `tag late 2` was killed, which had begun before."""
+    """A store whose first two versions were deleted. A `tag late 2` that had begun before was killed after that."""
     store = fill(store_uri)
     store.drop({SPEECH: None})
     store.compact(2)
@@ -28,7 +28,7 @@ def store(store_uri: str) -> FeatureStore:
     return store
 
 
-def test_a_tag_of_a_freed_version_is_told_in_a_sentence_that_says_what_to_do(store: FeatureStore) -> None:
+def test_a_tag_of_a_deleted_version_is_reported_with_what_to_do(store: FeatureStore) -> None:
     says = "the tag names catalog version 2, which `gc` had deleted"
     findings = verify(store).findings
     assert [(finding.kind, finding.path) for finding in findings] == [("tag", tag_path("late"))]
@@ -52,7 +52,9 @@ def test_such_a_tag_stops_neither_gc_nor_repair(store: FeatureStore) -> None:
     assert content(store.snapshot()) == {key: data for key, data in before.items() if key[0] != IMAGE}
 
 
-def test_a_tag_that_is_deleted_while_one_looks_is_none(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_that_is_deleted_during_a_listing_is_left_out(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = store.storage.list
     gone = {TAGS: [tag_path("gone")]}
     monkeypatch.setattr(store.storage, "list", lambda prefix: [*listed(prefix), *gone.get(prefix, ())])
@@ -74,7 +76,7 @@ def test_a_tag_with_the_content_of_another_is_damaged(store: FeatureStore) -> No
     assert [tag.name for tag in store.tags.readable()] == ["good"]
 
 
-def test_nothing_is_written_for_a_version_that_was_freed(store: FeatureStore) -> None:
+def test_nothing_is_written_for_a_version_that_was_deleted(store: FeatureStore) -> None:
     for name in ("later", "late"):
         with pytest.raises(NotStored, match="was deleted"):
             store.tags.create(name, 2)

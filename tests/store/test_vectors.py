@@ -15,8 +15,8 @@ from speechclip.store.layout import matrix_path
 from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix
 from speechclip.store.vectors import find_chunk, write_chunk
 
-SEGMENT = "p-6x4"
-PATH = matrix_path(VECTORS_SPEC.fingerprint, SEGMENT)
+MATRIX = "p-6x4"
+PATH = matrix_path(VECTORS_SPEC.fingerprint, MATRIX)
 KEYS = [f"{n:064x}" for n in range(6)]
 
 
@@ -27,7 +27,7 @@ def tasks() -> list[Task]:
             id=f"t{n}",
             feature_set=VECTORS_SPEC.fingerprint,
             assets=tuple(assets[first : first + 4]),
-            matrix=SEGMENT,
+            matrix=MATRIX,
             first_row=first,
         )
         for n, first in enumerate((0, 4))
@@ -43,7 +43,7 @@ def write(store_uri: str, features: dict[str, np.ndarray]) -> FeatureStore:
     store = FeatureStore(store_uri)
     store.create()
     store.add_spec(VECTORS_SPEC, "toy")
-    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, MATRIX)
     for task in tasks():
         path, stored, num_bytes = write_chunk(store.storage, VECTORS_SPEC, task, features)
         receipt = Receipt(
@@ -77,7 +77,7 @@ def test_a_rejected_asset_leaves_its_row_empty(store_uri: str) -> None:
         vectors[KEYS[1]]
 
 
-def test_plain_zarr_opens_the_segment(tmp_path: Path) -> None:
+def test_plain_zarr_opens_the_matrix(tmp_path: Path) -> None:
     features = vectors_of(KEYS)
     store = write(str(tmp_path / "store"), features)
     group = zarr.open(store.storage.address(PATH), mode="r")
@@ -90,16 +90,16 @@ def test_a_chunk_is_to_the_byte_what_zarr_writes(tmp_path: Path) -> None:
     features = vectors_of(KEYS)
     store = write(str(tmp_path / "store"), features)
     create_matrix(store.storage, VECTORS_SPEC, "by-zarr-6x4")
-    group = zarr.open(f"{store.storage.root}/{PATH.replace(SEGMENT, 'by-zarr-6x4')}", mode="r+")
+    group = zarr.open(f"{store.storage.root}/{PATH.replace(MATRIX, 'by-zarr-6x4')}", mode="r+")
     group["vectors"][:] = np.stack([features[key] for key in KEYS])
     group["keys"][:] = np.array([list(key.encode().ljust(88, b"\0")) for key in KEYS], np.uint8)
     ours = {path.partition(".zarr/")[2]: store.storage.read(path) for path in store.storage.list(PATH)}
     assert sum("/c/" in name for name in ours) == 4
     for name, data in ours.items():
-        assert store.storage.read(f"{PATH.replace(SEGMENT, 'by-zarr-6x4')}/{name}") == data
+        assert store.storage.read(f"{PATH.replace(MATRIX, 'by-zarr-6x4')}/{name}") == data
 
 
-def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> None:
+def test_a_chunk_that_is_there_is_reused_and_not_overwritten(store_uri: str) -> None:
     features = vectors_of(KEYS)
     store = write(store_uri, features)
     other = {key: vector + 1 for key, vector in features.items()}
@@ -112,13 +112,13 @@ def test_a_chunk_that_is_there_is_adopted_not_overwritten(store_uri: str) -> Non
 def test_an_unwritten_chunk_holds_nothing(store_uri: str) -> None:
     store = FeatureStore(store_uri)
     store.create()
-    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, MATRIX)
     assert find_chunk(store.storage, VECTORS_SPEC, tasks()[0], PATH) == ()
 
 
 @pytest.mark.parametrize("repair_crc", [False, True])
 def test_a_flipped_byte_is_found(tmp_path: Path, repair_crc: bool) -> None:
-    """By Zarr's own checksum; and by the catalog's where somebody rewrote the chunk whole."""
+    """By Zarr's own checksum, or by the catalog's if somebody rewrote the whole chunk."""
     store = write(str(tmp_path / "store"), vectors_of(KEYS))
     folder = store.storage.address(PATH)
     if repair_crc:
@@ -134,13 +134,11 @@ def test_a_flipped_byte_is_found(tmp_path: Path, repair_crc: bool) -> None:
 
 
 @pytest.mark.parametrize("damage", ["a flipped byte", "a feature that it lacks"])
-def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_generation(
-    tmp_path: Path, damage: str
-) -> None:
+def test_a_chunk_that_cannot_be_reused_stays_and_ours_takes_the_next_generation(tmp_path: Path, damage: str) -> None:
     features = vectors_of(KEYS)
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    create_matrix(store.storage, VECTORS_SPEC, SEGMENT)
+    create_matrix(store.storage, VECTORS_SPEC, MATRIX)
     task = tasks()[0]
     partial = {key: vector for key, vector in features.items() if key != KEYS[1]}
     write_chunk(store.storage, VECTORS_SPEC, task, features if damage == "a flipped byte" else partial)
@@ -151,19 +149,19 @@ def test_a_chunk_that_cannot_be_adopted_is_left_alone_and_ours_takes_the_next_ge
         chunk.write_bytes(data)
     before = chunk.read_bytes()
     path, stored, _ = write_chunk(store.storage, VECTORS_SPEC, task, features)
-    assert path.endswith(f"{SEGMENT}-g1.zarr")
+    assert path.endswith(f"{MATRIX}-g1.zarr")
     assert [entry.key for entry in stored] == KEYS[:4]
     assert chunk.read_bytes() == before
 
 
 @pytest.mark.parametrize("half", ["vectors", "keys"])
-def test_half_of_a_chunk_that_holds_other_rows_gets_no_other_half_of_ours(tmp_path: Path, half: str) -> None:
-    """A killed `drop --erase` has left one file of [b, c]; beside it, ours would give b's vector to a."""
+def test_one_file_of_a_chunk_is_not_completed_by_a_file_of_other_rows(tmp_path: Path, half: str) -> None:
+    """A killed `drop --erase` left one file with [b, c]. Our other file beside it would give b's vector to a."""
     features, spec, task = vectors_of(KEYS), VECTORS_SPEC, tasks()[0]
     store = FeatureStore(str(tmp_path / "store"))
     store.create()
-    storage, left = store.storage, f"{SEGMENT}-g1"
-    for matrix, there in ((SEGMENT, task.assets), (left, task.assets[1:3])):
+    storage, left = store.storage, f"{MATRIX}-g1"
+    for matrix, there in ((MATRIX, task.assets), (left, task.assets[1:3])):
         create_matrix(storage, spec, matrix)
         write_chunk(storage, spec, msgspec.structs.replace(task, matrix=matrix, assets=there), features)
     for name in ARRAYS:

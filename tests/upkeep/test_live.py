@@ -141,7 +141,7 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
     assert len(problems) == 1
     assert "`speechclip tag --delete late`" in problems[0]
     assert [tag.name for tag in store.tags.readable()] == ["paper"]
-    with pytest.raises(NotStored, match="freed"):
+    with pytest.raises(NotStored, match="was deleted"):
         store.snapshot(newest - 1)
     assert collect(store).files == 0
     assert content(store.snapshot("paper")) == paper
