@@ -16,7 +16,7 @@ import torch
 from speechclip.errors import InvalidInput
 from speechclip.evaluation.evaluator import validator
 from speechclip.jobs.cluster import connect
-from speechclip.jobs.mailbox import Mailbox, post
+from speechclip.jobs.mailbox import Mailbox, flush, post
 from speechclip.jobs.metrics import TrainMetrics
 from speechclip.jobs.nodes import Notify
 from speechclip.jobs.workers import WorkerCount, run_workers
@@ -108,8 +108,8 @@ def train(
         last = folder.last_checkpoint()
         return last.step if last else 0
 
-    with Mailbox(show) as queue:
-        config = {"assignment": to_json(_Assignment(request=request, identity=identity)), "queue": queue}
+    with Mailbox(show) as messages:
+        config = {"assignment": to_json(_Assignment(request=request, identity=identity)), "messages": messages}
         run_workers(_train_on_worker, config, count, last_step=last_step, notify=notify)
     finished = folder.finished()
     assert finished is not None
@@ -205,9 +205,10 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         vocabulary=folder.read_vocabulary(identity),
         validate=validator(manifest, recipe.dev_split, frames, vectors),
         device=ray.train.torch.get_device(),
-        on_progress=lambda progress: post(config["queue"], to_json(progress)),
+        on_progress=lambda progress: post(config["messages"], to_json(progress)),
     )
     trainer.fit()
+    flush(config["messages"])
 
 
 def _threads() -> int:

@@ -76,7 +76,7 @@ def test_a_training_node_killed_changes_nothing_of_what_is_trained(
     run = tmp_path / "run"
     job = fleet.submit("train", *course.options(run, "--workers", "2"))
     wait_for_checkpoint(fleet, job, run, 5)
-    assert not fleet.places(job, "_QueueActor"), "the mailbox stays with the driver"
+    assert not fleet.places(job, "Messages"), "the mailbox stays with the driver"
     victim = next(iter(fleet.places(job, WORKER)))
     wait_for_checkpoint(fleet, job, run, 10)
     fleet.lose(victim)
