@@ -45,8 +45,8 @@ def drop(
     from speechclip.featurization.driver import new_job
     from speechclip.manifest import Manifest
     from speechclip.store import FeatureStore
-    from speechclip.upkeep.drop import choose
-    from speechclip.upkeep.erase import repack
+    from speechclip.upkeep.drop import keys_to_drop
+    from speechclip.upkeep.erase import rewrite_shared_shards
 
     if not feature_sets and doomed is None:
         raise click.UsageError("name a FEATURE_SET or a --manifest")
@@ -55,11 +55,11 @@ def drop(
     store = FeatureStore(settings.need("store"))
     snapshot = store.snapshot()
     snapshot.check_tags()
-    chosen = choose(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
+    chosen = keys_to_drop(snapshot, feature_sets, Manifest.read(doomed) if doomed else None, speaker, modality)
     counts = {name: len(keys & snapshot.keys(name)) for name, keys in chosen.items()}
     job = new_job()
     if erase and not dry_run:
-        num_moved = repack(store, chosen, job=job, on_progress=progress_line("shards"))
+        num_moved = rewrite_shared_shards(store, chosen, job=job, on_progress=progress_line("shards"))
         say(f"{counted(num_moved, 'shared shard')} rewritten")
     version = None if dry_run else store.drop(chosen, job=job)
     if as_json:
@@ -98,11 +98,11 @@ def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
     """
     from speechclip.store import FeatureStore
     from speechclip.store.grace import GRACE_SECONDS
-    from speechclip.upkeep.gc import collect
+    from speechclip.upkeep.gc import delete_unused
 
     store = FeatureStore(settings.need("store"))
     report = progress_line("files deleted")
-    freed = collect(store, grace_seconds=0 if now else GRACE_SECONDS, dry_run=dry_run, on_progress=report)
+    freed = delete_unused(store, grace_seconds=0 if now else GRACE_SECONDS, dry_run=dry_run, on_progress=report)
     if as_json:
         click.echo(msgspec.json.encode(freed))
         return

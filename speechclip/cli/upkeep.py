@@ -76,11 +76,11 @@ def repair(settings: Settings, as_json: bool, num_cpus: int | None, inline: bool
     if as_json:
         click.echo(msgspec.json.encode(done))
     else:
-        for finding in done.mended:
-            say(f"mended {finding.path}: {_bare(finding)}")
-        for path in done.given_up:
-            say(f"gave up {path}: what only it named is missing; `speechclip featurize` encodes that again")
-        say(f"{counted(len(done.mended), 'file')} mended, {counted(done.encoded, 'asset')} encoded anew")
+        for finding in done.repaired:
+            say(f"repaired {finding.path}: {finding.problem}")
+        for path in done.forgotten:
+            say(f"forgot {path}: what only this file named is missing; `speechclip featurize` encodes it again")
+        say(f"{counted(len(done.repaired), 'file')} repaired, {counted(done.encoded, 'asset')} encoded again")
     if done.dropped_embeddings:
         say(f"{counted(done.dropped_embeddings, 'damaged embedding')} dropped; `speechclip embed` makes them again")
     if done.problems:
@@ -91,7 +91,7 @@ def _show_report(report: Any) -> None:
     if report.findings:
         shown = table("kind", "file", "what is wrong", "assets to encode", figures=("assets to encode",))
         for finding in report.findings:
-            shown.add_row(finding.kind, printable(finding.path), printable(_bare(finding)), f"{len(finding.keys):,}")
+            shown.add_row(finding.kind, printable(finding.path), printable(_problem(finding)), f"{len(finding.keys):,}")
         console().print(shown)
     versions = ", ".join(map(str, report.versions))
     if versions:
@@ -102,14 +102,15 @@ def _show_report(report: Any) -> None:
     if report.orphans:
         say(
             f"no checked version names {counted(report.orphans, 'file')} with {human_bytes(report.orphan_bytes)}: a "
-            "run is at work on that, or `speechclip gc` will free it"
+            "job is about to commit that, or `speechclip gc` will delete it"
         )
 
 
-def _bare(finding: Any) -> str:
-    """What is wrong, without the path that stands beside it and the advice to do what is being done."""
-    problem: str = finding.problem.removeprefix(f"{finding.path}: ")
-    return problem.removesuffix("; run `speechclip repair`")
+def _problem(finding: Any) -> str:
+    """What is wrong, and what to do unless that is a repair: the command's last line says so for all findings."""
+    from speechclip.upkeep.findings import REPAIR
+
+    return str(finding.problem if finding.advice in ("", REPAIR) else f"{finding.problem}; {finding.advice}")
 
 
 def _show_recomputed(again: list[Any]) -> None:

@@ -90,6 +90,13 @@ class Storage:
         """The bytes of `path`, or of its range [start, end) as far as it reaches; `FileNotFoundError` if it is none."""
         return self._files.read(path, start, end)
 
+    def read_or_empty(self, path: str) -> bytes:
+        """The bytes of the file at `path`; empty bytes if there is none."""
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return b""
+
     def create(self, path: str, data: bytes | memoryview) -> bool:
         """Write `path` whole and durable, unless something lies there: then change nothing and return False."""
         return self._files.create(path, data)

@@ -1,4 +1,4 @@
-"""Which stored features a `drop` means."""
+"""Which stored features a `drop` removes."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,25 @@ from speechclip.store import Snapshot
 from speechclip.store.feature_sets import find_feature_set
 
 
-def choose(
+def keys_to_drop(
     snapshot: Snapshot,
     names: Sequence[str],
     manifest: Manifest | None = None,
     speaker: str | None = None,
     modality: Modality | None = None,
 ) -> dict[str, set[str]]:
-    """The keys to drop, rejected ones too, by feature set: all of the named sets (of all, where none is named).
+    """The keys to drop by feature set, those of rejected assets too.
 
-    With a manifest only its assets, with a speaker only that speaker's speech: also those that were dropped before, for
-    their bytes may still lie there. A name that fits no set, or several, is `InvalidInput` that lists what there is.
+    `names` chooses feature sets by their fingerprint, by the start of one, or by the encoder's name. Without names all
+    feature sets are chosen. A manifest restricts the keys to its assets, and a speaker to the speech of that speaker.
+    With a manifest, a key is returned even if the snapshot does not hold it: it was perhaps dropped before, and its
+    bytes may still be on storage.
+
+    Raises `InvalidInput` for a name that fits no feature set or several, and for an unknown speaker.
     """
-    sets = [find_feature_set(snapshot, name, modality) for name in names] or snapshot.feature_sets()
+    chosen = [find_feature_set(snapshot, name, modality) for name in names] or snapshot.feature_sets()
     found = {}
-    for info in sets:
+    for info in chosen:
         kind = info.spec.modality
         if modality not in (None, kind) or (speaker is not None and kind != "speech"):
             continue
@@ -37,6 +41,7 @@ def _keys_of(manifest: Manifest, modality: Modality, speaker: str | None) -> set
         return {asset.key for asset in manifest.assets(modality)}
     rows = manifest.rows_where("speaker", [speaker])
     if not rows:
-        known = sorted(filter(None, manifest.table["speaker"].unique().to_pylist()))
-        raise InvalidInput(f"no speaker {speaker!r} in the manifest; it names {', '.join(known[:20]) or 'none'}")
+        speakers = sorted(filter(None, manifest.table["speaker"].unique().to_pylist()))
+        known = ", ".join(speakers[:20]) or "none"
+        raise InvalidInput(f"the manifest has no speaker {speaker!r}", f"choose one that it has: {known}")
     return {row["speech_key"] for row in rows if row["speech_key"] is not None}

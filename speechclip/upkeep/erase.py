@@ -1,7 +1,8 @@
-"""repack: write what stays of a shared shard anew, so that `gc` can free every byte of what is about to be dropped.
+"""Write shards and chunks again without certain assets, so that `gc` can delete every byte of these assets.
 
-A speaker's features lie in shards beside those of others. A `drop` alone makes them unnamed, but a file that still
-holds something named is never freed.
+The features of one speaker lie in shards together with those of others. A `drop` makes the catalog name the speaker's
+features no more. But `gc` deletes whole files, and the catalog still names these shards for the other speakers. So
+`drop --erase` first writes the other speakers' features into new shards, and commits that these count instead.
 """
 
 import itertools
@@ -23,32 +24,33 @@ from speechclip.store.rows import SCHEMA, is_among, is_stored, places, rows_of
 from speechclip.store.shards import pack_members, provenance_in, write_shard
 from speechclip.store.vectors import Vectors, write_chunk
 
-# A commit reads all rows of its feature sets.
+# Each commit reads all rows of its feature sets, so there is at most one in this time.
 COMMIT_SECONDS = 300.0
 
 
-def repack(
+def rewrite_shared_shards(
     store: FeatureStore,
     doomed: Mapping[str, Collection[str]],
     *,
     job: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Move what is not doomed out of every shard and chunk that it shares with doomed keys; how many were rewritten.
+    """Write each shard and chunk that holds doomed keys again without them; returns how many were written.
 
-    Also where the doomed keys are dropped already. The features are read verified and come out bit by bit the same;
-    killed midway, the next call goes on.
+    `doomed` are keys by feature set; they may be dropped already. Nothing is written for a shard that holds doomed
+    keys alone. The features are checked when they are read, and are the same to the bit afterwards. If the process is
+    killed, the next call continues.
     """
     snapshot = store.snapshot()
     snapshot.check_tags()
-    left = [SCHEMA.empty_table()]
+    leaving = [SCHEMA.empty_table()]
     shared: list[tuple[Frames | Vectors, pa.Table]] = []
     for name in sorted(doomed.keys() & {info.fingerprint for info in snapshot.feature_sets()}):
-        stays = _without(snapshot.all_stored(name), doomed[name])
-        found = _places(store, name, doomed[name]) if len(stays) else []
-        left.append(stays.filter(is_among(places(stays), found)))
-        spec, picked = store.read_spec(name).spec, _without(snapshot.stored(name), doomed[name])
-        moving = picked.filter(is_among(places(picked), found))
+        staying = _without(snapshot.all_stored(name), doomed[name])
+        found = _places(store, name, doomed[name]) if len(staying) else []
+        leaving.append(staying.filter(is_among(places(staying), found)))
+        spec, counted = store.read_spec(name).spec, _without(snapshot.stored(name), doomed[name])
+        moving = counted.filter(is_among(places(counted), found))
         features = (Frames if spec.is_frames else Vectors)(store.storage, spec, moving)
         shared += [(features, rows) for rows in _by_place(moving)]
     old, new, since = [SCHEMA.empty_table()], [SCHEMA.empty_table()], time.monotonic()
@@ -59,8 +61,9 @@ def repack(
             _commit(store, job, old, new)
             old, new, since = old[:1], new[:1], time.monotonic()
         on_progress(done, len(shared))
-    # What no reader picks is not moved, but names the old file all the same.
-    _commit(store, job, old, new, left)
+    # If a key is stored twice, no reader uses the second copy, so it is not written again. But its row names the old
+    # shard, so the row must leave the catalog too.
+    _commit(store, job, old, new, leaving)
     return len(shared)
 
 
@@ -69,7 +72,11 @@ def _without(rows: pa.Table, keys: Collection[str]) -> pa.Table:
 
 
 def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
-    """Where these keys lie, or lay by any of the catalog's files that `gc` has not freed."""
+    """The shards and chunks that hold these keys, as `store.rows.places` names them.
+
+    Every data file on storage is read, also those that only older versions name: keys that were dropped before are
+    found there until `gc` deletes these files.
+    """
     found: set[str] = set()
     paths = [path.removeprefix(f"{CATALOG}/") for path in store.storage.list(data_file_path(partition(name)))]
     for _, rows in store.catalog.data_files.read_each(paths):
@@ -80,7 +87,7 @@ def _places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
 
 
 def _by_place(rows: pa.Table) -> Iterator[pa.Table]:
-    """The rows of each shard or chunk apart, in the order of their offsets."""
+    """One table for each shard or chunk, its rows in the order of their offsets."""
     rows = rows.sort_by([(name, "ascending") for name in ("task", "shard", "offset")])
     for _, group in itertools.groupby(enumerate(places(rows).to_pylist()), key=lambda numbered: numbered[1]):
         numbers = [number for number, _ in group]
@@ -88,7 +95,7 @@ def _by_place(rows: pa.Table) -> Iterator[pa.Table]:
 
 
 def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
-    """Write the features of these rows, all of one shard or chunk, anew; the rows that say where they lie now."""
+    """Write the features of these rows, all from one shard or chunk, into a new one; returns the rows for it."""
     task, shard = rows["task"][0].as_py(), rows["shard"][0].as_py()
     storage, spec = features.storage, features.spec
     keys: list[str] = rows["asset"].to_pylist()
@@ -116,12 +123,15 @@ def _rewrite(features: Frames | Vectors, rows: pa.Table) -> pa.Table:
     )
     moved = rows_of([receipt], 0, "")
     assert moved["asset"].to_pylist() == keys
-    # They are as old as they were: of a key that is stored twice the same one counts.
+    # The new rows keep the old rows' versions. If a key is stored twice, readers use the row with the lowest version,
+    # and that must be the same row as before.
     return moved.set_column(moved.schema.get_field_index("version"), SCHEMA.field("version"), rows["version"])
 
 
 def _commit(
-    store: FeatureStore, job: str, old: Sequence[pa.Table], new: Sequence[pa.Table], left: Sequence[pa.Table] = ()
+    store: FeatureStore, job: str, old: Sequence[pa.Table], new: Sequence[pa.Table], leaving: Sequence[pa.Table] = ()
 ) -> None:
-    change = changes.move(store.catalog, pa.concat_tables(old), pa.concat_tables(new), pa.concat_tables([*old, *left]))
+    """Commit that the `new` rows replace the `old` ones, and that the `leaving` rows are gone."""
+    leaving = [*old, *leaving]
+    change = changes.move(store.catalog, pa.concat_tables(old), pa.concat_tables(new), pa.concat_tables(leaving))
     store.catalog.commit(secrets.token_hex(16), "erase", job, change)

@@ -1,4 +1,4 @@
-"""Recompute: encode random stored assets anew and compare; shows that stored equals online, here and now."""
+"""Encode random stored assets again and compare: this shows that stored features equal those made now and here."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -12,12 +12,16 @@ from speechclip.spec import EncoderSpec
 from speechclip.store import FeatureStore, Snapshot
 from speechclip.store.codec import codec_of
 
-# Two encodings of one asset agree within this share of the feature's largest number (`Encoder.encode`).
+# Two encodings of one asset differ by less than this share of the feature's largest number (`Encoder.encode`).
 ENCODER_NOISE = 1e-5
 
 
 class Recomputed(Record, frozen=True):
-    """One feature set's sample: the largest difference, relative to each feature's largest number, and the bound."""
+    """The result for one feature set.
+
+    `largest_difference` is relative to the largest number of each feature; `bound` is the largest that counts as
+    equal. `assets` counts those that were compared, `without_source` those whose source is gone or changed.
+    """
 
     feature_set: str
     assets: int
@@ -27,16 +31,17 @@ class Recomputed(Record, frozen=True):
 
     @property
     def is_equal(self) -> bool:
-        """Whether every feature came out again within the bound."""
+        """Whether every feature equals the stored one within the bound."""
         return self.largest_difference <= self.bound
 
 
 def recompute(
     store: FeatureStore, snapshot: Snapshot, count: int, seed: int, *, device: str = "auto"
 ) -> list[Recomputed]:
-    """Encode `count` random stored assets anew, spread over the feature sets by their sizes.
+    """Encode `count` random stored assets again, and compare them with the stored features.
 
-    Sources come from the kept manifests; an asset whose source is gone or changed is counted and not compared.
+    The larger a feature set, the more of its assets are chosen. Embeddings are left out. The sources come from the
+    manifests that the store keeps. The same `seed` chooses the same assets.
     """
     encoded = [info for info in snapshot.feature_sets() if not info.spec.is_of_head]
     everything = [(info.fingerprint, key) for info in encoded for key in sorted(snapshot.stored_keys(info.fingerprint))]
@@ -67,7 +72,7 @@ def recompute(
 
 
 def _sources(store: FeatureStore, modalities: Collection[Modality]) -> dict[tuple[Modality, str], list[Asset]]:
-    """Every kept manifest's word of where an asset lies, by modality and key."""
+    """Every source that a kept manifest names for an asset, by modality and key."""
     found: dict[tuple[Modality, str], list[Asset]] = {}
     for manifest in store.manifests():
         for modality in modalities:
@@ -77,7 +82,7 @@ def _sources(store: FeatureStore, modalities: Collection[Modality]) -> dict[tupl
 
 
 def _encode(sources: Sequence[Asset], spec: EncoderSpec, encoder: Encoder) -> np.ndarray | None:
-    """The feature of the first of these sources that is still there."""
+    """The feature made from the first of these sources that is still there; None if all are gone or changed."""
     for asset in sources:
         task = Task(id="recompute", feature_set=spec.fingerprint, assets=(asset,))
         features = encode_inputs(decode_task(task, spec), encoder, BatchSizes())[0]
@@ -87,12 +92,19 @@ def _encode(sources: Sequence[Asset], spec: EncoderSpec, encoder: Encoder) -> np
 
 
 def _bound(spec: EncoderSpec) -> float:
-    """The largest difference that is no fault, relative to a feature's largest number: both sides were rounded."""
+    """The largest difference that counts as equal, relative to a feature's largest number.
+
+    Both features were rounded by the codec, so two almost equal numbers may be a whole rounding step apart.
+    """
     codec = codec_of(spec)
     return max(ENCODER_NOISE, 2 * codec.bound(np.ones(1, codec.dtype)))
 
 
 def _difference(stored: np.ndarray, now: np.ndarray) -> float:
+    """The largest difference, relative to the largest stored number.
+
+    It is infinite if the shapes differ or a stored number is not finite.
+    """
     if stored.shape != now.shape or not np.isfinite(stored).all():
         return float("inf")
     exact = stored.astype(np.float64)

@@ -211,8 +211,8 @@ def test_rows_lost_with_their_copy_are_given_up_only_when_told(
     assert run(store, "repair", "--inline", "--forget") == 3
     # What versions of the last seven days need is told until those are over.
     told = capsys.readouterr().err
-    assert "`speechclip gc` frees nothing of its feature set" in told
-    assert f"gave up catalog/feature_set={SPEECH}/" in told
+    assert "`speechclip gc` deletes nothing of its feature set" in told
+    assert f"forgot catalog/feature_set={SPEECH}/" in told
     assert {info.fingerprint for info in store.snapshot().feature_sets()} == {IMAGE, TEXT}
     assert fill(store.storage.root).snapshot().version > version
     assert content(store.snapshot()) == before
@@ -235,7 +235,7 @@ def test_a_log_shorter_than_its_tags_is_not_built_upon(
     for command in (("drop", TEXT), ("drop", TEXT, "--erase"), ("gc",), ("gc", "--now"), ("verify",)):
         assert run(store, *command) == 1, command
     assert run(store, "repair", "--inline", "--forget") == 3
-    assert "give it up by `speechclip tag --delete paper`" in capsys.readouterr().err
+    assert "delete the tag by `speechclip tag --delete paper`" in capsys.readouterr().err
     assert run(store, "tag", "other", newest) == 1
     assert store.snapshot().version == newest - 1
     assert run(store, "tag", "--delete", "paper") == 0

@@ -66,8 +66,8 @@ def test_verify_and_repair_tell_the_file_and_the_number(
     assert "damaged or gone: 1 file, the rest unchecked; run `speechclip repair`" in shown.err
     assert run(store, "repair", "--inline") == 0
     shown = capsys.readouterr()
-    assert f"mended {STORE_FILE}: the file is gone" in shown.err
-    assert "1 file mended, 1 asset encoded anew" in shown.err
+    assert f"repaired {STORE_FILE}: the file is gone" in shown.err
+    assert "1 file repaired, 1 asset encoded again" in shown.err
     assert run(store, "verify", "--json") == 0
     assert content(store.snapshot()) == before
     Injury("shard", str(row["shard"]), "flip", 8 * int(str(row["offset"]))).inflict(store.storage.root)

@@ -19,7 +19,7 @@ from speechclip.errors import UnsupportedStore
 from speechclip.featurization.plan import TaskSizes
 from speechclip.featurization.tasks import EncoderRequest
 from speechclip.store import FeatureStore
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
 
@@ -93,7 +93,7 @@ def test_a_newer_format_is_refused_with_what_to_do(store: FeatureStore, expected
         store.snapshot,
         store.create,
         lambda: verify(store),
-        lambda: collect(store, grace_seconds=0),
+        lambda: delete_unused(store, grace_seconds=0),
         lambda: repair(store, manifests=manifests),
     ]
     for ask in asks:

@@ -11,7 +11,7 @@ from speechclip.records import to_json
 from speechclip.store import FeatureStore
 from speechclip.store.layout import TAGS, tag_path
 from speechclip.store.tags import Tag
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
 
@@ -22,7 +22,7 @@ def store(store_uri: str) -> FeatureStore:
     store = fill(store_uri)
     store.drop({SPEECH: None})
     store.compact(2)
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     late = Tag(name="late", version=2, time=datetime.now(UTC)).with_checksum()
     assert store.storage.create(tag_path("late"), to_json(late))
     return store
@@ -43,12 +43,12 @@ def test_a_tag_of_a_deleted_version_is_reported_with_what_to_do(store: FeatureSt
 def test_such_a_tag_stops_neither_gc_nor_repair(store: FeatureStore) -> None:
     before = content(store.snapshot())
     store.drop({IMAGE: None})
-    planned = collect(store, grace_seconds=0, dry_run=True)
-    freed = collect(store, grace_seconds=0)
+    planned = delete_unused(store, grace_seconds=0, dry_run=True)
+    freed = delete_unused(store, grace_seconds=0)
     assert freed.files == planned.files > 0
     damaged = next(path for path in store.storage.list("features") if path.endswith("/keys/c/0/0"))
     store.storage.replace(damaged, b"junk")
-    assert [finding.path for finding in repair(store).mended] == [damaged]
+    assert [finding.path for finding in repair(store).repaired] == [damaged]
     assert content(store.snapshot()) == {key: data for key, data in before.items() if key[0] != IMAGE}
 
 

@@ -33,7 +33,8 @@ from speechclip.store.layout import (
 from speechclip.store.matrices import METADATA, chunk_path
 from speechclip.store.shard_layout import member_places, sums_length
 from speechclip.store.shards import pack_shard, write_shard
-from speechclip.upkeep.gc import collect, named_by_rows
+from speechclip.upkeep.gc import delete_unused
+from speechclip.upkeep.live import files_of_rows
 from support.feature_sets import content
 from support.stores import TOY
 
@@ -164,7 +165,7 @@ def make_patient(folder: Path) -> Patient:
     sets = [info.fingerprint for info in store.snapshot().feature_sets()]
     store.drop({name: sorted(store.snapshot().stored_keys(name))[::3] for name in sets})
     featurize(store, Manifest(table[5:]))
-    collect(store)
+    delete_unused(store)
     head = store.snapshot()
     named, unnamed = extents(store, sets, head.version, tagged.version)
     return Patient(
@@ -186,7 +187,7 @@ def featurize(
 def files_by_kind(store: FeatureStore, sets: list[str]) -> dict[str, list[str]]:
     """The files that the newest and the tagged version name, and those through which they are found."""
     snapshots = [store.snapshot(), store.snapshot(TAG)]
-    named = {path for snapshot in snapshots for name in sets for path in named_by_rows(snapshot.stored(name))}
+    named = {path for snapshot in snapshots for name in sets for path in files_of_rows(snapshot.stored(name))}
     parts = {path for snapshot in snapshots for path in store.catalog.paths(snapshot.version)}
     matrices = {path.rpartition(".zarr/")[0] + ".zarr" for path in named if ".zarr/" in path}
     log = [path for path in store.storage.list("catalog/_delta_log") if path != LAST_CHECKPOINT]

@@ -200,12 +200,12 @@ def drop(store: str, keys: str) -> None:
     FeatureStore(store).drop(msgspec.json.decode(Path(keys).read_bytes()))
 
 
-def collect(store: str) -> None:
+def delete_unused(store: str) -> None:
     """`speechclip gc`, without a grace period."""
     from speechclip.store import FeatureStore
     from speechclip.upkeep import gc
 
-    gc.collect(FeatureStore(store), grace_seconds=0)
+    gc.delete_unused(FeatureStore(store), grace_seconds=0)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from speechclip.store.journal import LogEntry, parse_entry
 from speechclip.store.layout import sums_path
 from speechclip.store.matrices import ARRAYS, chunk_path, create_matrix, shape_of
 from speechclip.store.tags import GcRecord
-from speechclip.upkeep import erase as repack
-from speechclip.upkeep import gc
+from speechclip.upkeep import erase, gc
 from support import store_model
 from support.feature_sets import content
 from support.modelled_worker import Killed, Listing, Worker, listing
@@ -134,7 +133,7 @@ class ModelledStore:
         store, rows, before = self.handles[writer], self.versions[-1].rows, listing(self.root, "features")
         found, moved = {name: set[str]() for name in doomed}, list[dict[str, Any]]()
         with pytest.MonkeyPatch.context() as patch:
-            look, move = repack._places, changes.move
+            look, move = erase._places, changes.move
 
             def note_places(store: FeatureStore, name: str, keys: Collection[str]) -> list[str]:
                 found[name] = set(look(store, name, keys))
@@ -144,9 +143,9 @@ class ModelledStore:
                 moved.extend(new.to_pylist())
                 return move(catalog, old, new, left)
 
-            patch.setattr(repack, "_places", note_places)
+            patch.setattr(erase, "_places", note_places)
             patch.setattr(changes, "move", note_moved)
-            repack.repack(store, doomed, job=self.new_job())
+            erase.rewrite_shared_shards(store, doomed, job=self.new_job())
         after = dict(rows)
         for name, keys in doomed.items():
             self._check_places(name, keys, found[name])
@@ -286,18 +285,18 @@ class ModelledStore:
             if time.time() - modified > grace * DAY and _is_data(path) and path not in named
         )
 
-    def collect(self, writer: int, grace: float, meanwhile: str, pick: int) -> None:
+    def delete_unused(self, writer: int, grace: float, meanwhile: str, pick: int) -> None:
         """Free for once dryly, then really; the dry run changes nothing and knows the bytes."""
         store, before = self.handles[writer], listing(self.root)
         doomed = self.garbage(before, grace)
-        planned = gc.collect(store, grace_seconds=grace * DAY, dry_run=True)
+        planned = gc.delete_unused(store, grace_seconds=grace * DAY, dry_run=True)
         assert listing(self.root) == before
         assert (planned.files, planned.bytes) == (len(doomed), sum(before[path][0] for path in doomed))
         deleted: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             self._arrange_meanwhile(patch, meanwhile, writer, grace, pick, deleted)
             try:
-                freed = gc.collect(store, grace_seconds=grace * DAY)
+                freed = gc.delete_unused(store, grace_seconds=grace * DAY)
             except Killed:
                 if meanwhile == "an early kill":
                     (left,) = listing(self.root).keys() - before.keys()

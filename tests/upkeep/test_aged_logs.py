@@ -17,7 +17,7 @@ from speechclip.corpora.table import read_table
 from speechclip.errors import Damaged, NotStored, StoreError
 from speechclip.store import FeatureStore, catalog
 from speechclip.store.layout import checkpoint_path, journal_path, log_path
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
 
@@ -126,7 +126,7 @@ def test_a_vacuum_by_force_leaves_the_newest_and_repair_brings_back_the_tagged(
     assert {finding.kind for finding in findings} == {"catalog"}
     done = repair(store)
     assert (done.encoded, done.problems) == (0, ())
-    assert set(done.mended) == set(findings)
+    assert set(done.repaired) == set(findings)
     check_whole(store, aged)
     check_usable(store, aged)
 
@@ -166,7 +166,7 @@ def test_files_rewritten_by_another_tool_are_refused_and_repair_takes_that_back(
     assert [finding.kind for finding in verify(store).findings] == ["log"]
     done = repair(store)
     assert done.problems == ()
-    assert "another tool" in done.mended[0].problem
+    assert "another tool" in done.repaired[0].problem
     check_whole(store, aged)
     check_usable(store, aged)
 
@@ -178,10 +178,10 @@ def test_all_of_it_and_our_own_gc_one_after_the_other(store: FeatureStore, aged:
     delta.cleanup_metadata()
     # What gc may free it learns from the tagged version's files.
     with pytest.raises(Damaged, match="repair"):
-        collect(store)
+        delete_unused(store)
     assert repair(store).problems == ()
     before = content(store.snapshot())
-    freed = collect(store)
+    freed = delete_unused(store)
     assert freed.versions == (aged.tagged_version,)
     assert content(store.snapshot()) == before
     check_whole(store, aged)
@@ -192,7 +192,7 @@ def test_all_of_it_and_our_own_gc_one_after_the_other(store: FeatureStore, aged:
 
 def test_gc_of_an_old_store_frees_what_neither_the_newest_nor_the_tag_names(store: FeatureStore, aged: Patient) -> None:
     listed = {file.path for file in store.storage.stat("")}
-    freed = collect(store)
+    freed = delete_unused(store)
     gone = listed - {file.path for file in store.storage.stat("")}
     assert len(gone) == freed.files > 0
     assert not gone & {path for paths in aged.files.values() for path in paths}

@@ -1,4 +1,4 @@
-"""repack and the drop after it, which together are `drop --erase`: no byte of what is dropped outlives the next gc."""
+"""`drop --erase` rewrites shared shards and drops: the next gc deletes every byte of what was dropped."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ from speechclip.store.features import Features
 from speechclip.store.matrices import create_matrix, matrix_in
 from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
-from speechclip.upkeep import erase as repacking
-from speechclip.upkeep.erase import repack
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep import erase
+from speechclip.upkeep.erase import rewrite_shared_shards
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.verify import verify
 
 Content = Mapping[tuple[str, str], bytes]
@@ -26,7 +26,7 @@ Content = Mapping[tuple[str, str], bytes]
 
 def check_erased(store: FeatureStore, before: Content, doomed: Mapping[str, set[str]]) -> None:
     """After a gc the store is what it was without the doomed, and no file holds a byte of them."""
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     assert content(store.snapshot()) == {k: v for k, v in before.items() if k[1] not in doomed[k[0]]}
     assert verify(store).findings == ()
     left = b"".join(store.storage.read(path) for path in store.storage.list("features"))
@@ -57,7 +57,7 @@ def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) ->
     store = fill(store_uri)
     before = content(store.snapshot())
     doomed = {name: set(sorted(store.snapshot().stored_keys(name))[:3]) for name in (SPEECH, IMAGE, TEXT)}
-    assert repack(store, doomed) > 0
+    assert rewrite_shared_shards(store, doomed) > 0
     assert content(store.snapshot()) == before
     store.drop(doomed)
     check_erased(store, before, doomed)
@@ -78,14 +78,14 @@ def test_what_is_stored_twice_or_was_dropped_before_is_erased_all_the_same(tmp_p
     if "compaction" in first:
         store.compact(2)
     if "gc" in first:
-        collect(store, grace_seconds=0)
-    assert repack(store, doomed) > 2
+        delete_unused(store, grace_seconds=0)
+    assert rewrite_shared_shards(store, doomed) > 2
     rows = {name: store.snapshot().stored(name).to_pylist() for name in beside}
     for name, keys in beside.items():
         assert all("again" in row["shard"] for row in rows[name] if row["asset"] in keys)
     store.drop(doomed)
     check_erased(store, before, doomed)
-    assert repack(store, doomed) == 0
+    assert rewrite_shared_shards(store, doomed) == 0
 
 
 def test_what_a_repair_has_left_in_the_old_shard_is_erased(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_a_repair_has_left_in_the_old_shard_is_erased(tmp_path: Path) -> No
     for name in (SPEECH, IMAGE):
         store_again(store, name, sorted(doomed[name]), is_repair=True)
     before = content(store.snapshot())
-    assert repack(store, doomed) == 2
+    assert rewrite_shared_shards(store, doomed) == 2
     store.drop(doomed)
     check_erased(store, before, doomed)
 
@@ -108,7 +108,7 @@ def test_a_copy_that_no_reader_picks_is_not_moved_and_the_same_one_still_counts(
     store_again(store, SPEECH, [keys[-1], keys[0]])
     before, doomed = content(store.snapshot()), {SPEECH: {keys[0]}, IMAGE: set[str](), TEXT: set[str]()}
     counted = [row for row in store.snapshot().stored(SPEECH).to_pylist() if row["asset"] == keys[-1]]
-    repack(store, doomed)
+    rewrite_shared_shards(store, doomed)
     assert [row for row in store.snapshot().stored(SPEECH).to_pylist() if row["asset"] == keys[-1]] == counted
     store.drop(doomed)
     check_erased(store, before, doomed)
@@ -125,7 +125,7 @@ def test_each_set_is_opened_once_and_one_commit_moves_all(tmp_path: Path, monkey
         begin(self, *args, **options)
 
     monkeypatch.setattr(Features, "__init__", count_opened)
-    assert repack(store, doomed) == 15
+    assert rewrite_shared_shards(store, doomed) == 15
     assert num_opened == 3
     assert store.snapshot().version == version + 1
 
@@ -135,16 +135,16 @@ def test_a_repacking_that_was_killed_goes_on_after_its_last_commit(
 ) -> None:
     store = fill_by_two(tmp_path, monkeypatch)
     before, doomed = content(store.snapshot()), one_of_each_place(store.snapshot())
-    monkeypatch.setattr(repacking, "COMMIT_SECONDS", -1)
+    monkeypatch.setattr(erase, "COMMIT_SECONDS", -1)
 
     def die(done: int, _total: int) -> None:
         if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        repack(store, doomed, on_progress=die)
+        rewrite_shared_shards(store, doomed, on_progress=die)
     assert content(store.snapshot()) == before
-    assert repack(store, doomed) == 9
+    assert rewrite_shared_shards(store, doomed) == 9
     assert content(store.snapshot()) == before
     store.drop(doomed)
     check_erased(store, before, doomed)
@@ -184,7 +184,7 @@ def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path,
         matrix, first_row = matrix_in(doomed["shard"])[0], doomed["offset"] + 1 - len(others)
         again = Task(id=doomed["task"], feature_set=name, assets=assets, matrix=matrix, first_row=first_row)
         left, _, _ = write_chunk(store.storage, spec, again, others, first_generation=1)
-    assert repack(store, {name: {doomed["asset"]}}) > 0
+    assert rewrite_shared_shards(store, {name: {doomed["asset"]}}) > 0
     assert content(store.snapshot()) == before
     rows = store.snapshot().stored(name).to_pylist()
     assert left not in {row["shard"] for row in rows if row["task"] == doomed["task"]}

@@ -22,8 +22,8 @@ from speechclip.storage import Storage
 from speechclip.store import FeatureStore, grace
 from speechclip.store.grace import GRACE_SECONDS
 from speechclip.store.tags import GcRecord, Tags
-from speechclip.upkeep import gc
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep import gc, live
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.verify import verify
 
 DAY = 86_400.0
@@ -38,7 +38,7 @@ def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Move the clock that gc and adoption read; files and commits keep their times."""
 
     def move(days: float) -> None:
-        for module in (gc, grace):
+        for module in (gc, live, grace):
             monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: time.time() + days * DAY))
 
     return move
@@ -47,7 +47,7 @@ def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_a_fresh_store_has_nothing_to_free(store_uri: str) -> None:
     store = fill(store_uri)
     before = all_files(store)
-    assert collect(store, grace_seconds=0).files == 0
+    assert delete_unused(store, grace_seconds=0).files == 0
     assert all_files(store).keys() - before.keys() == {p for p in all_files(store) if p.startswith("collections/")}
 
 
@@ -56,9 +56,9 @@ def test_dry_run_says_to_the_byte_what_is_freed_and_the_rest_stays(store_uri: st
     kept = {key: value for key, value in content(store.snapshot()).items() if key[0] != SPEECH}
     store.drop({SPEECH: None})
     before = all_files(store)
-    said = collect(store, grace_seconds=0, dry_run=True)
+    said = delete_unused(store, grace_seconds=0, dry_run=True)
     assert all_files(store).keys() == before.keys()
-    freed = collect(store, grace_seconds=0)
+    freed = delete_unused(store, grace_seconds=0)
     gone = before.keys() - all_files(store).keys()
     assert (said.files, said.bytes) == (freed.files, freed.bytes) == (len(gone), sum(before[p].size for p in gone))
     assert freed.files > 0
@@ -75,12 +75,12 @@ def test_what_was_dropped_is_readable_until_the_grace_period_ends(
     for path in all_files(store):
         os.utime(store.storage.address(path), (time.time() - 100 * DAY,) * 2)
     store.drop({SPEECH: None})
-    assert collect(store).files == 0
+    assert delete_unused(store).files == 0
     pass_days(6.9)
-    assert collect(store).files == 0
+    assert delete_unused(store).files == 0
     assert content(store.snapshot(version)) == before
     pass_days(7.1)
-    assert collect(store).files > 0
+    assert delete_unused(store).files > 0
     with pytest.raises(NotStored, match=rf"version {version} was deleted by `gc`"):
         store.snapshot(version)
 
@@ -91,11 +91,11 @@ def test_a_tagged_version_stays_whole_and_pins_by_name(store_uri: str) -> None:
     store.tags.create("paper", store.snapshot().version)
     store.drop({SPEECH: None, IMAGE: None})
     store.compact(min_files=2)
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     assert content(store.snapshot("paper")) == before
     assert verify(store).findings == ()
     store.tags.delete("paper")
-    assert collect(store, grace_seconds=0).files > 0
+    assert delete_unused(store, grace_seconds=0).files > 0
     assert verify(store).findings == ()
 
 
@@ -103,7 +103,7 @@ def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Pat
     store = fill(str(tmp_path / "s"))
     version = store.snapshot().version
     store.drop({SPEECH: None})
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     with pytest.raises(NotStored, match="was deleted"):
         store.tags.create("late", version)
     assert store.tags.list() == []
@@ -133,7 +133,7 @@ def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypa
         return answers[-1]
 
     monkeypatch.setattr(store.tags, "begin", functools.partial(tag_first, store.tags))
-    assert version in collect(store, grace_seconds=0).versions
+    assert version in delete_unused(store, grace_seconds=0).versions
     assert answers == [True, False, True]
     assert content(store.snapshot("just-in-time")) == before
     assert not list(store.storage.list("announcements"))
@@ -151,10 +151,10 @@ def test_a_gc_killed_before_its_record_leaves_every_version(store_uri: str, monk
     with monkeypatch.context() as patch:
         patch.setattr(store.tags, "begin", die)
         with pytest.raises(KeyboardInterrupt):
-            collect(store, grace_seconds=0)
+            delete_unused(store, grace_seconds=0)
     assert content(store.snapshot(version)) == before
     store.tags.create("paper", version)
-    assert collect(store, grace_seconds=0).files == 0
+    assert delete_unused(store, grace_seconds=0).files == 0
     assert content(store.snapshot("paper")) == before
 
 
@@ -171,7 +171,7 @@ def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypat
         return list(listed(storage))
 
     monkeypatch.setattr(gc, "_listed", commit_meanwhile)
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     assert content(store.snapshot()) == content(fill(str(tmp_path / "whole")).snapshot())
     assert verify(store).findings == ()
 
@@ -188,13 +188,13 @@ def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
 
     def another_first(paths: list[str], older_than: float | None = None) -> None:
         if older_than is not None:
-            collect(FeatureStore(store_uri), grace_seconds=0.5)
+            delete_unused(FeatureStore(store_uri), grace_seconds=0.5)
             time.sleep(1.1)  # so that what is written now is younger there too
             featurize(store_uri)
         delete(paths, older_than=older_than)
 
     monkeypatch.setattr(store.storage, "delete", another_first)
-    assert collect(store, grace_seconds=0.5).files > 0
+    assert delete_unused(store, grace_seconds=0.5).files > 0
     assert content(store.snapshot()) == content(FeatureStore(store_uri).snapshot())
     assert verify(store).findings == ()
     assert len(content(store.snapshot())) == 30
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", deny)
         with pytest.raises(PermissionError):
-            collect(store, grace_seconds=0)
+            delete_unused(store, grace_seconds=0)
     left = {path for path in all_files(store) if not path.startswith("announcements/")}
     assert left == before
 
@@ -236,9 +236,9 @@ def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path)
     assert featurize(store.storage.root).bytes > 0, "older than half the grace period: written anew"
     assert content(store.snapshot()) == content(whole.snapshot())
     assert set(features) < all_files(store).keys()
-    collect(store, grace_seconds=GRACE_SECONDS)
+    delete_unused(store, grace_seconds=GRACE_SECONDS)
     assert set(features) < all_files(store).keys(), "named by a version of this week"
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     assert not set(features) & all_files(store).keys()
     assert content(store.snapshot()) == content(whole.snapshot())
 
@@ -250,7 +250,7 @@ def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
 
     def collect_for_ever() -> None:
         while not is_over.is_set():
-            collect(FeatureStore(store.storage.root))
+            delete_unused(FeatureStore(store.storage.root))
 
     thread = threading.Thread(target=collect_for_ever)
     thread.start()
@@ -268,9 +268,9 @@ def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path, path: st
     left = Path(store.storage.root) / path
     left.parent.mkdir(parents=True, exist_ok=True)
     left.write_bytes(b"half")
-    assert collect(store).files == 0
+    assert delete_unused(store).files == 0
     os.utime(left, (time.time() - 8 * DAY,) * 2)
-    assert collect(store).files == 1
+    assert delete_unused(store).files == 1
     assert not left.exists()
 
 
@@ -286,9 +286,9 @@ def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
     upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
     client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
     pass_days(7.1)
-    said = collect(store, dry_run=True)
+    said = delete_unused(store, dry_run=True)
     assert (said.uploads, said.upload_bytes, num_open()) == (1, 1000, 1)
-    freed = collect(store)
+    freed = delete_unused(store)
     assert (freed.uploads, freed.upload_bytes, num_open()) == (1, 1000, 0)
 
 
@@ -299,7 +299,7 @@ def test_nothing_is_freed_while_the_catalog_is_damaged(tmp_path: Path) -> None:
     Path(store.storage.address(part)).write_bytes(b"junk")
     before = all_files(store).keys()
     with pytest.raises(Damaged, match="repair"):
-        collect(store, grace_seconds=0)
+        delete_unused(store, grace_seconds=0)
     assert {path for path in all_files(store) if not path.startswith("collections/")} == before
 
 

@@ -60,7 +60,7 @@ def test_an_injury_is_detected_and_repaired(kind: str, how: str, seed: int, pati
     assert content(store.snapshot()) == patient.head
     assert content(store.snapshot(TAG)) == patient.tagged
     is_noted = kind != "shard" or injury.how != "truncate" or bool(lost)  # cut before its first notes, it gets none
-    if done.mended and is_noted and kind not in REMADE and not injury.touches(patient.unnamed):
+    if done.repaired and is_noted and kind not in REMADE and not injury.touches(patient.unnamed):
         assert store.storage.read(injury.path) == (Path(patient.uri) / injury.path).read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_two_injuries_are_told_and_made_no_worse(
     if not done.problems:
         assert len(after) == len(patient.head) + len(patient.tagged)
     again = repair(store)
-    assert (again.mended, again.encoded, again.problems) == ((), 0, done.problems)
+    assert (again.repaired, again.encoded, again.problems) == ((), 0, done.problems)
     repair(store, forget=True)
     assert read(store, patient, may_miss=bool(done.problems)) >= after
 

@@ -18,8 +18,8 @@ from speechclip.records import to_json
 from speechclip.store import FeatureStore
 from speechclip.store.layout import data_file_copy_path, data_file_path, tag_path
 from speechclip.store.tags import Tag
-from speechclip.upkeep import gc
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep import gc, live
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
 
@@ -61,13 +61,13 @@ def test_rows_that_only_an_older_version_of_this_week_names_are_healed(
     assert repair(store).problems == ()
     assert store.storage.read(path) == before
     assert verify(store).findings == ()
-    assert collect(store).files == 0
+    assert delete_unused(store).files == 0
 
 
 def test_rows_that_a_tag_alone_names_and_that_are_lost_ask_for_the_tag(store: FeatureStore) -> None:
     part, newest = dropped_part(store), store.snapshot().version
     store.tags.create("paper", newest - 1)
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     before = content(store.snapshot())
     lose(store, part)
     for forget in (False, True):
@@ -76,10 +76,10 @@ def test_rows_that_a_tag_alone_names_and_that_are_lost_ask_for_the_tag(store: Fe
         assert all("`speechclip tag --delete paper`" in problem for problem in problems)
         assert all("--forget" not in problem for problem in problems)
         with pytest.raises(Damaged, match="repair"):
-            collect(store, grace_seconds=0)
+            delete_unused(store, grace_seconds=0)
     store.tags.delete("paper")
     assert repair(store).problems == ()
-    assert collect(store, grace_seconds=0).files > 0
+    assert delete_unused(store, grace_seconds=0).files > 0
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
 
@@ -99,13 +99,14 @@ def test_rows_of_this_week_that_are_lost_stop_gc_for_their_feature_set_alone(
     assert all("until " in problem and "`speechclip gc --now`" in problem for problem in problems)
     assert repair(store, forget=True).problems == problems
     before = set(store.storage.list("features"))
-    assert collect(store).files == 1
+    assert delete_unused(store).files == 1
     assert before - set(store.storage.list("features")) == {orphans[0]}
     later = SimpleNamespace(time=lambda: time.time() + 7.1 * 86_400)
-    monkeypatch.setattr(gc, "time", later)
+    for module in (gc, live):
+        monkeypatch.setattr(module, "time", later)
     assert repair(store).problems == ()
     assert verify(store).findings == ()
-    assert collect(store).files > 2
+    assert delete_unused(store).files > 2
     assert not store.storage.exists(orphans[1])
 
 
@@ -116,8 +117,8 @@ def test_rows_given_up_are_told_until_no_kept_version_names_them(store: FeatureS
     problems = repair(store, forget=True).problems
     assert [problem.partition(":")[0] for problem in problems] == [data_file_path(part), data_file_copy_path(part)]
     assert all("until " in problem for problem in problems)
-    collect(store)
-    collect(store, grace_seconds=0)
+    delete_unused(store)
+    delete_unused(store, grace_seconds=0)
     assert repair(store).problems == ()
     assert verify(store).findings == ()
 
@@ -131,7 +132,7 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
     newest = store.snapshot().version
     store.tags.create("paper", 1)
     paper = content(store.snapshot("paper"))
-    assert collect(store, grace_seconds=0).files > 0
+    assert delete_unused(store, grace_seconds=0).files > 0
     # Of a `tag` that was killed before it was acknowledged.
     store.storage.create(
         tag_path("late"), to_json(Tag(name="late", version=newest - 1, time=datetime.now(UTC)).with_checksum())
@@ -143,7 +144,7 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
     assert [tag.name for tag in store.tags.readable()] == ["paper"]
     with pytest.raises(NotStored, match="was deleted"):
         store.snapshot(newest - 1)
-    assert collect(store).files == 0
+    assert delete_unused(store).files == 0
     assert content(store.snapshot("paper")) == paper
     store.tags.delete("late")
     assert verify(store).findings == ()
@@ -151,7 +152,7 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
 
 def test_a_damaged_record_of_a_gc_that_freed_nothing_keeps_every_version(store: FeatureStore) -> None:
     newest = store.snapshot().version
-    collect(store)
+    delete_unused(store)
     damage_the_record(store)
     assert repair(store).problems == ()
     assert len(content(store.snapshot(newest - 1))) > len(content(store.snapshot()))
@@ -162,7 +163,7 @@ def test_a_record_made_anew_keeps_what_only_the_copies_of_rows_show(store: Featu
     """As after another tool's vacuum: then `repair` brings the files back."""
     newest = store.snapshot().version
     store.tags.create("paper", 1)
-    collect(store)
+    delete_unused(store)
     for version in (1, newest - 1):
         store.storage.delete(map(data_file_path, store.catalog.paths(version)))
     damage_the_record(store)

@@ -34,7 +34,7 @@ from speechclip.store.matrices import Shape, chunk_path, create_matrix, matrix_n
 from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.vectors import write_chunk
 from speechclip.upkeep.findings import keys_of
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import Repaired, repair
 from speechclip.upkeep.verify import verify
 
@@ -97,7 +97,7 @@ def test_only_what_is_lost_is_encoded_and_the_catalog_stays_as_it_was(store: Fea
     assert content(store.snapshot()) == before
     assert store.snapshot().version == version
     assert verify(store).findings == ()
-    nothing = Repaired(mended=(), given_up=(), encoded=0, dropped_embeddings=0, left={}, problems=())
+    nothing = Repaired(repaired=(), forgotten=(), encoded=0, dropped_embeddings=0, left={}, problems=())
     assert repair(store, encode) == nothing
     assert len(encode.assets) == 2
 
@@ -275,7 +275,7 @@ def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: Fe
     shard = rows[0]["shard"]
     keys = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
     store.drop({SPEECH: keys[1:2]})
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     before = content(store.snapshot())
     flip(store, SPEECH, keys[0])
     done = repair(store)
@@ -387,7 +387,7 @@ def test_checksums_made_anew_vouch_for_no_array_that_nobody_picks(
         store.drop({SPEECH: [other, *others]})
     store.tags.create("paper", store.snapshot().version)
     store.drop({SPEECH: None})
-    assert [finding.path for finding in repair(store).mended] == [sums_path(rows[0]["shard"])]
+    assert [finding.path for finding in repair(store).repaired] == [sums_path(rows[0]["shard"])]
     featurize(store.storage.root)
     assert content(store.snapshot()) == before
 
@@ -441,7 +441,7 @@ def test_a_store_whose_only_entry_is_lost_begins_anew(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     Injury("log", log_path(0), "truncate", 10).inflict(store.storage.root)
-    assert repair(store, forget=True).given_up == (log_path(0),)
+    assert repair(store, forget=True).forgotten == (log_path(0),)
     assert featurize(store.storage.root).encoded == 30
     assert verify(store).findings == ()
 
@@ -549,7 +549,7 @@ def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(s
     with pytest.raises(Damaged, match="repair"):
         store.snapshot()
     done = repair(store, forget=True)
-    assert (done.given_up, done.problems) == ((log_path(newest),), ())
+    assert (done.forgotten, done.problems) == ((log_path(newest),), ())
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
     assert store.snapshot().version == newest - 1
@@ -584,8 +584,8 @@ def test_a_checkpoint_of_an_entry_that_is_no_more_stops_nobody(
     with pytest.raises(Damaged, match="speechclip repair"):
         store.snapshot()
     done = repair(store, forget=how == "forgotten")
-    assert (done.given_up, done.problems) == ((log_path(newest + 1),) if how == "forgotten" else (), ())
-    assert how != "foreign" or log_path(newest + 1) in [finding.path for finding in done.mended]
+    assert (done.forgotten, done.problems) == ((log_path(newest + 1),) if how == "forgotten" else (), ())
+    assert how != "foreign" or log_path(newest + 1) in [finding.path for finding in done.repaired]
     assert (store.snapshot().version, content(store.snapshot())) == (newest, before)
     assert verify(store).findings == ()
     assert store.drop({IMAGE: None}) == newest + 1
@@ -601,7 +601,7 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
     with pytest.raises(Damaged):
         content(store.snapshot())
     done = repair(store, forget=True)
-    assert done.given_up == (data_file_path(path),)
+    assert done.forgotten == (data_file_path(path),)
     # The versions of this week name them still.
     assert all("--forget" not in problem for problem in done.problems)
     left = content(store.snapshot())
@@ -648,7 +648,7 @@ def test_an_entry_that_can_not_be_read_is_not_copied_and_can_be_given_up(store: 
     Injury("journal", journal_path(newest), "flip", 99).inflict(store.storage.root)
     problems = repair(store).problems
     assert any(problem.startswith(log_path(newest)) and "--forget" in problem for problem in problems), problems
-    assert repair(store, forget=True).given_up == (log_path(newest),)
+    assert repair(store, forget=True).forgotten == (log_path(newest),)
     assert verify(store).findings == ()
     assert content(store.snapshot()) == before
 
@@ -658,7 +658,7 @@ def test_a_lost_entry_that_others_build_on_can_not_be_given_up_and_that_is_told(
         Injury("entry", path, "truncate", 10).inflict(store.storage.root)
     for forget in (False, True):
         done = repair(store, forget=forget)
-        assert done.given_up == ()
+        assert done.forgotten == ()
         assert any("it can't be given up" in problem for problem in done.problems)
         assert all("--forget" not in problem for problem in done.problems)
 
@@ -671,7 +671,7 @@ def test_an_entry_that_does_not_lead_to_what_it_states_is_not_copied(store: Feat
     Injury("journal", journal_path(newest - 1), "flip", 99).inflict(store.storage.root)
     done = repair(store)
     assert any(problem.startswith(log_path(newest - 1)) for problem in done.problems)
-    assert journal_path(newest - 1) not in [finding.path for finding in done.mended]
+    assert journal_path(newest - 1) not in [finding.path for finding in done.repaired]
     # Brought back from a backup, it is as it was.
     store.storage.replace(log_path(newest - 1), entry)
     assert repair(store).problems == ()

@@ -24,7 +24,7 @@ from speechclip.store.layout import (
 from speechclip.store.matrices import METADATA, matrix_metadata, shape_of
 from speechclip.store.shards import pack_shard, write_shard
 from speechclip.store.versions import Version
-from speechclip.upkeep.gc import collect
+from speechclip.upkeep.gc import delete_unused
 from speechclip.upkeep.repair import repair
 from speechclip.upkeep.verify import verify
 
@@ -122,7 +122,7 @@ def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore
 )
 def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: str, old: bytes, new: bytes) -> None:
     store.tags.create("paper", 2)
-    collect(store, grace_seconds=0)
+    delete_unused(store, grace_seconds=0)
     path = {"spec": spec_path(TEXT), "tag": tag_path("paper")}.get(kind, next(store.storage.list("collections")))
     whole = store.storage.read(path)
     assert old in whole
