@@ -659,7 +659,7 @@ def test_a_lost_entry_that_others_build_on_can_not_be_given_up_and_that_is_told(
     for forget in (False, True):
         done = repair(store, forget=forget)
         assert done.forgotten == ()
-        assert any("it can't be given up" in problem for problem in done.problems)
+        assert any("it can't be forgotten" in problem for problem in done.problems)
         assert all("--forget" not in problem for problem in done.problems)
 
 
