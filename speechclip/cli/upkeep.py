@@ -110,7 +110,7 @@ def _problem(finding: Any) -> str:
     """What is wrong, and what to do unless that is a repair: the command's last line says so for all findings."""
     from speechclip.upkeep.findings import REPAIR
 
-    return str(finding.problem if finding.advice in ("", REPAIR) else f"{finding.problem}; {finding.advice}")
+    return str(finding.problem if finding.advice == REPAIR else f"{finding.problem}; {finding.advice}")
 
 
 def _show_recomputed(again: list[Any]) -> None:

@@ -59,7 +59,7 @@ def problem_with_advice(store: FeatureStore, finding: Finding, lost_data_files: 
             advice = "repair again with --manifest FILE, or delete it if nobody needs it"
         case _:
             advice = "bring it back from a backup"
-    return "; ".join(filter(None, (f"{finding.path}: {finding.problem}", advice)))
+    return f"{finding.path}: {finding.problem}; {advice}"
 
 
 def _untag(names: Collection[str]) -> str:

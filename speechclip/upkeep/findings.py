@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from speechclip.errors import StoreError
+from speechclip.errors import Damaged, StoreError
 from speechclip.records import Record
 
 Kind = Literal[
@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 # The problem of a log entry that another tool, such as Delta's own `optimize`, has committed.
 FOREIGN = "the entry was written by another tool and changes the catalog"
-REPAIR = "run `speechclip repair`"
+REPAIR = Damaged.standard_advice
 # While such a file is damaged, the catalog can't be read, so nobody knows which other files should exist.
 BLOCKING: tuple[Kind, ...] = ("store", "log", "checkpoint", "journal")
 

@@ -130,17 +130,16 @@ def _verify_chunk(storage: Storage, place: Place) -> Iterator[Finding]:
         row["asset"] for row in rows if digest_of(found["vectors"][row["offset"] - start].data) != row["checksum"]
     ]
     # A file that is gone is found by its rows: none of them matches.
-    unsealed = {
-        name for name in ARRAYS if files[name] and not is_whole_chunk(files[name], found[name][0].nbytes, count)
-    }
+    row_bytes = {name: found[name][0].nbytes for name in ARRAYS}
+    broken = {name for name in ARRAYS if files[name] and not is_whole_chunk(files[name], row_bytes[name], count)}
     if damaged:
         problem = f"{len(damaged)} of {len(rows)} rows from {start} on do not match their checksums"
         yield _finding("chunk", place, paths["vectors"], problem, damaged)
-    elif "vectors" in unsealed:
+    elif "vectors" in broken:
         yield _finding("chunk", place, paths["vectors"], _NO_CHECKSUM, [])
     are_its_keys = all(bytes(found["keys"][row["offset"] - start]) == bytes(key_row(row["asset"])) for row in rows)
-    if "keys" in unsealed or not are_its_keys:
-        problem = _NO_CHECKSUM if "keys" in unsealed else "these are not the keys of the chunk's rows"
+    if "keys" in broken or not are_its_keys:
+        problem = _NO_CHECKSUM if "keys" in broken else "these are not the keys of the chunk's rows"
         yield _finding("keys", place, paths["keys"], problem, [])
 
 
