@@ -1,1 +1,1 @@
-"""What exists: a corpus on disk or on S3, read into a manifest."""
+"""Corpora: read a corpus on disk or on S3 into a manifest."""

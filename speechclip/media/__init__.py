@@ -1,1 +1,1 @@
-"""Media: the bytes behind an asset, decoded to 16 kHz mono audio, an RGB picture or a text."""
+"""Media: read the bytes of an asset and decode them to 16 kHz mono audio, an RGB picture or a text."""

@@ -205,7 +205,7 @@ def test_a_file_with_a_zeroed_middle_is_refused(kind: str, subtype: str) -> None
         decode_audio(data[:third] + bytes(third) + data[2 * third :], name="zeroed")
 
 
-def test_a_flac_whose_header_promises_more_samples_is_truncated() -> None:
+def test_a_flac_whose_header_states_more_samples_is_truncated() -> None:
     data = bytearray(encoded(tone(), 24_000, "FLAC"))
     data[23:26] = bytes([0xFF, 0xFF, 0xFF])
     with pytest.raises((Truncated, Undecodable)):
@@ -239,7 +239,7 @@ def test_a_whole_wav_whose_header_overstates_its_samples_has_the_length_that_is_
 
 @pytest.mark.parametrize("num_lost", [1, 2, 8, 36, 44, 400, 23_000])
 def test_a_wav_that_misses_both_of_its_lengths_is_cut(num_lost: int) -> None:
-    with pytest.raises(Truncated, match="promises 24000 bytes"):
+    with pytest.raises(Truncated, match="states 24000 bytes"):
         probe_audio(encoded(tone(), 24_000)[:-num_lost], "cut")
 
 

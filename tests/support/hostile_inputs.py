@@ -270,7 +270,7 @@ CASES = (
     sound("a cut mp3", lambda: mp3()[:-400], "truncated"),
     sound("a flac with a zeroed middle", lambda: _zeroed(flac()), "undecodable"),
     sound("an ogg with a zeroed middle", lambda: _zeroed(ogg()), "undecodable"),
-    sound("a whole wav whose header promises more", _overstated, STORED),
+    sound("a whole wav whose header states more", _overstated, STORED),
     sound("a wav with garbage after it", lambda: wav() + b"garbage" * 99, STORED),
     sound("an ogg with garbage after it", lambda: ogg() + b"garbage" * 99, STORED),
     sound("a flac with garbage after it", lambda: flac() + b"garbage" * 99, STORED),
