@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ingest_synthetic,
         ingest_table,
         ingest_tuxpaint,
+        ingest_webdataset,
     )
     from speechclip.api.features import export_webdataset, featurize, plan, rejected
     from speechclip.api.heads import embed, evaluate, search, train
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _HOME = {
     "speechclip.api.corpus": (
         "ingest_flickr8k", "ingest_lhotse", "ingest_spokencoco", "ingest_synthetic", "ingest_table", "ingest_tuxpaint",
+        "ingest_webdataset",
     ),
     "speechclip.api.features": ("export_webdataset", "featurize", "plan", "rejected"),
     "speechclip.api.heads": ("embed", "evaluate", "search", "train"),
@@ -86,6 +88,7 @@ __all__ = [
     "ingest_synthetic",
     "ingest_table",
     "ingest_tuxpaint",
+    "ingest_webdataset",
     "iter_features",
     "load",
     "load_recipe",

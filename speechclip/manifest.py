@@ -1,4 +1,7 @@
-"""The manifest: a Parquet table of utterances, who says what about which image, in which split."""
+"""The manifest: a Parquet table with one row an utterance. Who says what about which picture, in which split.
+
+docs/corpora.md explains each column.
+"""
 
 import hashlib
 import io
@@ -18,8 +21,8 @@ from speechclip.errors import InvalidInput
 from speechclip.records import Asset, Modality, Record
 from speechclip.storage import parse_parquet, read_uri, split_uri
 
-# One row an utterance. `group` is the answer: rows of one group count as the same image (by default the image's key).
-# A source that could not be read at ingest has a null key and its reason in `*_error`, as "reason: sentence".
+# Rows of one `group` are right answers for each other; by default the group is the key of the picture. A source that
+# could not be read at ingest has no key, and its `*_error` says why, as "reason: sentence".
 SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
@@ -44,11 +47,11 @@ SCHEMA = pa.schema(
 )
 KEY_COLUMNS = ("speech_key", "image_key", "text_key")
 KEY_PATTERN = r"^[0-9a-f]{64}(-[0-9]+-[0-9]+)?$"
-# Rows as dictionaries take ten times the memory of a table.
+# How many rows are dictionaries at once: these take ten times the memory of a table.
 BATCH_ROWS = 20_000
 URI_COLUMNS: dict[Modality, str] = {"speech": "audio_uri", "image": "image_uri"}
 ERROR_COLUMNS: dict[Modality, str] = {"speech": "audio_error", "image": "image_error"}
-# What an asset is made of.
+# The columns from which an asset is made.
 _COLUMNS_OF: dict[Modality, list[str]] = {
     "speech": ["speech_key", "audio_uri", "start_sample", "end_sample", "num_samples", "sample_rate"],
     "image": ["image_key", "image_uri"],
@@ -57,7 +60,7 @@ _COLUMNS_OF: dict[Modality, list[str]] = {
 
 
 class UnreadSource(Record, frozen=True):
-    """A source that could not be read at ingest, why, and the utterances that name it."""
+    """A source that could not be read at ingest, the reason, and the utterances that name it."""
 
     uri: str
     reason: str
@@ -67,32 +70,34 @@ class UnreadSource(Record, frozen=True):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table of `SCHEMA`, read from anywhere."""
+    """The rows of a manifest as an Arrow table of `SCHEMA`."""
 
     table: pa.Table
 
     @classmethod
     def read(cls, uri: str) -> "Manifest":
-        """The manifest at a local path or `s3://` address."""
+        """The manifest at a local path or `s3://` address; `InvalidInput` if the file is none."""
         try:
             table = parse_parquet(read_uri(uri))
         except pa.ArrowInvalid as error:
-            raise InvalidInput(f"{uri}: not a Parquet manifest ({error}); make one by `speechclip ingest`") from None
+            raise InvalidInput(
+                f"{uri}: not a Parquet file ({error})", "make a manifest by `speechclip ingest`"
+            ) from None
         if not table.schema.equals(SCHEMA):
-            raise InvalidInput(f"{uri}: not a manifest of format 1: run `speechclip ingest` again")
+            raise InvalidInput(f"{uri}: not a manifest of format 1", "run `speechclip ingest` again")
         for column in KEY_COLUMNS:
-            # A key names files and tar members: nothing but a digest and a segment may stand in it.
+            # Keys become names of files and tar members, so they may hold only a digest and a segment.
             if not pc.all(pc.match_substring_regex(table[column], KEY_PATTERN)).as_py() and table[
                 column
             ].null_count < len(table):
                 raise InvalidInput(
-                    f"{uri}: {column} holds a value that is no content key; run `speechclip ingest` again"
+                    f"{uri}: {column} holds a value that is not a content key", "run `speechclip ingest` again"
                 )
         return cls(table)
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> "Manifest":
-        """The manifest of such rows, taken a batch at a time; an utterance that occurs twice is `InvalidInput`."""
+        """The manifest of these rows, consumed in batches. `InvalidInput` if two rows have the same utterance id."""
         left = iter(rows)
         batches = []
         while part := list(itertools.islice(left, BATCH_ROWS)):
@@ -102,22 +107,22 @@ class Manifest:
         return cls(table)
 
     def to_bytes(self) -> bytes:
-        """The Parquet file."""
+        """The bytes of the Parquet file."""
         buffer = io.BytesIO()
         pq.write_table(self.table, buffer, compression="zstd")
         return buffer.getvalue()
 
     def write(self, uri: str) -> None:
-        """Write the Parquet file to a local path or `s3://` address, whole, in place of what was there."""
+        """Write the Parquet file to a local path or `s3://` address, whole or not at all; replaces an existing file."""
         storage, name = split_uri(uri)
         storage.replace(name, self.to_bytes())
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of all rows, whatever library wrote the file."""
+        """The sha256 of all rows. It does not depend on the library that wrote the file."""
         digest = hashlib.sha256()
         for name in SCHEMA.names:
-            # The JSON of [name, all values], a part at a time.
+            # The JSON of [name, all values], some values at a time.
             digest.update(b"[%s,[" % msgspec.json.encode(name))
             for number, values in enumerate(_batches(self.table.select([name]))):
                 digest.update(b","[:number] + msgspec.json.encode([row[name] for row in values])[1:-1])
@@ -125,7 +130,7 @@ class Manifest:
         return digest.hexdigest()
 
     def assets(self, modality: Modality) -> list[Asset]:
-        """Each asset of that modality once, in order of first appearance, with all its addresses."""
+        """Each asset of a modality once, in the order of their first rows, with all its addresses."""
         found: dict[str, Asset] = {}
         others: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for row in itertools.chain.from_iterable(_batches(self.table.select(_COLUMNS_OF[modality]))):
@@ -141,7 +146,7 @@ class Manifest:
         return list(found.values())
 
     def utterances(self, modality: Modality) -> dict[str, tuple[str, ...]]:
-        """The utterances that name each asset of that modality."""
+        """The utterances of each asset of a modality, by the asset's key."""
         found: defaultdict[str, list[str]] = defaultdict(list)
         for row in self.table.select(["utterance", f"{modality}_key"]).to_pylist():
             if row[f"{modality}_key"] is not None:
@@ -149,7 +154,7 @@ class Manifest:
         return {key: tuple(names) for key, names in found.items()}
 
     def source_problems(self, modality: Modality) -> list[UnreadSource]:
-        """Each source that could not be read at ingest, or whose segment holds nothing, once."""
+        """Each source that could not be read at ingest, or whose segment holds no sample, once."""
         if modality == "text":
             return []
         utterances: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -164,15 +169,15 @@ class Manifest:
         ]
 
     def select(self, splits: Sequence[str]) -> "Manifest":
-        """Only the rows of these splits, in order; a split that has no row is `InvalidInput`."""
+        """Only the rows of these splits, in order; `InvalidInput` if a split has no row."""
         known = self.table["split"].unique().to_pylist()
         for split in splits:
             if split not in known:
-                raise InvalidInput(f"the manifest has no split {split!r}, only {', '.join(sorted(known))}")
+                raise InvalidInput(f"the manifest has no split {split!r}", f"choose from {', '.join(sorted(known))}")
         return Manifest(self.table.filter(pc.is_in(self.table["split"], pa.array(list(splits)))))
 
     def rows_where(self, column: str, values: Collection[str]) -> list[dict[str, Any]]:
-        """The rows whose `column` is one of these."""
+        """The rows whose value in `column` is one of these."""
         rows: list[dict[str, Any]] = self.table.filter(pc.is_in(self.table[column], pa.array(list(values)))).to_pylist()
         return rows
 
@@ -191,12 +196,12 @@ def _check_names(names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     first, second = [number for number, name in enumerate(names, start=1) if name == twice[0]][:2]
     raise InvalidInput(
-        f"{len(twice)} utterance ids occur twice, first {twice[0]!r} in rows {first} and {second}; make them unique"
+        f"{len(twice)} utterance ids occur twice, first {twice[0]!r} in rows {first} and {second}", "make them unique"
     )
 
 
 def _batches(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """The rows as dictionaries, some at a time."""
+    """The rows as dictionaries, `BATCH_ROWS` at a time."""
     return (batch.to_pylist() for batch in table.to_batches(max_chunksize=BATCH_ROWS) if len(batch))
 
 

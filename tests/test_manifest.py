@@ -84,7 +84,7 @@ def test_sources_that_could_not_be_read_are_listed_with_their_reason() -> None:
 
 def test_select_keeps_the_rows_of_known_splits() -> None:
     assert [r["utterance"] for r in small_manifest().select(["dev", "train"]).rows()] == ["1", "2", "3"]
-    with pytest.raises(InvalidInput, match="no split 'val', only dev, test, train"):
+    with pytest.raises(InvalidInput, match="no split 'val'; choose from dev, test, train"):
         small_manifest().select(["train", "val"])
 
 

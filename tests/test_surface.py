@@ -14,7 +14,8 @@ SURFACE = {
     "Answer", "Estimate", "EvaluationReport", "FeatureRow", "FeatureStore", "Frames", "Manifest", "Model", "Recipe",
     "Rejection", "RunInfo", "RunSettings", "Searcher", "Snapshot", "Summary", "Vectors", "embed", "errors", "evaluate",
     "export_webdataset", "featurize", "ingest_flickr8k", "ingest_lhotse", "ingest_spokencoco", "ingest_synthetic",
-    "ingest_table", "ingest_tuxpaint", "iter_features", "load", "load_recipe", "plan", "rejected", "search", "train",
+    "ingest_table", "ingest_tuxpaint", "ingest_webdataset", "iter_features", "load", "load_recipe", "plan", "rejected",
+    "search", "train",
 }  # fmt: skip
 FUNCTIONS = sorted(name for name in SURFACE if name[0].islower() and name != "errors")
 

@@ -69,6 +69,30 @@ def ingest_lhotse(
     return _written(read_lhotse(recordings, supervisions, split=split, root=root, on_progress=on_progress), out)
 
 
+def ingest_webdataset(
+    tars: Sequence[str],
+    out: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    splits: Sequence[str] = (),
+    tar_in_id: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Manifest:
+    """Read WebDataset tars without unpacking them. An address may have braces, as in `clips-{000..009}.tar`.
+
+    `columns` maps our names to endings of the members or fields of their json, as in `{"text": "sentence"}`. `splits`
+    are for samples that name none: `"train"` for all, `"dev=val-*"` for tars of such names. With `tar_in_id` each id
+    starts with the tar's name.
+
+    Raises `InvalidInput` if a tar is damaged or cut.
+    """
+    from speechclip.corpora.webdataset import read_webdataset
+
+    mapping = None if columns is None else dict(columns)
+    manifest = read_webdataset(tars, columns=mapping, splits=splits, tar_in_id=tar_in_id, on_progress=on_progress)
+    return _written(manifest, out)
+
+
 def ingest_tuxpaint(
     folder: str | None = None,
     out: str | None = None,

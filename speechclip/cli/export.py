@@ -1,4 +1,4 @@
-"""export: what is stored, in other tools' formats."""
+"""`speechclip export`: write stored features in the format of another tool."""
 
 import click
 
@@ -15,12 +15,15 @@ def export() -> None:
 @export.command(name="webdataset")
 @settings_options("manifest", "store", "version")
 @click.option(
-    "--speech", "speech_set", metavar="SET", help="Feature set (fingerprint, its start, or SPEC) if several are stored."
+    "--speech",
+    "speech_set",
+    metavar="SET",
+    help="The feature set if several are stored: a fingerprint, its start, or an encoder name.",
 )
-@click.option("--image", "image_set", metavar="SET", help="Likewise for images.")
-@click.option("--text", "text_set", metavar="SET", help="Likewise for texts.")
-@click.option("--split", "splits", multiple=True, metavar="NAME", help="Only this split; may be repeated.")
-@click.option("--out", required=True, metavar="DIR", help="Where the tars go (path or s3://).")
+@click.option("--image", "image_set", metavar="SET", help="The same for images.")
+@click.option("--text", "text_set", metavar="SET", help="The same for texts.")
+@click.option("--split", "splits", multiple=True, metavar="NAME", help="Only this split. Repeatable.")
+@click.option("--out", required=True, metavar="DIR", help="Write the tars here (path or s3://).")
 def export_webdataset(
     settings: Settings,
     version: str | None,
@@ -30,7 +33,7 @@ def export_webdataset(
     splits: tuple[str, ...],
     out: str,
 ) -> None:
-    """Join speech frames, image vector and text of every utterance in WebDataset tars."""
+    """Write the features and the text of each utterance as one sample of WebDataset tars."""
     from speechclip.export import export_webdataset as write
     from speechclip.manifest import Manifest
     from speechclip.records import MODALITIES
@@ -46,7 +49,7 @@ def export_webdataset(
     manifest = Manifest.read(settings.need("manifest"))
     for kind in MODALITIES:
         if kind not in chosen and manifest.assets(kind):
-            say(f"note: no {kind} feature set is stored in catalog version {snapshot.version}: the tars hold none")
+            say(f"note: no {kind} feature set is stored in catalog version {snapshot.version}; the tars have none")
     done = write(snapshot, manifest.select(splits) if splits else manifest, chosen, out)
     written = f"{counted(done.num_utterances, 'utterance')} in {counted(len(done.shards), 'shard')}"
     say(f"{out}: {written}; {done.num_left_out:,} without a feature")

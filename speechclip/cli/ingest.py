@@ -1,4 +1,4 @@
-"""ingest: from a corpus to a manifest."""
+"""`speechclip ingest`: read a corpus and write its manifest."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import click
 from speechclip.cli.terminal import counted, human_seconds, progress_line, say
 
 SHOWN_PROBLEMS = 10
-OUT = click.option("--out", required=True, metavar="FILE", help="Where the Parquet manifest goes (path or s3://).")
+OUT = click.option("--out", required=True, metavar="FILE", help="Write the Parquet manifest here (path or s3://).")
 
 KARPATHY = click.option(
     "--karpathy",
     metavar="FILE",
-    help="Split by Karpathy's JSON; default the corpus's own split files, then such a one.",
+    help="Split by this JSON of Karpathy. Default: the corpus's own split files, else such a JSON in DIR.",
 )
 
 
@@ -28,15 +28,15 @@ def ingest() -> None:
     "columns",
     multiple=True,
     metavar="OURS=THEIRS",
-    help="Take our column from theirs, as audio=path; repeatable. Then other unknown columns are ignored.",
+    help="Our column is called THEIRS in FILE, as audio=path. Repeatable. Other unknown columns are then ignored.",
 )
-@click.option("--split", metavar="NAME", help="The split of rows that name none; default train, with a warning.")
+@click.option("--split", metavar="NAME", help="Split of the rows that name none. Default: train, with a warning.")
 @OUT
 def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: str) -> None:
     """Ingest a CSV, JSONL or Parquet table.
 
-    Columns: audio, image, text, split; optional id, speaker, language, group, start, end (seconds). A missing modality
-    is an empty cell; relative paths start at the table's folder.
+    Columns: audio, image, text (at least one), and split, id, speaker, language, group, start, end (seconds). An empty
+    cell means that the row lacks this modality. Relative paths start at the table's folder.
     """
     from speechclip.corpora.table import read_table
 
@@ -50,24 +50,23 @@ def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: st
     "columns",
     multiple=True,
     metavar="OURS=THEIRS",
-    help="Take our column from a member's ending or a json field, as text=sentence; repeatable.",
+    help="Take our column from the members of this ending or from this json field, as text=sentence. Repeatable.",
 )
 @click.option(
     "--split",
     "splits",
     multiple=True,
     metavar="NAME[=PATTERN]",
-    help="The split of samples that name none; with a pattern only in tars of such a name, as dev='dev-*'; repeatable.",
+    help="Split of the samples that name none; with a PATTERN, of those in tars of such names: dev='val-*'. Repeatable.",
 )
-@click.option("--tar-in-id", is_flag=True, help="Begin each id with its tar's name, for tars that use the same keys.")
+@click.option("--tar-in-id", is_flag=True, help="Start each id with the tar's name, for tars that use the same keys.")
 @OUT
 def ingest_webdataset(
     tars: tuple[str, ...], columns: tuple[str, ...], splits: tuple[str, ...], tar_in_id: bool, out: str
 ) -> None:
-    """Ingest WebDataset tars without unpacking them; TAR may have braces, as s3://b/clips-{000..009}.tar.
+    """Ingest WebDataset tars without unpacking them. TAR may have braces, as s3://b/clips-{000..009}.tar.
 
-    A sample has members such as KEY.wav, KEY.jpg and KEY.txt. KEY.json may give text, split, group, speaker and
-    language.
+    A sample has members such as KEY.wav, KEY.jpg and KEY.txt. KEY.json may hold text, split, group, speaker, language.
     """
     from speechclip.corpora.webdataset import read_webdataset
 
@@ -80,7 +79,7 @@ def ingest_webdataset(
 @KARPATHY
 @OUT
 def ingest_flickr8k(folder: str, karpathy: str | None, out: str) -> None:
-    """Ingest Flickr8k with its spoken captions, in any layout; DIR holds pictures, captions and flickr_audio."""
+    """Ingest Flickr8k with its spoken captions. DIR holds pictures, captions and flickr_audio, in any layout."""
     from speechclip.corpora.flickr8k import read_flickr8k
 
     _write(read_flickr8k(folder, karpathy=karpathy, on_progress=progress_line("files")), out)
@@ -88,11 +87,13 @@ def ingest_flickr8k(folder: str, karpathy: str | None, out: str) -> None:
 
 @ingest.command(name="spokencoco")
 @click.argument("folder", metavar="DIR")
-@click.option("--images", metavar="DIR", help="Where train2014 and val2014 are, if not in DIR or its mscoco_img.")
+@click.option(
+    "--images", metavar="DIR", help="The folder of train2014 and val2014, if it is not DIR or its mscoco_img."
+)
 @KARPATHY
 @OUT
 def ingest_spokencoco(folder: str, images: str | None, karpathy: str | None, out: str) -> None:
-    """Ingest SpokenCOCO; DIR is where its archive was unpacked. The published val is split "dev" here."""
+    """Ingest SpokenCOCO. DIR is the folder in which its archive was unpacked. The published val is called dev here."""
     from speechclip.corpora.spokencoco import read_spokencoco
 
     _write(read_spokencoco(folder, images=images, karpathy=karpathy, on_progress=progress_line("files")), out)
@@ -101,11 +102,11 @@ def ingest_spokencoco(folder: str, images: str | None, karpathy: str | None, out
 @ingest.command(name="lhotse")
 @click.argument("recordings", metavar="RECORDINGS")
 @click.argument("supervisions", metavar="SUPERVISIONS")
-@click.option("--split", default="train", show_default=True, metavar="NAME", help="The split of all of them.")
-@click.option("--root", metavar="DIR", help="Where relative paths begin; default the working directory.")
+@click.option("--split", default="train", show_default=True, metavar="NAME", help="Split of all rows.")
+@click.option("--root", metavar="DIR", help="Relative paths start here. Default: the working directory.")
 @OUT
 def ingest_lhotse(recordings: str, supervisions: str, split: str, root: str | None, out: str) -> None:
-    """Ingest lhotse's recordings and supervisions (.jsonl or .jsonl.gz); `custom.image` names a picture."""
+    """Ingest lhotse's recordings and supervisions, .jsonl or .jsonl.gz. `custom.image` is the path of a picture."""
     from speechclip.corpora.lhotse import read_lhotse
 
     _write(read_lhotse(recordings, supervisions, split=split, root=root, on_progress=progress_line("files")), out)
@@ -113,17 +114,20 @@ def ingest_lhotse(recordings: str, supervisions: str, split: str, root: str | No
 
 @ingest.command(name="tuxpaint")
 @click.argument("folder", required=False, metavar="[DIR]")
-@click.option("--fetch", is_flag=True, help="Fetch the Debian package (161 MB, GPL-2) by apt-get; needs no root.")
-@click.option("--languages", metavar="XX,XX", help="Only these languages; default all.")
-@click.option("--limit", type=int, help="About so many utterances, whole groups chosen by hash.")
+@click.option("--fetch", is_flag=True, help="Download the Debian package (161 MB, GPL-2) by apt-get. Needs no root.")
+@click.option("--languages", metavar="XX,XX", help="Only these languages, as ca,fr. Default: all.")
+@click.option("--limit", type=int, help="About this many utterances, in whole groups chosen by hash.")
 @click.option(
-    "--split", default="concept", show_default=True, help="concept (80/10/10), or voice:XX holds language XX out."
+    "--split",
+    default="concept",
+    show_default=True,
+    help="concept: 80/10/10 % by group. voice:XX: language XX is the test split.",
 )
 @OUT
 def ingest_tuxpaint(
     folder: str | None, fetch: bool, languages: str | None, limit: int | None, split: str, out: str
 ) -> None:
-    """Ingest Tux Paint's stamps: spoken names in eleven languages by human voices, pictures and texts."""
+    """Ingest Tux Paint's stamps: pictures with their names, written and spoken by people in several languages."""
     from speechclip.corpora.debian import fetch_stamps
     from speechclip.corpora.tuxpaint import read_stamps
 
@@ -136,11 +140,11 @@ def ingest_tuxpaint(
 
 @ingest.command(name="synthetic")
 @click.argument("folder", metavar="DIR")
-@click.option("--concepts", default=60, show_default=True, help="How many things are named.")
-@click.option("--voices", default=4, show_default=True, help="How many synthetic voices name each.")
+@click.option("--concepts", default=60, show_default=True, help="Number of pictures, each with a caption.")
+@click.option("--voices", default=4, show_default=True, help="Number of voices that read each caption.")
 @OUT
 def ingest_synthetic(folder: str, concepts: int, voices: int, out: str) -> None:
-    """Make a small synthetic spoken corpus in DIR (no human voice in it) and ingest it."""
+    """Make a small synthetic corpus in DIR, without any human voice, and ingest it."""
     from speechclip.corpora.synthetic import make_synthetic
     from speechclip.corpora.table import read_table
 
