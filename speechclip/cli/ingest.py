@@ -57,7 +57,7 @@ def ingest_table(rows: str, columns: tuple[str, ...], split: str | None, out: st
     "splits",
     multiple=True,
     metavar="NAME[=PATTERN]",
-    help="Split of the samples that name none; with a PATTERN, of those in tars of such names: dev='val-*'. Repeatable.",
+    help="Split of the samples that name none; with a PATTERN, only in tars of such names: dev='val-*'. Repeatable.",
 )
 @click.option("--tar-in-id", is_flag=True, help="Start each id with the tar's name, for tars that use the same keys.")
 @OUT
