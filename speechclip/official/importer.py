@@ -308,7 +308,7 @@ def _check_head(
     if wrong:
         shown = ", ".join(wrong[:6])
         raise InvalidInput(
-            f"{path}: {len(wrong)} tensors do not fit a {layout.kind} head: {shown}",
+            f"{path}: tensors do not fit a {layout.kind} head ({len(wrong)} in all): {shown}",
             "import a checkpoint that the authors of SpeechCLIP or SpeechCLIP+ released",
         )
     return sum(parameter.numel() for parameter in head.parameters()) + (TEMPERATURE in tensors)

@@ -1,4 +1,4 @@
-"""docs/scale.md says what the model says, the model counts as the code does, the benchmark takes the real road."""
+"""docs/scale.md has the figures of the model. Model and benchmark count tasks and requests as the code does."""
 
 import json
 from collections import Counter
@@ -37,7 +37,7 @@ def test_the_page_shows_what_was_measured_and_the_model_goes_by_it() -> None:
         assert f"| {' | '.join(row)} |" in lines
     given = Assumptions()
     grown = {(row["tasks"], row["assets"]): row["peak_bytes"]["summary"] - row["start_bytes"] for row in MEASURED}
-    # A task with an asset takes no more than an asset among twenty.
+    # An asset needs the same memory whether its task has one asset or twenty.
     for many in ((100_000, 100_000), (5_000, 100_000)):
         an_asset = (grown[many] - grown[1_000, 1_000]) / 99_000
         assert given.driver_bytes_an_asset == pytest.approx(an_asset, rel=0.1)

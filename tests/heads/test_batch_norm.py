@@ -12,14 +12,14 @@ KEYWORDS, WIDTH = 3, 5
 
 
 def parts() -> tuple[Tensor, Tensor, Tensor]:
-    """Keywords far from zero (a sum of squares would lose them), a scale and a shift."""
+    """Keywords far from zero, where a sum of squares would lose digits, and a scale and a shift."""
     generator = torch.Generator().manual_seed(0)
     keywords = 100 + torch.randn(7, KEYWORDS, WIDTH, generator=generator)
     return keywords, 1 + torch.rand(WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
 
 
 def torch_norm(kind: str, keywords: Tensor, norm: KeywordBatchNorm) -> tuple[Tensor, list[nn.BatchNorm1d]]:
-    """The same by torch's own modules."""
+    """The keywords normalised by torch's own modules, and these modules."""
     if kind == "each-apart":
         layers = [nn.BatchNorm1d(WIDTH) for _ in range(KEYWORDS)]
         own = list(norm.bn_layers)

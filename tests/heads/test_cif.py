@@ -11,7 +11,7 @@ WIDTH = 6
 
 
 class Fuller(Alone):
-    """A run whose fullest row, on another worker, needs this many slots."""
+    """Workers of which another one has a row with `slots` keywords."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -43,7 +43,7 @@ def plainly_weighed(cif: IntegrateAndFire, frames: Tensor) -> Tensor:
 def plainly(
     cif: IntegrateAndFire, frames: Tensor, *, is_training: bool, is_rescaled: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """One utterance, frame by frame: the keywords that fired, and how far the weights are from the target."""
+    """The keywords of one utterance, added up frame by frame, and the difference of the weights' sum to the target."""
     alpha = plainly_weighed(cif, frames)
     target = max(1, round(len(frames) / cif.frames_per_keyword))
     error = (alpha.sum() - target).abs()
@@ -92,7 +92,7 @@ def test_in_the_first_steps_the_target_is_hit_exactly_whatever_the_weights():
     for loud in (-6.0, 0.0, 6.0):
         fired = made(loud=loud).train()(values, lengths, None, is_rescaled=True, together=Alone())
         assert fired.counts.tolist() == [6, 1, 3, 8, 2, 1]
-        # 7 frames are 1.75 keywords, 2 are a half, which rounds to even; one keyword there is always.
+        # 7 frames are 1.75 keywords. 2 frames are 0.5 keywords, which rounds to 0, but one keyword is the least.
 
 
 def test_no_more_than_the_most_keywords_and_no_fewer_than_one():
@@ -121,7 +121,7 @@ def test_a_tail_of_half_a_weight_fires_outside_training_alone():
     assert evaluated.slots[:, :, 0].tolist() == [[1.5, 3.5, 5.0], [1.5, 3.5, 5.5]]
     trained = cif.train()(values, lengths, None, is_rescaled=False, together=Alone())
     assert trained.counts.tolist() == [2, 3]
-    # What had not fired stays in its slot, where it counts for BatchNorm alone, as officially.
+    # In training the rest stays in its slot. It has an effect only on the BatchNorm, as in the official code.
     assert trained.slots[:, :, 0].tolist() == [[1.5, 3.5, 2.5], [1.5, 3.5, 5.5]]
 
 
@@ -144,7 +144,7 @@ def test_the_fullest_row_of_all_workers_sets_the_number_of_slots_in_training():
     assert (alone.shape[1], more.shape[1]) == (8, 11)
     # On some CPUs the last bit depends on the number of slots.
     torch.testing.assert_close(more[:, :8], alone, atol=1e-7, rtol=0)
-    # What is scaled adds up to a hair more than the target.
+    # Scaled weights add up to a little more than the target.
     assert more[:, 8:].abs().max() < 1e-4
     assert cif.eval()(values, lengths, None, is_rescaled=True, together=Fuller(99)).slots.shape[1] < 30
 

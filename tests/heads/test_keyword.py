@@ -22,7 +22,7 @@ def official(name: str) -> tuple[KeywordHead, dict[str, object]]:
     case = torch.load(GOLDEN / name, weights_only=True)
     layers, _, _, width = case["hidden_states"].shape
     vocabulary, keyword_width = case["clip_text"]["token_embedding.weight"].shape
-    # The recorded text encoder is reduced already.
+    # The recorded text encoder has only the tokens of the vocabulary.
     tower = TextTower(
         case["clip_text"],
         num_heads=case["text_heads"],
@@ -71,7 +71,7 @@ def test_gradients_agree_with_the_official_modules():
     expected = {name.replace("ws.weights", "weighted_sum.weights"): value for name, value in case["grads"].items()}
     found = {name: parameter.grad for name, parameter in head.named_parameters()}
     assert found.keys() == expected.keys()
-    # BatchNorm takes away what is added to all rows alike, so these have no gradient but rounding.
+    # BatchNorm removes what is added to all rows, so the gradient of these is only a rounding error.
     absorbed = {"linear_proj.bias", "self_att.attentionBlock_Norm.bias"}
     for name, gradient in expected.items():
         error = (found[name] - gradient).norm()
@@ -90,7 +90,7 @@ def test_usage_of_the_vocabulary_agrees_with_the_official_figures(name):
     assert found.ent_per_t == pytest.approx(expected["ent_per_t"].tolist(), abs=1e-5)
 
 
-# Hybrid heads and those of SpeechCLIP+, recorded from the official branches on one track of frames, dropout off.
+# Outputs of the official SpeechCLIP+ branches for one track of frames, without dropout.
 RECORDED = [
     f"{kind}, {mode}"
     for kind in ("hybrid, transformer", "hybrid, two layers", "cascaded plus", "hybrid plus")
@@ -128,7 +128,7 @@ def test_hybrid_heads_and_integrate_and_fire_agree_with_the_official_branches(na
         assert error < 1e-4 * gradient.norm() + 1e-5 * largest, f"{name}: {error}"
 
 
-# A head of each kind; CIF's have weights near a half, so 9 frames at 2 a keyword are 3 to 5 keywords.
+# A head of each kind. The weights of CIF are near 0.5, so 9 frames give 3 to 5 keywords.
 KINDS: dict[str, dict[str, object]] = {
     "cascaded": {},
     "cascaded, two layers": {"projection": (10,), "num_heads": 2, "batch_norm": "same"},
@@ -179,7 +179,7 @@ def tiny(**options: object) -> KeywordHead:
     head = msgspec.structs.replace(config, **options).build(tower())
     with torch.no_grad():
         for parameter in head.parameters():
-            # Biases and norms that start as zero and one would hide what forgets them.
+            # Biases of zero and norms of one would hide code that forgets them.
             parameter += 0.1 * torch.randn(parameter.shape)
         for name, buffer in head.bn_layer.named_buffers():
             if name.endswith(("mean", "var")):
@@ -248,7 +248,7 @@ def test_every_dropout_of_a_head_has_its_own_site_and_the_rate_of_its_part(optio
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_depends_on_the_rows_seed_and_on_nothing_else(kind):
     head = tiny(**KINDS[kind]).train()
-    # BatchNorm by running statistics, for those of a batch couple its rows.
+    # BatchNorm uses its running statistics here. Those of a batch would make its rows depend on each other.
     head.bn_layer.eval()
     frames, lengths, seeds = tiny_batch()
     dropped = head(frames, lengths, seeds, step=9_999)
@@ -274,7 +274,7 @@ def test_only_the_cls_rows_give_what_the_whole_sequence_gives(kind):
     sequence = torch.cat([cls.expand(5, -1, -1), track], dim=1)
     is_padding = torch.arange(sequence.shape[1]) >= lengths[:, None] + cls.shape[1]
     if "transformer" in kind:
-        # In train mode without dropout: the fast path of eval mode would go another way.
+        # Train mode without dropout, because eval mode uses another implementation (the fast path).
         encoder = head.self_att.model.train()
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -313,7 +313,7 @@ def test_cif_reads_frames_that_have_attended_to_all_frames(kind):
     queries = head.bn_layer(head.linear_proj(fired.slots), head.together)
     is_there = torch.arange(queries.shape[1]) < fired.counts[:, None]
     torch.testing.assert_close(output.keywords.queries[is_there], queries[is_there], atol=1e-6, rtol=0)
-    # Dropout goes the long way round; with every weight kept it must arrive at the same.
+    # Dropout uses other code. If it keeps every weight, the result must be the same.
     head.self_att.dropout = 1e-12
     slow = head.self_att.whole(sequence, lengths + count, torch.arange(5))
     torch.testing.assert_close(slow[~is_padding], whole[~is_padding], atol=1e-6, rtol=0)

@@ -76,7 +76,7 @@ def test_only_the_cls_row_gives_what_the_whole_transformer_layer_gives(normalize
     track = head.weighted_sum(frames, lengths)
     sequence = torch.cat([head.cls.expand(len(frames), 1, -1), track], dim=1)
     is_padding = torch.arange(sequence.shape[1]) >= lengths[:, None] + 1
-    # In train mode without dropout: the fast path of eval mode would go another way.
+    # Train mode without dropout, because eval mode uses another implementation (the fast path).
     encoder = head.self_att.model.train()
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -12,7 +12,7 @@ from speechclip.heads import TextTower
 
 CAPTIONS = ["a dog runs", "two children with umbrellas watch an old train", "snow"]
 TOKENS = torch.tensor(np.stack([clip_tokens(caption) for caption in CAPTIONS])).long()
-# Out of order, as a vocabulary by frequency is.
+# Not sorted by id, as an official vocabulary is not.
 VOCABULARY = sorted(set(TOKENS.flatten().tolist()), key=lambda token: token * 7919 % 49409)
 
 
@@ -22,7 +22,7 @@ def clip(**options: object) -> open_clip.CLIP:
     model = fill_untrained(open_clip.CLIP(**config)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        # Untrained biases are zero and norms the identity; a tower that forgot them would pass.
+        # Untrained biases are zero and untrained norms change nothing. A tower that forgets them would pass.
         for parameter in model.parameters():
             if parameter.dim() < 2:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -34,7 +34,7 @@ def tower(model: open_clip.CLIP, *, is_quick_gelu: bool = False) -> TextTower:
 
 
 def keywords(of: TextTower) -> tuple[Tensor, Tensor]:
-    """The captions' own tokens as keywords, and how many there are."""
+    """The tokens of the captions as keywords, and the number of keywords of each caption."""
     counts = (TOKENS == 49407).int().argmax(1) - 1
     places = torch.tensor([[VOCABULARY.index(token) for token in row] for row in TOKENS[:, 1:-1].tolist()])
     return of.embeddings[places], counts

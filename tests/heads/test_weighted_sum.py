@@ -8,7 +8,7 @@ LENGTHS = torch.tensor([7, 4])
 
 
 def plain(frames: torch.Tensor, weights: torch.Tensor, normalize: str) -> torch.Tensor:
-    """The definition, with autograd doing the rest."""
+    """The weighted sum by its definition, with torch's own gradients."""
     if normalize == "s3prl":
         frames = F.layer_norm(frames, frames.shape[-1:])
     elif normalize == "method1":

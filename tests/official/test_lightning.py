@@ -147,7 +147,7 @@ def test_a_file_cut_short_is_said(checkpoint: Path, tmp_path: Path) -> None:
 def rewrite(
     source: Path, target: Path, change: Callable[[str, bytes], tuple[str, bytes] | None], **options: Any
 ) -> Path:
-    """The same zip with each entry passed through `change`."""
+    """A copy of the zip, with each entry replaced by what `change` returns; None leaves it out."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
         for name in old.namelist():
             if made := change(name, old.read(name)):
@@ -201,7 +201,7 @@ def test_a_changed_byte_of_a_tensor_is_found_by_its_checksum(checkpoint: Path, t
 
 
 class Tensorlike:
-    """Pickled as torch pickles a tensor, with the numbers given."""
+    """Its pickle describes a tensor with the given numbers, as torch does."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments

@@ -56,7 +56,7 @@ MODULE = sys.modules[__name__]
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pickle finds this module's classes by name."""
+    """Let Python's pickle find the classes of this module by name."""
     monkeypatch.setitem(sys.modules, __name__, MODULE)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints in the layout of the official ones, their numbers drawn at random.
+"""Writes checkpoints in the official layout, with random numbers.
 
 Source: docs/model.md, "Official checkpoints".
-The classes that their pickles name are made for the moment of writing and gone afterwards.
+The classes that their pickles name exist only while a file is written.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Narrow stand-ins of the encoders' sizes; hubert:untrained-tiny and clip:untrained-tiny are as wide.
+# The sizes of small encoders: those of hubert:untrained-tiny and clip:untrained-tiny.
 TINY = {"width": 96, "layers": 5, "joint": 64, "tokens": 49_408, "feed_forward": 384}
 BASE = {"width": 768, "layers": 13, "joint": 512, "tokens": 49_408, "feed_forward": 3_072}
 LARGE = {"width": 1_024, "layers": 25, "joint": 768, "tokens": 49_408, "feed_forward": 4_096}
 
 
 class _Draw:
-    """Random tensors, the same on every run."""
+    """Draws random tensors, the same ones each time."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(7122)
@@ -32,7 +32,7 @@ class _Draw:
 
 
 def parallel_state(sizes: dict[str, int]) -> OrderedDict[str, Tensor]:
-    """The branch of a parallel model."""
+    """The tensors of a parallel branch."""
     draw, width, inner = _Draw(), sizes["width"], sizes["feed_forward"]
     state = _layer("parallel_branch.self_att.model.", draw, width, inner)
     state["parallel_branch.cls"] = draw(1, 1, width)
@@ -42,7 +42,10 @@ def parallel_state(sizes: dict[str, int]) -> OrderedDict[str, Tensor]:
 def cascaded_state(
     sizes: dict[str, int], *, hidden: int = 0, norm: str = "parallel", num_keywords: int = 8
 ) -> OrderedDict[str, Tensor]:
-    """The branch of a cascaded model; `hidden` makes the projection two layers, `norm` is parallel, apart or same."""
+    """The tensors of a cascaded branch.
+
+    With `hidden` the projection has two layers, with that width between them. `norm` is parallel, apart or same.
+    """
     draw, joint = _Draw(), sizes["joint"]
     state = _block(draw, sizes["width"])
     state["cascaded_branch.cls"] = draw(1, num_keywords, sizes["width"])
@@ -65,7 +68,7 @@ def plus_state(
     num_convolutions: int = 1,
     convolution_width: int = 3,
 ) -> OrderedDict[str, Tensor]:
-    """The branch of a SpeechCLIP+ model: hybrid, and Cascaded+ and Hybrid+ with CIF."""
+    """The tensors of a SpeechCLIP+ branch: hybrid, or with CIF Cascaded+ or Hybrid+."""
     draw, width, joint = _Draw(), sizes["width"], sizes["joint"]
     if is_transformer:
         state = _layer("cascaded_branch.self_att.model.", draw, width, sizes["feed_forward"])
@@ -89,7 +92,7 @@ def plus_state(
 def around(
     sizes: dict[str, int], *, tokens: Tensor, ids: Tensor, is_learnable: bool = False, frozen: bool = True
 ) -> OrderedDict[str, Tensor]:
-    """A checkpoint besides its branch: mixture, loss, CLIP's tokens and a few of the frozen encoders' tensors."""
+    """The other tensors of a checkpoint: weighted sum, loss, CLIP's token embeddings and a few of the encoders."""
     draw, width, layers = _Draw(), sizes["width"], sizes["layers"]
     state: OrderedDict[str, Tensor] = OrderedDict()
     state["audio_encoder.weightedsum_layer.weights"] = draw(layers)
@@ -116,10 +119,10 @@ def write_checkpoint(
     config: dict[str, Any] | None = None,
     **more: object,
 ) -> Path:
-    """A Lightning 1.5.10 file as `Trainer.save_checkpoint` writes it; `more` replaces entries of its dict."""
+    """Write a file as `Trainer.save_checkpoint` of Lightning 1.5.10 does. `more` replaces entries of its dict."""
     state = OrderedDict({**rest, **branch})
     if "cascaded_branch.linear_proj.weight" in branch or "cascaded_branch.linear_proj.sequential.0.weight" in branch:
-        # The branch holds CLIP too, so its tensors are named twice and stored once.
+        # The official branch holds CLIP too. So CLIP's tensors have two names and are stored once.
         state |= {f"cascaded_branch.{name}": value for name, value in rest.items() if name.startswith("clip.")}
     state._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     with official_classes() as (namespace, logger):
@@ -149,7 +152,7 @@ def write_checkpoint(
 
 @contextlib.contextmanager
 def official_classes() -> Iterator[tuple[Any, Any]]:
-    """A maker of nested OrderedNamespaces and a logger, of modules by the official names that exist no longer."""
+    """The class OrderedNamespace and a logger, in modules with the official names. Afterwards the modules are gone."""
 
     class OrderedNamespace:
         def __init__(self, content: dict[str, Any]) -> None:
@@ -181,14 +184,14 @@ def official_classes() -> Iterator[tuple[Any, Any]]:
 
 
 def _keywords(draw: _Draw, sizes: dict[str, int], hidden: int) -> OrderedDict[str, Tensor]:
-    """Projection and quantiser."""
+    """The tensors of the projection and the quantizer."""
     state = _projection("cascaded_branch.linear_proj", draw, sizes["width"], hidden, sizes["joint"])
     state["cascaded_branch.vector_quantizer.curr_temp"] = torch.tensor([0.1])
     return state
 
 
 def _projection(prefix: str, draw: _Draw, width: int, hidden: int, out: int) -> OrderedDict[str, Tensor]:
-    """One Linear, or two with the names that the official class gives them."""
+    """The tensors of one linear layer, or of two with the official names."""
     if not hidden:
         return _linear(prefix, draw, width, out)
     return _linear(f"{prefix}.sequential.0", draw, width, hidden) | _linear(f"{prefix}.sequential.3", draw, hidden, out)

@@ -1,4 +1,7 @@
-"""Two workers as threads that add up what a head asks them to, for the claim that halves equal the whole."""
+"""Two workers of a training as two threads. They test that both halves of a batch give what the whole batch gives.
+
+The threads stand in for processes with torch's process group (`speechclip.training.world.World`).
+"""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from torch import Tensor
 
 
 class Worker:
-    """One of two; gradients of parameters are to be summed over both afterwards."""
+    """One of the two workers. The caller adds up the gradients of both workers' parameters."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, board: dict[int, Any]) -> None:
         self.rank, self.barrier, self.board = rank, barrier, board
@@ -22,7 +25,7 @@ class Worker:
         return max(self.exchange(value))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Both workers' rows, of which only the own have a gradient."""
+        """The rows of both workers. Only this worker's rows have a gradient."""
         parts = self.exchange(rows.detach())
         parts[self.rank] = rows
         return torch.cat(parts)
@@ -47,7 +50,7 @@ class _Total(torch.autograd.Function):
 
 
 def run_two(work: Callable[[Worker], Any]) -> list[Any]:
-    """What each worker makes of it, at the same time."""
+    """The result of `work` for each worker. Both run at the same time."""
     barrier, board = threading.Barrier(2, timeout=60), {}
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(work, [Worker(rank, barrier, board) for rank in range(2)]))
