@@ -130,7 +130,9 @@ def _refuse_unknown(file: LightningFile, unknown: list[str]) -> None:
         )
     if unknown:
         shown = ", ".join(unknown[:8])
-        raise InvalidInput(f"{file.path}: holds tensors that no published model has ({len(unknown)} in all): {shown}", _RELEASED)
+        raise InvalidInput(
+            f"{file.path}: holds tensors that no published model has ({len(unknown)} in all): {shown}", _RELEASED
+        )
 
 
 def _require_one_branch(file: LightningFile, names: Mapping[str, str]) -> None:
