@@ -64,13 +64,25 @@ class FrameDataset(Dataset[dict[str, Any]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Open the rows; nothing but the catalog is read.
+        """Open the rows. Only the catalog is read.
 
-        `speech` names a feature set if the store has several, `split` one or several splits (all by default), `layers`
-        the hidden states (all by default), `window` a start and an end in seconds, `columns` columns of the manifest
-        (docs/corpora.md lists them), and `version` a version or tag of the catalog.
+        Args:
+            manifest: A manifest or its address.
+            store: A store or its address.
+            speech: A feature set, if the store has several: a fingerprint, its start, or an encoder name.
+            split: One split or several; all by default.
+            layers: The hidden states, in this order; all by default.
+            window: A start and an end in seconds; `None` is the start or end of the utterance.
+            pool: `"mean"` gives the mean over time, `"none"` all frames.
+            columns: Columns of the manifest that each item carries (docs/corpora.md lists them).
+            version: A version or tag of the catalog; the newest by default.
+            shuffle: Whether each epoch has its own order.
+            seed: The seed of that order.
+            rank: This process among `world_size` processes that share the rows.
+            world_size: The number of those processes.
 
-        Raises `InvalidInput` where an argument does not fit what is stored.
+        Raises:
+            InvalidInput: An argument does not fit what is stored.
         """
         if not 0 <= rank < world_size:
             raise InvalidInput(f"rank {rank} of {world_size}: a rank is at least 0 and below the number of ranks")

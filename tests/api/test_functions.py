@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import webdataset
 from click.testing import CliRunner
 from support.feature_sets import content
 
@@ -91,3 +92,11 @@ def test_a_head_is_trained_measured_and_searched_by(manifest: str, store: str, t
     assert [answer.rank for answer in found] == [1, 2, 3]
     with pytest.raises(InvalidInput, match="one question"):
         speechclip.search(run, store)
+
+
+def test_tars_are_read_as_they_are(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as tar:
+        tar.write({"__key__": "one", "txt": "a dog", "json": {"split": "train"}})
+    manifest = speechclip.ingest_webdataset([str(tmp_path / "a.tar")], str(tmp_path / "m.parquet"))
+    assert [row["text"] for row in manifest.rows()] == ["a dog"]
+    assert len(speechclip.Manifest.read(str(tmp_path / "m.parquet"))) == 1
