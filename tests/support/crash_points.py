@@ -24,8 +24,8 @@ class Point(NamedTuple):
 
 POINTS = {
     "inside the probe": Point("Storage.create", "after", r"^\.probe-"),
-    "before the store is marked": Point("Storage.create", "before", r"^store\.json$"),
-    "after the store is marked": Point("Storage.create", "after", r"^store\.json$"),
+    "before store.json": Point("Storage.create", "before", r"^store\.json$"),
+    "after store.json": Point("Storage.create", "after", r"^store\.json$"),
     "before the plan": Point("Storage.create", "before", "^plans/"),
     "after the plan": Point("Storage.create", "after", "^plans/"),
     "after encoding": Point("ToyEncoder.encode", "after"),
@@ -34,9 +34,9 @@ POINTS = {
     "inside a chunk": Point("os.fsync", "inside", "/vectors/c/[0-9]+/."),
     "between vectors and keys": Point("Storage.create", "before", r"/keys/c/"),
     "before the commit": Point("FeatureStore.commit", "before"),
-    "inside the catalog's part": Point("os.fsync", "inside", "/catalog/feature_set=[^/]*/."),
-    "between part and copy": Point("Storage.create", "before", "^journal/feature_set="),
-    "between part and log": Point("DeltaTable.create_write_transaction", "before", "/catalog/?$"),
+    "inside a data file": Point("os.fsync", "inside", "/catalog/feature_set=[^/]*/."),
+    "between data file and copy": Point("Storage.create", "before", "^journal/feature_set="),
+    "between data file and log": Point("DeltaTable.create_write_transaction", "before", "/catalog/?$"),
     "between log and answer": Point("DeltaTable.create_write_transaction", "after", "/catalog/?$"),
     "inside a checkpoint": Point("DeltaTable.create_checkpoint", "inside"),
     "between checkpoint and journal": Point("DeltaTable.create_checkpoint", "after"),

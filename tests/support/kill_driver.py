@@ -35,7 +35,7 @@ IMPORTED_BEFORE = (
 class Job(msgspec.Struct, kw_only=True):
     """What one fork does: a function below by its name, when it starts, and where or when it is killed."""
 
-    action: Literal["featurize", "command", "commit", "drop", "collect"]
+    action: Literal["featurize", "command", "commit", "drop", "delete_unused"]
     arguments: list[str]
     log: str
     start_after: float = 0.0

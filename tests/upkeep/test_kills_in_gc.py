@@ -25,7 +25,7 @@ from speechclip.store import FeatureStore
 from speechclip.upkeep.verify import verify
 
 # Where a drop, which writes a part for each of three feature sets, is not yet done or done.
-NOT_DONE = {"inside the catalog's part": 3, "between part and copy": 3, "between part and log": 1}
+NOT_DONE = {"inside a data file": 3, "between data file and copy": 3, "between data file and log": 1}
 DONE = {"between log and answer": 1, "before the journal": 1}
 DROP_ROUNDS = [(name, seed) for name in NOT_DONE | DONE for seed in range(count(1, 6))]
 GC_ROUNDS = [(name, seed) for name in ("any moment", *GC_POINTS) for seed in range(count(2, 12))]
@@ -73,7 +73,7 @@ def dropped(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Dropp
     copy(uris[0], uris[1])
     run(nursery, "drop", [uris[1], str(doomed)], log)
     copy(uris[1], uris[2])
-    seconds = run(nursery, "collect", [uris[2]], log)
+    seconds = run(nursery, "delete_unused", [uris[2]], log)
     return Dropped(
         manifest=manifest,
         doomed=doomed,
@@ -109,7 +109,7 @@ def test_a_gc_killed_anywhere_frees_no_live_file_and_the_next_frees_the_rest(
     point: str, seed: int, dropped: Dropped, nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = place(dropped.store, seed % 12 == 5, tmp_path, request)
-    job = Job(action="collect", arguments=[uri], log=str(tmp_path / "log"))
+    job = Job(action="delete_unused", arguments=[uri], log=str(tmp_path / "log"))
     if point == "any moment":
         job.kill_after = np.random.default_rng(seed).uniform(0, dropped.seconds)
     else:
@@ -124,10 +124,10 @@ def test_a_gc_killed_anywhere_frees_no_live_file_and_the_next_frees_the_rest(
         run(nursery, "featurize", [str(dropped.manifest), uri], tmp_path / "log")
         assert content(FeatureStore(uri).snapshot()) == dropped.whole
         run(nursery, "drop", [uri, str(dropped.doomed)], tmp_path / "log")
-        run(nursery, "collect", [uri], tmp_path / "log")
+        run(nursery, "delete_unused", [uri], tmp_path / "log")
         assert set(frames_and_vectors(files(uri))) == set(frames_and_vectors(dropped.collected_files))
     else:
-        run(nursery, "collect", [uri], tmp_path / "log")
+        run(nursery, "delete_unused", [uri], tmp_path / "log")
         assert files(uri) == dropped.collected_files
     check_living(uri, dropped)
     run(nursery, "featurize", [str(dropped.manifest), uri], tmp_path / "log")
