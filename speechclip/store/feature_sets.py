@@ -30,7 +30,7 @@ def choose_feature_set(snapshot: Snapshot, modality: Modality, wanted: str | Non
     raise InvalidInput(
         f"{len(fitting)} {modality} feature sets fit{asked}, needed is one; catalog version {snapshot.version} holds "
         f"{', '.join(names) or 'none'}",
-        f"name one of these by --{modality}, or run `speechclip featurize`",
+        f"name one of these by --{modality}, or featurize with such an encoder first",
     )
 
 

@@ -63,13 +63,12 @@ class Frames(Features):
         return self.locate(key).num_frames
 
     def __getitem__(self, key: str) -> Shaped[np.ndarray, "layers frames width"]:
-        return self._codec.decode(self.members(key), 0, self.num_frames(key))
+        location = self.locate(key)
+        return self._codec.decode(self._members(location), 0, location.num_frames)
 
     def members(self, key: str) -> Members:
         """The encoded arrays of the utterance, as they lie in the shard."""
-        location = self.locate(key)
-        places = member_places(self.spec, location.num_frames)
-        return {place.member.name: self._whole(location, place) for place in places}
+        return self._members(self.locate(key))
 
     def window(
         self, key: str, *, layers: Sequence[int] | None = None, start: int = 0, stop: int | None = None
@@ -94,6 +93,10 @@ class Frames(Features):
         if layer not in self.spec.layers:
             raise InvalidInput(f"{self.fingerprint} holds the hidden states {self.spec.layers}, not {layer}")
         return self.spec.layers.index(layer)
+
+    def _members(self, location: Location) -> Members:
+        places = member_places(self.spec, location.num_frames)
+        return {place.member.name: self._whole(location, place) for place in places}
 
     def _whole(self, location: Location, place: MemberPlace) -> np.ndarray:
         """All rows of one member, verified."""

@@ -176,18 +176,18 @@ def _file(name: str, *data: bytes | memoryview) -> list[bytes | memoryview]:
 
 
 def _entry(tar: bytes, file: tarfile.TarInfo, spec: EncoderSpec, first: Member) -> ShardEntry:
-    head = io.BytesIO(tar[file.offset_data : file.offset_data + 256])
-    np.lib.format.read_magic(head)
+    header = io.BytesIO(tar[file.offset_data : file.offset_data + 256])
+    np.lib.format.read_magic(header)
     with _HEADER_LOCK:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
     expected = (len(spec.layers), first.width)
     if len(shape) != 3 or (shape[0], shape[2]) != expected or dtype != first.dtype or fortran:
         raise ValueError(f"{file.name}: {dtype} {shape} is not of the spec")
-    offset, num_frames = file.offset_data + head.tell(), shape[1]
+    offset, num_frames = file.offset_data + header.tell(), shape[1]
     for place in member_places(spec, num_frames)[1:]:
-        header = npy_header(place.member.dtype, (len(spec.layers), place.num_rows, place.member.width))
+        wanted = npy_header(place.member.dtype, (len(spec.layers), place.num_rows, place.member.width))
         end = offset + place.offset
-        if tar[end - len(header) : end] != header:
+        if tar[end - len(wanted) : end] != wanted:
             raise ValueError(f"{file.name}: no {place.member.name} of the spec follows it")
     members = members_at(tar, spec, offset, num_frames)
     if members is None:
