@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+from speechclip.encoders.threads import one_thread
 from speechclip.featurization.driver import Work
 from speechclip.featurization.plan import TaskSizes, cover, open_plan
 from speechclip.featurization.tasks import stored_seconds
@@ -60,7 +61,9 @@ def embed_tasks(work: Work, trained: Run) -> Iterator[Receipt]:
     for task in work.plan:
         started = time.monotonic()
         keys = [asset.key for asset in task.assets if asset.key in frames]
-        features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))
+        # On one thread, so that the stored bytes do not depend on the machine's cores.
+        with one_thread():
+            features = dict(zip(keys, embed_speech(trained.head, frames, keys), strict=True))
         embedded = time.monotonic()
         path, stored, num_bytes = write_chunk(work.store.storage, spec, task, features)
         ended = time.monotonic()

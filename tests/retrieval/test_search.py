@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.small_runs import train_small
@@ -69,6 +70,23 @@ def test_embeddings_are_stored_once_and_equal_the_heads_own(
     np.testing.assert_allclose(
         snapshot.feature_set(spec.fingerprint).read(keys), embed_speech(trained.head, frames, keys), atol=1e-6
     )
+
+
+def test_embeddings_are_computed_on_one_thread_whatever_the_process_uses(
+    store: FeatureStore, manifest: Manifest, trained: Run
+) -> None:
+    seen: list[int] = []
+    hook = trained.head.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        store.drop({embedding_spec(trained.info).fingerprint: None})
+        assert embed(store, manifest, trained).encoded == 18
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        hook.remove()
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize(("question", "among"), [("audio", "speech"), ("image", "image"), ("text", "text")])
