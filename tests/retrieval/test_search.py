@@ -154,5 +154,5 @@ def test_exact_search_finds_the_best_in_order(num_rows: int, k: int, seed: int) 
 def test_vectors_and_keys_must_fit() -> None:
     with pytest.raises(InvalidInput, match="2 keys for 3 vectors"):
         ExactIndex(["a", "b"], np.ones((3, 4)))
-    with pytest.raises(InvalidInput, match="width"):
+    with pytest.raises(InvalidInput, match="shape"):
         ExactIndex(["a"], np.ones((1, 4))).search(np.ones(5), 1)
