@@ -48,7 +48,7 @@ def test_the_digest_is_that_of_the_rows_and_not_of_the_file(tmp_path: Path) -> N
     assert Manifest.read(str(tmp_path / "other.parquet")).digest == manifest.digest
     parts = [manifest.table.slice(0, 0), manifest.table.slice(0, 1), manifest.table.slice(1)]
     assert Manifest(pa.concat_tables(parts)).digest == manifest.digest
-    # Recorded: another value here means that every artifact which names a manifest has lost it.
+    # Recorded: with another value, no artifact would find the manifest that it names.
     assert manifest.digest == "df0bc89525ed1f768d015e55d9c377aad2076d6e3a4469cdcc23bd3794a2e773"
 
 
@@ -66,7 +66,7 @@ def test_an_utterance_that_occurs_twice_is_refused() -> None:
         Manifest.from_rows([row("twice"), row("once"), row("twice")])
 
 
-def test_an_asset_of_many_rows_stands_once_in_order() -> None:
+def test_an_asset_of_many_rows_is_listed_once_in_order() -> None:
     manifest = small_manifest()
     speech = manifest.assets("speech")
     assert [asset.key for asset in speech] == ["a" * 64, f"{'a' * 64}-0-10"]

@@ -25,7 +25,6 @@ class KarpathyImage(msgspec.Struct):
 
     filename: str
     split: str
-    filepath: str = ""
     cocoid: int | None = None
 
 

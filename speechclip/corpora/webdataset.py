@@ -144,7 +144,7 @@ def _read_samples(path: str, columns: dict[str, str]) -> Iterator[_Sample]:
         is_media = kind in ENDINGS["audio"] or kind in ENDINGS["image"]
         return kind == "json" or kind in ENDINGS["text"] or (ending in columns.values() and not is_media)
 
-    # The library groups whatever stands under "data" and looks at the names alone.
+    # The library looks only at the names, so "data" can be our record of a member.
     files = ({"fname": member.name, "data": member, "__url__": path} for member in read_members(path, is_text=is_text))
     try:
         for sample in group_by_keys(files):

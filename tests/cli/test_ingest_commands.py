@@ -1,4 +1,4 @@
-"""`speechclip ingest` as a person types it, and the layouts that the documents promise."""
+"""`speechclip ingest` as a person types it, and the layouts in docs/corpora.md."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def layouts(corpus: str) -> list[list[str]]:
 
 
 def only(lines: list[str], name: str) -> str | None:
-    """The folder of the one line that ends so."""
+    """The folder of the line that ends with `name`, None if there is none."""
     return next((line.removesuffix(name).rstrip("/") for line in lines if line.endswith(name)), None)
 
 
@@ -90,8 +90,8 @@ def test_options_of_the_published_corpora_arrive(tmp_path: Path) -> None:
     assert "test" in found.table["split"].to_pylist()
 
 
-def test_what_a_copy_lacks_is_told_on_stderr(tmp_path: Path) -> None:
-    """In a process of its own: the command line configures logging once."""
+def test_missing_files_of_a_copy_are_named_on_stderr(tmp_path: Path) -> None:
+    """In a process of its own, because the command line configures logging once."""
     import subprocess
     import sys
 
@@ -153,7 +153,7 @@ def test_lhotses_manifests_are_ingested(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_every_wrong_turn_ends_with_one_sentence(
+def test_every_mistake_ends_with_one_sentence(
     arguments: tuple[str, ...],
     code: int,
     words: str,

@@ -15,7 +15,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH of our own, so that no test downloads 161 MB: real processes in apt's place."""
+    """A PATH with scripts instead of apt and dpkg-deb, so that no test downloads 161 MB."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
@@ -59,7 +59,7 @@ def test_a_failure_says_how_to_go_on_and_the_next_try_is_clean(
     assert fetch_stamps(tmp_path / "cache").is_dir()
 
 
-def test_a_machine_without_apt_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_apt_gets_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InvalidInput, match=r"apt-get is not on this machine's PATH.*synthetic corpus"):
         fetch_stamps(tmp_path / "cache")

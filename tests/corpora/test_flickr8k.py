@@ -77,7 +77,7 @@ def test_every_layout_says_the_same(layout: str, corpus: Flickr8k, tmp_path: Pat
 
 
 def test_linked_folders_are_followed_and_loops_end(corpus: Flickr8k, tmp_path: Path) -> None:
-    """The official layout is one folder of links to where the archives were unpacked."""
+    """The official layout is one folder of links to the unpacked archives."""
     root = tmp_path / "links"
     root.mkdir()
     for name in ("Images", "flickr_audio", "Flickr8k.token.txt", *(f"Flickr_8k.{x}Images.txt" for x in FLICKR_SPLITS)):
@@ -88,12 +88,12 @@ def test_linked_folders_are_followed_and_loops_end(corpus: Flickr8k, tmp_path: P
     assert len(paths) == len({os.path.realpath(root / path) for path in paths}) == 30
 
 
-def test_of_two_files_of_one_name_the_higher_counts(corpus: Flickr8k) -> None:
+def test_the_file_nearest_to_the_top_counts_if_two_have_one_name(corpus: Flickr8k) -> None:
     put(corpus.root / "A/copy" / FIRST, picture(77))
     assert by_name(read_flickr8k(str(corpus.root)))[f"{FIRST[:-4]}_0"]["image_key"] == content_key(picture(0))
 
 
-def test_what_macos_puts_beside_every_file_is_no_file_of_the_corpus(corpus: Flickr8k) -> None:
+def test_the_extra_files_of_macos_archives_are_left_out(corpus: Flickr8k) -> None:
     put(corpus.root / "__MACOSX/Flicker8k_Dataset" / FIRST, b"\0\5\x16\7")
     put(corpus.root / "AAA/._Flickr8k.token.txt", b"\0\5\x16\7")
     put(corpus.root / "__MACOSX/Flickr8k.token.txt", b"\0\5\x16\7")
@@ -111,7 +111,7 @@ def test_kaggles_captions_are_numbered_by_their_order_and_lower_case(tmp_path: P
     assert rows[f"{FIRST[:-4]}_3"]["text"] == 'a dog, number 3, says "hi"'
 
 
-def test_karpathys_file_splits_where_the_lists_are_not_there(
+def test_karpathys_file_splits_if_there_are_no_lists(
     corpus: Flickr8k, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = read_flickr8k(str(corpus.root))
@@ -125,7 +125,7 @@ def test_karpathys_file_splits_where_the_lists_are_not_there(
     assert "all pictures are train" not in caplog.text
 
 
-def test_without_any_split_all_that_was_spoken_is_train(corpus: Flickr8k, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_any_split_all_recordings_are_train(corpus: Flickr8k, caplog: pytest.LogCaptureFixture) -> None:
     for path in corpus.root.glob("Flickr_8k.*Images.txt"):
         path.unlink()
     manifest = read_flickr8k(str(corpus.root))
@@ -134,7 +134,7 @@ def test_without_any_split_all_that_was_spoken_is_train(corpus: Flickr8k, caplog
     assert "all pictures are train" in caplog.text
 
 
-def test_one_list_alone_gives_its_split_and_says_which_are_not_there(
+def test_one_list_alone_gives_its_split_and_a_warning_about_the_others(
     corpus: Flickr8k, caplog: pytest.LogCaptureFixture
 ) -> None:
     for split in ("train", "dev"):
@@ -154,7 +154,7 @@ def test_what_is_left_out_is_named(corpus: Flickr8k, caplog: pytest.LogCaptureFi
     assert "1 pictures of the splits have neither caption nor recording: 77_nothing.jpg" in caplog.text
 
 
-def test_missing_files_stand_in_their_rows(corpus: Flickr8k, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_files_keep_their_rows(corpus: Flickr8k, caplog: pytest.LogCaptureFixture) -> None:
     (corpus.images / FIRST).unlink()
     (corpus.audio / "wavs" / f"{FIRST[:-4]}_1.wav").unlink()
     put(corpus.audio / "wavs" / f"{FIRST[:-4]}_7.wav", recording(91))
@@ -173,7 +173,7 @@ def test_missing_files_stand_in_their_rows(corpus: Flickr8k, caplog: pytest.LogC
     assert "wav2spk.txt" in caplog.text
 
 
-def test_two_names_of_the_same_picture_are_one_answer(corpus: Flickr8k) -> None:
+def test_two_names_of_the_same_picture_are_one_group(corpus: Flickr8k) -> None:
     second = FLICKR_SPLITS["train"][1]
     (corpus.images / second).write_bytes((corpus.images / FIRST).read_bytes())
     assert len({row["group"] for row in read_flickr8k(str(corpus.root)).rows()}) == 3
@@ -281,7 +281,7 @@ def test_a_picture_that_is_listed_twice_counts_once_and_is_named(
     assert f"1 pictures are listed twice in their split: {FIRST}" in caplog.text
 
 
-def test_names_with_spaces_quotes_and_other_scripts_are_names(tmp_path: Path) -> None:
+def test_names_may_have_spaces_quotes_and_other_scripts(tmp_path: Path) -> None:
     corpus = Flickr8k(tmp_path / "ein Ordner; 'x' 🐧")
     corpus.names = ["a b.jpg", "Übung 日本.jpg", 'it\'s "5#5".jpg', "%20.jpg"]
     corpus.write_media()
@@ -304,7 +304,7 @@ def test_names_with_spaces_quotes_and_other_scripts_are_names(tmp_path: Path) ->
         ("Images", r"no Images/<name>.jpg in it or below"),
     ],
 )
-def test_a_folder_that_lacks_a_part_says_what_was_looked_for(lacks: str, message: str, corpus: Flickr8k) -> None:
+def test_an_incomplete_folder_is_refused_with_the_missing_part(lacks: str, message: str, corpus: Flickr8k) -> None:
     (corpus.root / lacks).rename(corpus.root.parent / "away")
     with pytest.raises(InvalidInput, match=message):
         read_flickr8k(str(corpus.root))

@@ -1,4 +1,4 @@
-"""The true format: what lhotse 1.33 writes for these files was compared with `recording` and `supervision` below."""
+"""Lhotse's manifests. `recording` and `supervision` below were compared with what lhotse 1.33 writes."""
 
 import gzip
 import json
@@ -73,7 +73,7 @@ def test_a_supervision_becomes_a_row(corpus: Corpus) -> None:
     assert (second["num_samples"], second["text"], second["audio_error"]) == (800, None, None)
 
 
-def test_a_packed_manifest_says_the_same(corpus: Corpus) -> None:
+def test_a_gzipped_manifest_gives_the_same_rows(corpus: Corpus) -> None:
     plain = corpus.read(supervised("s", "a b"))
     names = []
     for name in ("recordings", "supervisions"):
@@ -85,7 +85,7 @@ def test_a_packed_manifest_says_the_same(corpus: Corpus) -> None:
         read_lhotse(*names)
 
 
-def test_relative_paths_begin_in_the_working_directory_or_where_it_is_said(
+def test_relative_paths_start_in_the_working_directory_or_at_the_root(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus.recordings = [recorded("r", "a b.wav")]
@@ -148,7 +148,7 @@ def test_channels_are_taken_only_as_a_whole_file(corpus: Corpus) -> None:
     assert "has 2 channels, the manifest states 1" in errors["miscounted"]
 
 
-def test_what_is_not_read_stands_in_its_row_and_nothing_is_run(corpus: Corpus) -> None:
+def test_a_refused_source_keeps_its_row_and_no_command_is_run(corpus: Corpus) -> None:
     ran = corpus.root / "ran"
     kinds = {
         "command": f"touch {ran}; cat '{corpus.wav}'",
@@ -175,14 +175,14 @@ def test_what_is_not_read_stands_in_its_row_and_nothing_is_run(corpus: Corpus) -
     assert "unknown: no recording of that id" in errors["unknown"]
 
 
-def test_pictures_that_can_not_be_read_stand_in_their_rows(corpus: Corpus) -> None:
+def test_pictures_that_can_not_be_read_keep_their_rows(corpus: Corpus) -> None:
     images = {"gone": str(corpus.root / "no.jpg"), "odd": {"type": "image"}, "far": "http://x/y.jpg"}
     rows = corpus.read(*(supervised(name, "a b", custom={"image": image}) for name, image in images.items())).rows()
     reasons = {row["utterance"]: row["image_error"].partition(":")[0] for row in rows}
     assert reasons == {"gone": "source-missing", "odd": "source-unreadable", "far": "source-unreadable"}
 
 
-def test_a_stretch_outside_of_the_recording_is_no_utterance(corpus: Corpus) -> None:
+def test_a_segment_outside_of_its_recording_keeps_its_row_without_a_key(corpus: Corpus) -> None:
     bounds = {
         "late": (5.0, 1.0),
         "before": (-1.0, 0.05),
@@ -235,7 +235,7 @@ def test_a_manifest_of_another_shape_is_refused(
         read_lhotse(*files)
 
 
-def test_a_line_without_end_is_refused(corpus: Corpus) -> None:
+def test_an_endless_line_is_refused(corpus: Corpus) -> None:
     corpus.read(supervised("s", "a b"))
     bomb = str(put(corpus.root / "bomb.gz", gzip.compress(b" " * (1 << 25))))
     with pytest.raises(InvalidInput, match="line 1 is longer than"):

@@ -107,7 +107,7 @@ def test_pictures_are_found_beside_the_folder_or_where_they_are_said_to_be(corpu
         read_spokencoco(str(corpus.root), images=str(tmp_path))
 
 
-def test_missing_files_stand_in_their_rows(corpus: SpokenCOCO) -> None:
+def test_missing_files_keep_their_rows(corpus: SpokenCOCO) -> None:
     first = corpus.entries("train2014")[0]
     (corpus.images / first["image"]).unlink()
     (corpus.inner / first["captions"][0]["wav"]).unlink()
@@ -131,17 +131,15 @@ def test_what_karpathys_file_does_not_name_is_left_out_by_name(
     assert "have no spoken caption: 999" in caplog.text
 
 
-def test_a_split_that_tests_on_train2014_is_said_to_be_another(
-    corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As neuraltalk2's has it."""
+def test_a_split_that_tests_on_train2014_gives_a_warning(corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture) -> None:
+    """neuraltalk2 has such a file."""
     path = corpus.write_karpathy(corpus.root / "dataset_coco.json")
     path.write_text(path.read_text().replace('"split": "train"', '"split": "test"', 1))
     read_spokencoco(str(corpus.root))
     assert "puts 1 pictures of train2014 into dev or test, so it is not the split of the published" in caplog.text
 
 
-def test_files_that_are_not_there_are_named(corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_split_files_are_named(corpus: SpokenCOCO, caplog: pytest.LogCaptureFixture) -> None:
     corpus.write_ksplits()
     (corpus.inner / "SpokenCOCO_ksplit_val.json").unlink()
     assert set(splits_of(read_spokencoco(str(corpus.root))).values()) == {"train", "test"}

@@ -19,7 +19,7 @@ from speechclip.media.decode import decode_audio
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six concepts by six voices: every format and rate that `make_synthetic` writes."""
+    """Six concepts by six voices, which is every format and rate that `make_synthetic` writes."""
     return make_synthetic(tmp_path_factory.mktemp("synthetic"), num_concepts=6, num_voices=6).parent
 
 
@@ -57,7 +57,7 @@ def test_a_table_becomes_a_manifest_whose_assets_can_be_fetched(corpus: Path) ->
     assert os.path.isabs(row["audio_uri"])
 
 
-def test_csv_jsonl_and_parquet_say_the_same(corpus: Path) -> None:
+def test_csv_jsonl_and_parquet_give_the_same_manifest(corpus: Path) -> None:
     rows = [{name: cell or None for name, cell in row.items()} for row in rows_of(corpus)]
     (corpus / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n\n" for row in rows), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows), corpus / "rows.parquet")
@@ -153,7 +153,7 @@ def test_seconds_become_the_nearest_samples_of_the_recording(corpus: Path) -> No
     assert found["out"]["audio_error"].startswith("segment-outside: ")
 
 
-def test_a_group_is_what_the_table_says_or_the_image_or_the_text(tmp_path: Path, corpus: Path) -> None:
+def test_the_group_comes_from_the_table_else_the_image_else_the_text(tmp_path: Path, corpus: Path) -> None:
     image = str(next((corpus / "pictures").glob("*.png")))
     rows = [
         {"image": image, "text": "one", "group": "mine"},
@@ -205,7 +205,7 @@ def test_a_table_that_can_not_be_understood_is_refused(table: str | bytes, messa
         ("rows.parquet", b"PAR1 no", "parquet"),
     ],
 )
-def test_other_tables_are_refused_likewise(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InvalidInput, match=message):
         read_table(str(tmp_path / name))
@@ -216,7 +216,7 @@ def test_a_table_that_is_not_there_is_missing(tmp_path: Path) -> None:
         read_table(str(tmp_path / "none.csv"))
 
 
-def test_other_columns_serve_as_ours(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_may_have_other_names(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = rows_of(corpus)
     other = [
         {
@@ -242,7 +242,7 @@ def test_other_columns_serve_as_ours(corpus: Path, tmp_path: Path, caplog: pytes
     assert "name no split" not in caplog.text
 
 
-def test_a_default_split_serves_only_rows_that_name_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_default_split_is_used_only_for_rows_that_name_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put = tmp_path / "rows.jsonl"
     put.write_text('{"text": "a", "split": "dev"}\n{"text": "b"}\n')
     assert read_table(str(put), split="test").table["split"].to_pylist() == ["dev", "test"]
@@ -264,7 +264,7 @@ def test_a_mapping_that_names_nothing_is_refused(columns: dict[str, str], messag
         read_table(str(tmp_path / "rows.csv"), columns=columns)
 
 
-def test_a_number_of_seconds_beyond_all_bounds_is_outside(corpus: Path) -> None:
+def test_a_segment_of_very_many_seconds_is_outside(corpus: Path) -> None:
     sound = str(next((corpus / "audio").glob("*.ogg")))
     rows = [
         {"id": "a", "audio": sound, "start": 1e308, "end": ""},

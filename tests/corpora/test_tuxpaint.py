@@ -77,7 +77,7 @@ def test_descriptions_become_rows_and_sound_effects_do_not(tree: Tree) -> None:
     assert rows["animals/birds/crow-da"]["text"] is rows["animals/birds/crow-da"]["text_key"] is None
 
 
-def test_any_parent_will_do(tree: Tree, tmp_path: Path) -> None:
+def test_any_parent_folder_is_accepted(tree: Tree, tmp_path: Path) -> None:
     for folder in (tree.folder, tree.folder.parent, tree.root / "usr", tmp_path):
         assert len(read_stamps(folder)) == 7
     with pytest.raises(InvalidInput, match="extracted package"):
@@ -126,7 +126,7 @@ def wide_tree(tree: Tree) -> Tree:
     return tree
 
 
-def test_a_concept_stays_on_one_side_whatever_else_is_chosen(wide_tree: Tree) -> None:
+def test_the_split_of_a_concept_does_not_depend_on_other_options(wide_tree: Tree) -> None:
     sides: dict[str, set[str]] = defaultdict(set)
     for options in ({}, {"languages": ["fr"]}, {"limit": 30}, {"limit": 30, "languages": ["ca"]}):
         manifest = read_stamps(wide_tree.root, **options)
@@ -134,7 +134,7 @@ def test_a_concept_stays_on_one_side_whatever_else_is_chosen(wide_tree: Tree) ->
         for row in manifest.rows():
             sides[row["group"]].add(row["split"])
     assert all(len(found) == 1 for found in sides.values())
-    # Recorded: another seed or hash would move groups between sides and make old figures incomparable.
+    # Recorded: another seed or hash would move groups to other splits, and old results could not be compared.
     assert sorted(group for group, found in sides.items() if found == {"test"}) == ["plant 29"]
 
 

@@ -127,7 +127,7 @@ def test_features_come_from_the_tars_and_go_out_as_tars(shards: list[Path], tmp_
         assert (one["speech.npy"] == snapshot.feature_set(speech)[content_key(recording(number))]).all()
 
 
-def test_a_tar_that_changed_since_ingest_is_told(shards: list[Path]) -> None:
+def test_a_tar_that_changed_since_ingest_is_a_source_problem(shards: list[Path]) -> None:
     first, *_ = read(shards[0]).assets("speech")
     shards[0].write_bytes(shards[0].read_bytes()[:700])
     with pytest.raises(SourceChanged, match=r"clips-000.tar#offset=\d+&size=3244: only \d+ of these bytes are there"):
@@ -149,7 +149,7 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
         read(cut)
 
 
-def test_a_damaged_header_is_refused_though_tarfile_takes_it_for_the_end(tmp_path: Path) -> None:
+def test_a_damaged_header_is_not_taken_for_the_end_of_the_tar(tmp_path: Path) -> None:
     path = write_members(tmp_path / "a.tar", ("0.txt", b"first"), ("1.txt", b"second"))
     data = bytearray(path.read_bytes())
     data[1024 + 10] ^= 1
@@ -183,7 +183,7 @@ def test_two_tars_in_one_file_are_refused(tmp_path: Path) -> None:
         (lambda path: write_members(path, ("a.txt", b" " * (1 << 24) + b"x")), "a.txt has 16777217 bytes"),
     ],
 )  # fmt: skip
-def test_what_is_no_webdataset_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_a_broken_or_ambiguous_tar_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "a.tar")
     with pytest.raises(InvalidInput, match=message):
         read(tmp_path / "a.tar")

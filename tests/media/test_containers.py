@@ -33,7 +33,7 @@ def encoded(kind: str, subtype: str, num_samples: int = 40_000) -> bytes:
 
 
 def with_flags(data: bytes, page: int, flags: int) -> bytes:
-    """The stream with one page's flags changed and its checksum made right."""
+    """The file with the flags of one page changed and its checksum computed again."""
     start, end = list(ogg_pages(data, "x"))[page][:2]
     header = data[start : start + 5] + bytes([flags]) + data[start + 6 : start + 22]
     rest = data[start + 26 : end]
@@ -108,7 +108,7 @@ def test_two_recordings_in_one_file_are_not_taken_for_the_first(
 
 
 def test_an_mp3_of_one_frame_more_than_its_tag_says_is_whole() -> None:
-    """Some encoders count the tag's own frame, some do not."""
+    """Some encoders count the tag's own frame, others do not."""
     data = bytearray(encoded("MP3", "MPEG_LAYER_III"))
     tag = first_mp3_frame(data) + max(data.find(b"Xing"), data.find(b"Info"))
     promised = int.from_bytes(data[tag + 8 : tag + 12], "big")
@@ -122,7 +122,7 @@ def test_an_mp3_of_one_frame_more_than_its_tag_says_is_whole() -> None:
 
 
 def ffmpeg_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program of that name which ends so, after saying its version if it is asked."""
+    """A script called ffmpeg that prints a version if asked, and otherwise ends as given."""
     program = folder / "ffmpeg"
     program.write_text(f'#!/bin/sh\n[ "$1" = -version ] && echo "ffmpeg version 7.1 Copyright" && exit 0\n{script}\n')
     program.chmod(0o755)
@@ -145,7 +145,7 @@ def test_a_full_disk_says_nothing_of_the_file(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("script", ["kill -SEGV $$", "echo 'moov atom not found' >&2; exit 1", "exit 0"])
-def test_an_ffmpeg_that_gives_up_or_crashes_over_a_file_is_named_with_its_version(
+def test_an_ffmpeg_that_fails_or_crashes_is_named_with_its_version(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ffmpeg_that(script, tmp_path, monkeypatch)

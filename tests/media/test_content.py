@@ -13,7 +13,7 @@ def image_asset(path: Path, key: str) -> Asset:
     return Asset(key=key, modality="image", uri=str(path))
 
 
-def test_keys_are_sha256_and_know_no_names(tmp_path: Path) -> None:
+def test_keys_are_sha256_and_do_not_depend_on_names(tmp_path: Path) -> None:
     data = b"bytes of any kind"
     key = hashlib.sha256(data).hexdigest()
     assert content_key(data) == segment_key(key, None, None) == key
@@ -43,7 +43,7 @@ def test_bytes_that_changed_since_ingest_are_a_source_problem(tmp_path: Path) ->
         fetch(image_asset(tmp_path / "a.png", content_key(b"old")))
 
 
-def test_what_can_not_be_read_is_told_from_what_is_not_there(tmp_path: Path) -> None:
+def test_an_unreadable_source_and_a_missing_one_have_different_reasons(tmp_path: Path) -> None:
     loop, pipe = tmp_path / "loop", tmp_path / "pipe"
     loop.symlink_to(loop)
     os.mkfifo(pipe)
@@ -88,7 +88,7 @@ def test_a_key_that_names_another_segment_is_refused(tmp_path: Path, bounds: tup
         )
 
 
-def test_an_asset_whose_first_copy_is_gone_is_had_from_another(tmp_path: Path) -> None:
+def test_an_asset_is_read_from_another_address_if_the_first_is_gone(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("gone", "changed", "folder", "whole")]
     paths[1].write_bytes(b"changed")
     paths[2].mkdir()

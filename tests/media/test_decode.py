@@ -105,7 +105,7 @@ def test_the_resampled_length_is_right_to_one_sample(num_samples: int, rate: int
 @given(bounds=st.tuples(st.integers(0, 11_999), st.integers(1, 12_000)).filter(lambda pair: pair[0] < pair[1]),
        form=st.sampled_from(LOSSLESS + LOSSY))  # fmt: skip
 def test_a_segment_equals_a_file_of_those_samples(bounds: tuple[int, int], form: tuple[str, str]) -> None:
-    # Long enough to hold some of the tone: a constant is silence.
+    # Long enough to contain some of the tone, because a constant is silence.
     start, end = min(bounds[0], 11_900), max(bounds[1], min(bounds[0], 11_900) + 100)
     data = encoded(tone(), 24_000, *form)
     with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -114,7 +114,7 @@ def test_a_segment_equals_a_file_of_those_samples(bounds: tuple[int, int], form:
     assert np.array_equal(decode_audio(data, name="x", start_sample=start, end_sample=end), cut)
 
 
-def test_a_name_decides_nothing() -> None:
+def test_the_name_does_not_decide_the_format() -> None:
     data = encoded(tone(), 24_000, "FLAC")
     assert probe_audio(data, "really.wav").format == "flac"
     assert np.array_equal(decode_audio(data, name="a.mp3"), decode_audio(data, name="b.txt"))
@@ -223,7 +223,7 @@ def test_a_streamed_wav_of_unknown_size_is_read_to_its_end() -> None:
 
 
 def stating(data: bytes, num_bytes: int, riff_bytes: int | None = None) -> bytes:
-    """The wav with other lengths in its header: of the samples, and of all that follows the first eight bytes."""
+    """The wav with other lengths in its header: of the samples, and of the file after its first eight bytes."""
     at = data.index(b"data") + 4
     first = data[4:8] if riff_bytes is None else struct.pack("<I", riff_bytes)
     return data[:4] + first + data[8:at] + struct.pack("<I", num_bytes) + data[at + 4 :]
@@ -238,7 +238,7 @@ def test_a_whole_wav_whose_header_overstates_its_samples_has_the_length_that_is_
 
 
 @pytest.mark.parametrize("num_lost", [1, 2, 8, 36, 44, 400, 23_000])
-def test_a_wav_that_misses_both_of_its_lengths_is_cut(num_lost: int) -> None:
+def test_a_wav_with_two_wrong_lengths_is_cut(num_lost: int) -> None:
     with pytest.raises(Truncated, match="states 24000 bytes"):
         probe_audio(encoded(tone(), 24_000)[:-num_lost], "cut")
 
@@ -250,7 +250,7 @@ def test_a_wavs_length_of_the_whole_file_may_be_anything_if_its_samples_are_ther
 
 
 def test_a_wav_that_states_fewer_samples_than_follow_has_those_that_it_states() -> None:
-    """So librosa reads it too: what follows may as well be tags."""
+    """As in librosa: the bytes that follow may be tags."""
     data = encoded(tone(), 24_000)
     fewer = stating(data, 20_000)
     assert probe_audio(fewer, "x").num_samples == 10_000
@@ -318,7 +318,7 @@ def test_sixteen_bits_become_their_high_byte() -> None:
     assert np.array_equal(pixels_of(saved(Image.fromarray(values), "TIFF"))[..., 1], values >> 8)
 
 
-def test_what_is_transparent_lies_over_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     rgba = Image.new("RGBA", (3, 1))
     rgba.putdata([(10, 20, 30, 255), (10, 20, 30, 0), (0, 0, 0, 128)])
     assert pixels_of(saved(rgba, "PNG"))[0].tolist() == [[10, 20, 30], [255, 255, 255], [127, 127, 127]]
@@ -328,7 +328,7 @@ def test_what_is_transparent_lies_over_white() -> None:
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
-def test_a_palette_with_transparency_lies_over_white(transparency: int | bytes) -> None:
+def test_a_palette_with_transparency_becomes_white(transparency: int | bytes) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 0, 0, 0, 200, 0])
     palette.putdata([0, 1])
@@ -339,7 +339,7 @@ def test_a_palette_with_transparency_lies_over_white(transparency: int | bytes) 
 @pytest.mark.parametrize("mode", ["RGB", "P", "LA"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, mode: str) -> None:
-    # EXIF 2.3, tag 0x0112: which side of the scene row 0 and column 0 of the stored pixels are.
+    # EXIF 2.3, tag 0x0112: at which side of the scene row 0 and column 0 of the stored pixels are.
     turns = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True)}
     quarter_turns, is_mirrored = turns.get(orientation, (1, False))
     stored = pixels_of(saved(picture(mode), "PNG"))
@@ -385,7 +385,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
         decode_image(bomb, name="bomb")
 
 
-def test_broken_exif_does_not_cost_the_picture() -> None:
+def test_a_picture_with_broken_exif_is_decoded() -> None:
     data = saved(picture(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff broken")
     assert pixels_of(data).shape == (24, 40, 3)
 

@@ -1,4 +1,4 @@
-"""Hostile inputs on the real road: a table is ingested, its files change, one run featurizes all, the ledger tells."""
+"""Hostile inputs through the whole program: ingest a table, change its files, featurize, check the ledger."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ BY_SOURCE = {kind.reason for kind in SourceProblem.__subclasses__()}
 
 @dataclass
 class Road:
-    """What one ingest and one run over all cases left behind."""
+    """The results of one ingest and one featurize job over all cases."""
 
     folder: Path
     manifest: Manifest
@@ -41,7 +41,7 @@ class Road:
 
 
 def run(*arguments: str) -> tuple[bytes, str]:
-    """What a command writes on stdout and on stderr."""
+    """The output of a command on stdout and on stderr."""
     out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         main(list(arguments))
@@ -67,7 +67,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
         case.make(path_of(folder, case))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row_of(case)) + "\n" for case in CASES))
     with pytest.MonkeyPatch.context() as patch, without_privileges():
-        patch.setenv("PATH", "")  # no ffmpeg, whatever the machine has
+        patch.setenv("PATH", "")  # no ffmpeg, even if the machine has one
         options = ["--manifest", str(folder / "m.parquet"), "--store", str(folder / "store")]
         with ended_pipes(folder):
             _, said = run("ingest", "table", str(folder / "rows.jsonl"), "--out", str(folder / "m.parquet"))
@@ -123,7 +123,7 @@ def test_there_are_sixty_cases_and_more_each_with_an_asset_of_its_own(rows: dict
 
 
 def test_the_run_went_on_beside_every_one_of_them(road: Road) -> None:
-    """One shard of frames and one chunk of each kind of vector: what is good was stored by the task of what is bad."""
+    """There is one shard and one chunk of each kind of vector, so one task held the good assets and the bad ones."""
     outcomes = Counter(case.outcome == STORED for case in CASES)
     ledger = tuple(road.summary[name] for name in ("planned", "stored_before", "encoded", "rejected", "missing"))
     assert ledger == (len(CASES), 0, outcomes[True], outcomes[False], 0)
@@ -176,7 +176,7 @@ def test_a_second_run_encodes_nothing_and_says_the_same(road: Road) -> None:
 
 
 def test_the_bytes_are_judged_for_every_manifest_and_a_source_for_its_own(road: Road, tmp_path: Path) -> None:
-    """A moved corpus of the same bytes: what the bytes did stands, what the sources did is open again."""
+    """A moved corpus of the same bytes: rejections by the bytes stay, rejections by the source are tried again."""
     moved = Manifest.from_rows([row | {"speaker": "moved"} for row in road.manifest.rows()])
     assert moved.digest != road.manifest.digest
     snapshot = road.store.snapshot()

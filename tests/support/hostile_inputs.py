@@ -1,4 +1,4 @@
-"""Hostile inputs by name: how each is made, what ingest says of it, and how its ledger entry must end."""
+"""Hostile inputs by name: how to make each one, what ingest must say, and its outcome in the ledger."""
 
 import contextlib
 import ctypes
@@ -37,7 +37,7 @@ class Case:
 
 
 def tone(num_samples: int = 4_800, rate: int = 16_000) -> np.ndarray:
-    """A sine, each at a pitch of its own, so that no two files share a key."""
+    """A sine, each call at another pitch, so that no two files have one key."""
     return (0.5 * np.sin(2 * np.pi * next(_PITCHES) * np.arange(num_samples) / rate)).astype(np.float32)
 
 
@@ -69,7 +69,7 @@ def mp3() -> bytes:
 
 
 def picture(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
-    """Noise, each of its own."""
+    """A picture of noise, each call another one."""
     generator = np.random.default_rng(next(_PITCHES))
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
 
@@ -83,7 +83,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 @contextlib.contextmanager
 def without_privileges() -> Iterator[None]:
-    """Root reads what nobody may: here it obeys permissions as everyone does (Linux, man 2 capset)."""
+    """Make root obey file permissions as other users do (Linux, man 2 capset)."""
     if os.geteuid() != 0:
         yield
         return
@@ -92,7 +92,7 @@ def without_privileges() -> Iterator[None]:
     kept = (ctypes.c_uint32 * 6)()
     assert libc.capget(header, kept) == 0
     lowered = (ctypes.c_uint32 * 6)(*kept)
-    # The first number is what is in force; bits 1 and 2 are CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    # The first number holds the effective capabilities; bits 1 and 2 are CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
     lowered[0] &= ~0b110
     assert libc.capset(header, lowered) == 0
     try:
@@ -103,7 +103,7 @@ def without_privileges() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_pipes(folder: Path, seconds: float = 20) -> Iterator[None]:
-    """Whoever reads a pipe of the folder waits so long and gets nothing: a broken guard fails, and does not hang."""
+    """Close the pipes of the folder after some seconds, so that a reader gets no data and the test fails, not hangs."""
     ends = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in folder.iterdir() if path.is_fifo()]
     timer = threading.Timer(seconds, lambda: [os.close(end) for end in ends])
     timer.start()
@@ -131,7 +131,7 @@ def caption(name: str, text: str, outcome: str) -> Case:
 
 
 def place(name: str, make: Make, at_ingest: str, **more: Any) -> Case:
-    """Something that has no bytes to be had."""
+    """A source without bytes that can be read."""
     return Case(name, "audio", make, at_ingest, at_ingest, **more)
 
 
@@ -202,7 +202,7 @@ def _palette() -> bytes:
 
 
 def _overstated() -> bytes:
-    """The length of the samples is wrong, that of the file is right."""
+    """A wav whose length of the samples is wrong and whose length of the file is right."""
     data = wav()
     at = data.index(b"data") + 4
     return data[:at] + (9_700).to_bytes(4, "little") + data[at + 4 :]
@@ -215,7 +215,7 @@ _SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect widt
 
 # fmt: off
 CASES = (
-    # What there is of sound.
+    # How much sound there is.
     sound("a good recording", wav, STORED),
     sound("zero bytes", lambda: b"", "empty-audio"),
     sound("a header without samples", lambda: wav(0), "empty-audio"),
@@ -229,7 +229,7 @@ CASES = (
     sound("120 seconds", lambda: wav(120 * 16_000), STORED),
     sound("120 seconds and a sample", lambda: wav(120 * 16_000 + 1), "too-long"),
     sound("120 seconds and a sample at 8 kHz", lambda: wav(120 * 8_000 + 1, 8_000), "too-long"),
-    # What its samples say.
+    # Values of the samples.
     sound("NaN", lambda: encoded(_with(tone(), np.nan), subtype="FLOAT"), "not-finite"),
     sound("infinity", lambda: encoded(_with(tone(), -np.inf), subtype="FLOAT"), "not-finite"),
     sound("float64 beyond float32", lambda: encoded(_with(tone(), 1e300), subtype="DOUBLE"), "not-finite"),
@@ -240,7 +240,7 @@ CASES = (
     sound("a silent segment of a loud file", lambda: encoded(_silent_inside()), "silent", start=0.1, end=0.2),
     sound("one sample of one 16-bit step", lambda: encoded(_one_step()), STORED),
     sound("clipping", lambda: encoded(np.sign(tone())), STORED),
-    # Every kind of number, rate and channel.
+    # Number formats, rates and channels.
     sound("8-bit", lambda: wav(subtype="PCM_U8"), STORED),
     sound("24-bit", lambda: wav(subtype="PCM_24"), STORED),
     sound("32-bit integers", lambda: wav(subtype="PCM_32"), STORED),
@@ -293,7 +293,7 @@ CASES = (
     sound("a name of 255 bytes", wav, STORED, file="x" * 251 + ".wav"),
     place("a name of 256 bytes", _nothing, "source-unreadable", file="x" * 252 + ".wav"),
     place("a zero byte in the name", _nothing, "source-unreadable", file="zero\0byte.wav"),
-    # What is no file.
+    # Not a file.
     place("a missing file", _nothing, "source-missing"),
     place("a file as a folder", _nothing, "source-missing", file="recording/below.wav"),
     place("a folder", Path.mkdir, "source-unreadable"),
@@ -305,7 +305,7 @@ CASES = (
     place("a sparse terabyte", _sparse_terabyte, "source-unreadable"),
     Case("a link to a file", "audio", _link_to_a_file, STORED),
     sound("a segment after the end", wav, "segment-outside", at_ingest="segment-outside", start=50, end=60),
-    # What happened after ingest.
+    # Changed after ingest.
     sound("another recording since ingest", wav, "source-changed", later=_file(wav)),
     sound("emptied since ingest", wav, "source-changed", later=lambda path: path.write_bytes(b"")),
     sound("deleted since ingest", wav, "source-missing", later=Path.unlink),
