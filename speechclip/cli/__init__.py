@@ -108,7 +108,7 @@ def _outside_failure(error: Exception) -> str | None:
     if not is_client and not isinstance(error, OSError):
         return None
     # `--help` must stay quick, so this import waits until here.
-    from speechclip.storage.retry import fault_of, one_line
+    from speechclip.storage.faults import fault_of, one_line
 
     fault = fault_of(error)
     cause = one_line(error) if fault is None else fault.cause

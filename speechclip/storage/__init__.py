@@ -1,4 +1,4 @@
-"""Bytes on a local folder or on S3: `Storage` and what reads single files through it."""
+"""Files in a local folder or on S3: `Storage`, and functions that read single files."""
 
 from speechclip.storage.storage import THREADS, Storage, parse_parquet, read_uri, split_uri
 

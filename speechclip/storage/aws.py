@@ -1,7 +1,8 @@
-"""The one place that resolves profile, region, endpoint and credentials, by botocore's own chain.
+"""Profile, region, endpoint and credentials of S3, found in one place by botocore's own rules.
 
-s3fs follows that chain itself. Delta's client knows no profiles and reads the environment in its own way, so it is told
-everything in words that win over it. Nothing of this enters a record, a log or an error.
+s3fs follows these rules itself. Delta's client knows no profiles, and reads some environment variables in its own way.
+So it gets every setting as an option, and options win over the environment. No setting enters a record, a log or an
+error.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ from speechclip.storage.retry import (
 )
 
 Environment = tuple[tuple[str, str], ...]
-# Each request once: the retries are ours.
+# The client sends each request once, as `with_retries` retries.
 CLIENT = {
     "retries": {"total_max_attempts": 1},
     "connect_timeout": CONNECT_SECONDS,
     "read_timeout": READ_SECONDS,
 }
-# It retries by itself, with jitter, but not an answer that breaks off.
+# This client retries by itself, but not if an answer breaks off.
 DELTA = {
     "connect_timeout": f"{CONNECT_SECONDS}s",
     "timeout": f"{READ_SECONDS}s",
@@ -46,22 +47,25 @@ DELTA = {
     "AWS_CONDITIONAL_PUT": "etag",
     "AWS_SKIP_SIGNATURE": "false",
 }
-# Settings of Delta's client by which commits would overwrite each other, or wait for a lock that nobody keeps.
+# With these settings of Delta's client, commits would overwrite each other, or wait for a lock that does not exist.
 UNSAFE = ("AWS_S3_ALLOW_UNSAFE_RENAME", "S3_ALLOW_UNSAFE_RENAME", "ALLOW_UNSAFE_RENAME", "AWS_S3_LOCKING_PROVIDER")
 
 
 def environment() -> Environment:
-    """What the chain depends on: whoever changes it gets clients of its own."""
+    """The variables that decide on endpoint and credentials. Clients are cached by them."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.upper().startswith("AWS_")))
 
 
 def filesystem() -> S3FileSystem:
-    """s3fs for this process and environment."""
+    """The s3fs client of this process and environment."""
     return _filesystem(os.getpid(), environment())
 
 
 def delta_options(bucket: str) -> dict[str, str]:
-    """What Delta's client needs for this bucket; temporary credentials as fresh as botocore keeps them."""
+    """The options of Delta's client for this bucket. botocore renews temporary credentials before they end.
+
+    Raises `InvalidInput` and `UnsupportedStore` for variables that would make commits fail or unsafe.
+    """
     _refuse_unsafe()
     now = environment()
     options = DELTA | _place(bucket, now)
@@ -77,7 +81,10 @@ def delta_options(bucket: str) -> dict[str, str]:
 
 
 def find_endpoint(now: Environment, region: str | None = None) -> tuple[str, str, bool]:
-    """Endpoint and region by the chain (or that region's), and whether the bucket's name belongs into the host."""
+    """The endpoint, the region, and whether the bucket's name is part of the host name.
+
+    With `region`, the endpoint of that region.
+    """
     config = Config(signature_version=UNSIGNED, **CLIENT)
     meta = _session(now).create_client("s3", region_name=region, config=config).meta
     style = (meta.config.s3 or {}).get("addressing_style")
@@ -106,14 +113,14 @@ def _filesystem(_pid: int, _now: Environment) -> S3FileSystem:
 
 @functools.lru_cache(maxsize=16)
 def _place(bucket: str, now: Environment) -> dict[str, str]:
-    """Where the bucket is, in the words of Delta's client."""
+    """The options of Delta's client that say where the bucket is."""
     endpoint, region, is_virtual = find_endpoint(now, _bucket_region(bucket, now))
     parts = urlsplit(endpoint)
     if is_virtual:
         endpoint = f"{parts.scheme}://{bucket}.{parts.netloc}{parts.path}"
     bundle = _session(now).get_config_variable("ca_bundle")
     if bundle:
-        # The only way to tell it; who has set this already knows better.
+        # Delta's client has no option for it. A value that the user has set stays.
         os.environ.setdefault("SSL_CERT_FILE", bundle)
     return {
         "AWS_ENDPOINT_URL": endpoint,
@@ -125,14 +132,14 @@ def _place(bucket: str, now: Environment) -> dict[str, str]:
 
 
 def _bucket_region(bucket: str, now: Environment) -> str | None:
-    """The region that the server itself names, which need not be the configured one; None where it names none."""
+    """The region that the server names for the bucket, possibly not the configured one. None if it names none."""
     client = _session(now).create_client("s3", config=Config(signature_version=UNSIGNED, **CLIENT))
 
     def ask() -> Any:
         try:
             return client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            # Whoever may not look is told all the same.
+            # The answer names the region even if it is 403 or 404.
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise
             return error.response

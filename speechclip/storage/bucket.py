@@ -1,4 +1,4 @@
-"""Objects under a prefix of an S3 bucket: created once by conditional put, every request retried with patience."""
+"""Objects under a prefix of an S3 bucket. Each is created once, by a conditional put. Requests are retried."""
 
 import contextlib
 import functools
@@ -14,15 +14,15 @@ from speechclip.storage.aws import delta_options, filesystem
 from speechclip.storage.retry import with_retries
 
 T = TypeVar("T")
-# The metadata that says which write made an object.
+# The key of the metadata in which each object holds the id of the write that created it.
 WRITE = "speechclip-write"
 DELETE_BATCH = 1000
-# How many looks at objects are under way at once.
+# How many objects are looked at in parallel.
 LOOKS = 16
 
 
 class Bucket:
-    """The objects under `s3://bucket/prefix`, by paths relative to it."""
+    """The objects under `s3://bucket/prefix`. Paths are relative to it."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -30,15 +30,15 @@ class Bucket:
 
     @property
     def delta_options(self) -> dict[str, str]:
-        """The same endpoint, credentials and patience in the words of Delta's client, as fresh as botocore's."""
+        """The options of Delta's client for this bucket: endpoint, current credentials, retries."""
         return delta_options(self.name)
 
     def delta(self, doing: str, path: str, call: Callable[[dict[str, str]], T]) -> T:
-        """What `call(options)` of Delta's client returns, with the patience of all other requests."""
+        """What `call(options)` of Delta's client returns. It is retried like any other request."""
         return with_retries(doing, f"{self.root}/{path}", lambda: call(self.delta_options))
 
     def find(self, path: str) -> StoredFile | None:
-        """The object at `path`, None where there is none."""
+        """The object at `path`; None if there is none."""
         try:
             found = self._call("looking at", path, "head_object", Key=self._key(path))
         except FileNotFoundError:
@@ -46,15 +46,15 @@ class Bucket:
         return StoredFile(path=path, size=found["ContentLength"], modified=found["LastModified"].timestamp())
 
     def exists(self, path: str) -> bool:
-        """Whether an object lies there, or any under it."""
+        """Whether there is an object at this path, or below it."""
         return self.find(path) is not None or next(self.scan(path), None) is not None
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of the object, or of its range [start, end) as far as it reaches."""
+        """The bytes of the object, or of its range [start, end). A range may reach behind the end of the object."""
         if start is not None and start == end:
             return b""
         address = f"{self.root}/{path}"
-        # A range spares s3fs the question for the size; one that starts behind the end is answered by 416.
+        # With a start, s3fs need not ask for the size first. A range that starts behind the end raises EOFError.
         with contextlib.suppress(EOFError):
             return bytes(
                 with_retries("reading", address, lambda: filesystem().cat_file(address, start=start or 0, end=end))
@@ -62,10 +62,10 @@ class Bucket:
         return b""
 
     def create(self, path: str, data: bytes | memoryview) -> bool:
-        """Put the object unless one lies there: then change nothing and return False.
+        """Put the object; if there is one already, change nothing and return False.
 
-        Each object carries the id of the write that made it, so that a write whose answer was lost, or that the
-        network delivered twice, knows the object that it finds on the next attempt as its own.
+        Each object holds the id of the write that created it. The answer to a write may be lost, although the object
+        was created. Then the next attempt finds an object, and the id says that it is its own.
         """
         write = os.urandom(16).hex()
         arguments = {"Key": self._key(path), "Body": bytes(data), "Metadata": {WRITE: write}}
@@ -73,7 +73,7 @@ class Bucket:
             try:
                 self._call("writing", path, "put_object", IfNoneMatch="*", **arguments)
             except FileExistsError:
-                # What lay there may be gone when we look at it: then there is room again.
+                # The object that was there may be deleted by now. Then try again.
                 with contextlib.suppress(FileNotFoundError):
                     there = self._call("looking at", path, "head_object", Key=self._key(path))
                     return bool(there["Metadata"].get(WRITE) == write)
@@ -81,20 +81,21 @@ class Bucket:
                 return True
 
     def replace(self, path: str, data: bytes | memoryview) -> None:
-        """Put the object, over what lay there."""
+        """Put the object; an existing one is replaced."""
         self._call("writing", path, "put_object", Key=self._key(path), Body=bytes(data))
 
     def delete(self, paths: Iterable[str], older_than: float | None = None) -> None:
-        """Remove these objects, or what is old among them."""
+        """Delete these objects, or with `older_than` only those that are older than that Unix time."""
         left = list(paths)
         for first in range(0, len(left), DELETE_BATCH):
             batch = left[first : first + DELETE_BATCH]
             with_retries("deleting", self.root, functools.partial(self._delete, batch, older_than))
 
     def _delete(self, paths: Sequence[str], older_than: float | None) -> None:
-        """One request, whose answer is 200 also where some of them could not be deleted.
+        """Delete one batch. S3 answers 200 even if some objects could not be deleted: that raises here.
 
-        Each attempt looks at the age anew: one whose answer was lost may have made room for a younger object.
+        Each attempt looks at the ages again. An earlier attempt may have deleted an object although its answer was
+        lost, and another process may have written a new object since.
         """
         if older_than is not None:
             with ThreadPoolExecutor(LOOKS) as pool:
@@ -107,7 +108,7 @@ class Bucket:
             raise ClientError({"Error": failed}, "DeleteObjects")
 
     def scan(self, prefix: str) -> Iterator[StoredFile]:
-        """Every object under the folder `prefix`, sorted by path."""
+        """Every object under the folder `prefix`, sorted by path. An empty prefix means all."""
         top = self._key(f"{prefix}/" if prefix else "")
         base = self._key("")
         page: dict[str, Any] = {}
@@ -119,11 +120,11 @@ class Bucket:
                 yield StoredFile(path=path, size=found["Size"], modified=found["LastModified"].timestamp())
 
     def uploads(self, older_than: float) -> Iterator[tuple[StoredFile, str]]:
-        """The unfinished multipart uploads begun before that Unix time, the size so far, and their ids."""
+        """The unfinished multipart uploads that began before that Unix time, each with its size so far and its id."""
         base = self._key("")
         page: dict[str, Any] = {}
         while not page or page.get("IsTruncated"):
-            # SeaweedFS names but one of them.
+            # SeaweedFS gives only one of the two markers.
             named = [name for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")]
             more = {name: page[f"Next{name}"] for name in named}
             page = self._call("listing uploads", "", "list_multipart_uploads", Prefix=base, **more)
@@ -135,8 +136,8 @@ class Bucket:
                     yield StoredFile(path=path, size=size, modified=begun), found["UploadId"]
 
     def abort(self, path: str, upload: str) -> None:
-        """End an unfinished upload and free its parts."""
-        self._call("ending an upload", path, "abort_multipart_upload", Key=self._key(path), UploadId=upload)
+        """Abort an unfinished upload, which deletes its parts."""
+        self._call("aborting an upload", path, "abort_multipart_upload", Key=self._key(path), UploadId=upload)
 
     def _uploaded_bytes(self, key: str, upload: str) -> int:
         size = 0

@@ -1,6 +1,6 @@
-"""Bytes on a local folder or on S3, under one small contract: created once, replaced whole, never torn.
+"""Files in a local folder or on S3, behind one small interface. No reader ever sees half of a file.
 
-`folder` and `bucket` carry it out; the latter resolves profile, endpoint and credentials for s3fs and deltalake alike.
+`folder` and `bucket` implement it. `aws` finds profile, endpoint and credentials for both clients of S3.
 """
 
 import functools
@@ -23,16 +23,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-# How many requests are under way at once where several are needed.
+# How many requests run in parallel where several are needed.
 THREADS = 16
-# What Delta's client decodes, splits or refuses, whatever way it is written. Lone surrogates are bytes of no encoding.
+# Delta's client decodes, splits or refuses these, however they are written. Lone surrogates stand for bytes that are no
+# UTF-8.
 _UNFIT_FOR_DELTA = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
-# What S3 servers or s3fs read as something else than a name.
+# S3 servers or s3fs take these for something else than a name.
 _UNFIT_ON_S3 = re.compile(r"[\ud800-\udfff]|\?versionId=|/\.\.?(/|$)")
 
 
 class Storage:
-    """A root folder, local or `s3://bucket/prefix`, whose files are written once. Paths are relative, with slashes."""
+    """The files under a root: a local folder or `s3://bucket/prefix`. Paths are relative to it, with slashes.
+
+    storage = Storage("s3://bucket/store")
+    storage.create("a/b.txt", b"12345")  # True
+    storage.create("a/b.txt", b"other")  # False: there is one already
+    storage.read("a/b.txt", 1, 3)  # b"23"
+    """
 
     def __init__(self, root: str) -> None:
         self.is_local = "://" not in root or root.startswith("file://")
@@ -45,14 +52,14 @@ class Storage:
     def _files(self) -> "Folder | Bucket":
         if self.is_local:
             return Folder(self.root)
-        # botocore, s3fs: not for those who stay local.
+        # Only a store on S3 needs botocore and s3fs, which take long to import.
         from speechclip.storage.bucket import Bucket
 
         return Bucket(self.root)
 
     @property
     def delta_options(self) -> dict[str, str]:
-        """The same endpoint and credentials in the words of deltalake's object store, as fresh as botocore's."""
+        """The options of Delta's client: endpoint, current credentials, retries. Empty for a local folder."""
         return {} if isinstance(self._files, Folder) else self._files.delta_options
 
     def address(self, path: str) -> str:
@@ -60,34 +67,38 @@ class Storage:
         return f"{self.root}/{path}" if path else self.root
 
     def delta_uri(self, path: str) -> str:
-        """The same as Delta's client wants it: a URI in which every character stands for itself.
+        """The address of `path` as a URI for Delta's client.
 
-        `InvalidInput` for the few addresses that it takes for another place, or for none.
+        Raises `InvalidInput` for the few addresses that this client takes for another place, or for none.
         """
         address = self.address(path)
         if _UNFIT_FOR_DELTA.search(address):
             raise InvalidInput(
-                f"{self.root!r}: a store's address can't hold control characters, backslashes, bytes of no encoding or "
-                "a % before two hex digits, Delta's client takes it for another place; choose another"
+                f"{self.root!r}: a store's address can't hold control characters, backslashes, bytes that are no UTF-8 "
+                "or a % before two hex digits, because Delta's client takes it for another place",
+                "choose another address",
             )
         return Path(address).as_uri() if self.is_local else f"s3://{quote(address.removeprefix('s3://'))}"
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder lies at `path` now."""
+        """Whether there is a file or folder at `path`."""
         return self._files.exists(path)
 
     def size(self, path: str) -> int | None:
-        """The bytes of the file at `path`, None where there is none."""
+        """The number of bytes of the file at `path`; None if there is none."""
         found = self._files.find(path)
         return None if found is None else found.size
 
     def modified(self, path: str) -> float | None:
-        """When the file at `path` was written, in Unix seconds, None where there is none."""
+        """When the file at `path` was written, as a Unix time; None if there is none."""
         found = self._files.find(path)
         return None if found is None else found.modified
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of `path`, or of its range [start, end) as far as it reaches; `FileNotFoundError` if it is none."""
+        """The bytes of the file at `path`, or of its range [start, end). Raises `FileNotFoundError` if there is none.
+
+        A range may reach behind the end of the file.
+        """
         return self._files.read(path, start, end)
 
     def read_or_empty(self, path: str) -> bytes:
@@ -98,17 +109,20 @@ class Storage:
             return b""
 
     def create(self, path: str, data: bytes | memoryview) -> bool:
-        """Write `path` whole and durable, unless something lies there: then change nothing and return False."""
+        """Write a new file; if there is one already, change nothing and return False.
+
+        Of several processes that create one file, exactly one succeeds.
+        """
         return self._files.create(path, data)
 
     def replace(self, path: str, data: bytes | memoryview) -> None:
-        """Write `path` whole or not at all, over what lay there."""
+        """Write a file; an existing one is replaced as a whole."""
         self._files.replace(path, data)
 
     def delete(self, paths: Iterable[str], *, older_than: float | None = None) -> None:
-        """Remove these files, if told so those alone that are still older than that Unix time.
+        """Delete these files, or with `older_than` only those that are older than that Unix time.
 
-        One that is gone already is no error.
+        A file that is gone already is no error.
         """
         self._files.delete(paths, older_than)
 
@@ -117,15 +131,18 @@ class Storage:
         return (file.path for file in self.stat(prefix))
 
     def stat(self, prefix: str, *, with_incoming: bool = False) -> Iterator[StoredFile]:
-        """All files under the folder `prefix`, sorted; also what killed writers left or others write now, if asked."""
+        """All files under the folder `prefix`, sorted by path.
+
+        `with_incoming` adds temporary files: those of writers at work, and those that killed writers have left.
+        """
         for file in self._files.scan(prefix):
             if with_incoming or not file.path.rpartition("/")[2].startswith(INCOMING):
                 yield file
 
     def in_parallel(self, read: Callable[[U], T], items: Sequence[U]) -> tuple[T, ...]:
-        """What `read` makes of each of these, in their order, `THREADS` at a time.
+        """The results of `read` for these items, in their order, computed by `THREADS` threads.
 
-        A few local files are read sooner than threads are started, and so is one of any kind.
+        A few local files are read without threads, because threads would take longer to start.
         """
         if len(items) <= (THREADS if self.is_local else 1):
             return tuple(map(read, items))
@@ -133,9 +150,10 @@ class Storage:
             return tuple(pool.map(read, items))
 
     def abort_uploads(self, older_than: float, *, dry_run: bool = False) -> Iterator[StoredFile]:
-        """End each multipart upload under the root that was begun before that Unix time, with the bytes that frees.
+        """Abort the multipart uploads under the root that began before that Unix time, and yield each with its size.
 
-        Delta's client begins some for large files; a killed one is invisible, and paid for. Locally there are none.
+        Delta's client begins such an upload for a large file. If it is killed, no listing shows the upload, but it
+        takes space that must be paid for. A local folder has no uploads.
         """
         if isinstance(self._files, Folder):
             return
@@ -145,10 +163,10 @@ class Storage:
             yield file
 
     def delta(self, doing: str, path: str, call: Callable[[str, dict[str, str]], T]) -> T:
-        """What `call(uri, options)` makes of Delta's client at `path`, on S3 repeated in bad weather.
+        """What `call(uri, options)` of Delta's client returns. On S3 it is retried, and may raise `StorageFailed`.
 
-        Then `StorageFailed`, in one sentence. A commit may have succeeded though its answer was lost: the repetition
-        ends in `CommitFailedError` then, as if another writer had been first.
+        `doing` names the request in messages, such as "reading the log". A commit may succeed although its answer is
+        lost. Then the retry raises `CommitFailedError`, as if another writer had been first.
         """
         if isinstance(self._files, Folder):
             return call(self.delta_uri(path), {})
@@ -156,28 +174,28 @@ class Storage:
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes at a local path or an `s3://` address; `SourceMissing` where nothing lies there."""
+    """The bytes at a local path or an `s3://` address. Raises `SourceMissing` if there is no file."""
     storage, name = split_uri(uri)
     try:
         return storage.read(name)
     except FileNotFoundError:
-        raise SourceMissing(f"{uri}: no such file; mend the path and ingest again") from None
+        raise SourceMissing(f"{uri}: no such file", "correct the path and ingest again") from None
 
 
 def parse_parquet(data: bytes) -> pa.Table:
-    """The table in a Parquet file's bytes; `pyarrow.ArrowInvalid` if it is none.
+    """The table in a Parquet file's bytes. Raises `pyarrow.ArrowInvalid` if they are no Parquet file.
 
-    Read in this thread alone: see `store.catalog` for what Arrow's threads do to a process that ends.
+    It is read in this thread alone, because a process that ends while Arrow's threads run may crash.
     """
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except (OSError, UnicodeDecodeError) as error:
-        # What PyArrow says of damaged metadata, and of a column's damaged name; bytes in memory know no other.
+        # PyArrow raises these for damaged metadata and for a damaged column name. Bytes in memory have no other OSError.
         raise pa.ArrowInvalid(str(error)) from None
 
 
 def split_uri(uri: str) -> tuple[Storage, str]:
-    """The folder of an address, as storage, and the name within it."""
+    """The folder of an address, as a `Storage`, and the file's name in it."""
     folder, _, name = uri.rpartition("/")
     return Storage(folder or ("/" if uri.startswith("/") else ".")), name
 
@@ -187,16 +205,18 @@ def _local_root(root: str) -> str:
     if root.startswith("file://"):
         path = unquote(root.removeprefix("file://"))
         if not path.startswith("/"):
-            raise InvalidInput(f"{root}: names another machine; a file address begins with file:///")
+            raise InvalidInput(f"{root}: a file on another machine", "begin the address of a local file with file:///")
     if "\0" in path:
-        raise InvalidInput(f"{root!r}: a path holds no zero byte; name another folder")
+        raise InvalidInput(f"{root!r}: a path can't hold a zero byte", "choose another folder")
     return re.sub("^/+", "/", str(Path(path).absolute()))
 
 
 def _bucket_root(root: str) -> str:
     parts = [part for part in root.removeprefix("s3://").split("/") if part]
     if not root.startswith("s3://") or not parts:
-        raise InvalidInput(f"{root}: only local folders and s3://bucket/prefix addresses can hold files of ours")
+        raise InvalidInput(
+            f"{root}: files can only be in a local folder or at s3://bucket/prefix", "choose one of these"
+        )
     if _UNFIT_ON_S3.search(root):
-        raise InvalidInput(f"{root!r}: an s3:// address can't hold . or .. as a part, nor ?versionId=; mend it")
+        raise InvalidInput(f"{root!r}: an s3:// address can't hold the parts . and .., nor ?versionId=", "correct it")
     return "s3://" + "/".join(parts)

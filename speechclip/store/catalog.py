@@ -23,7 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from speechclip.errors import Damaged, LostRace, NotStored, StoreError
 from speechclip.storage import THREADS, Storage
-from speechclip.storage.retry import one_line
+from speechclip.storage.faults import one_line
 from speechclip.store.data_files import DataFiles
 from speechclip.store.journal import FeatureSetChange, Journal, LogEntry, Note, parse_entry
 from speechclip.store.layout import CATALOG, log_path

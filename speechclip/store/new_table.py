@@ -10,7 +10,7 @@ from deltalake.exceptions import DeltaError
 
 from speechclip.errors import StoreError
 from speechclip.storage import Storage
-from speechclip.storage.retry import one_line
+from speechclip.storage.faults import one_line
 
 MAX_ATTEMPTS = 10
 # If the client itself repeated a creation whose answer was lost, it would make a second version.

@@ -274,7 +274,7 @@ def test_a_name_that_delta_takes_for_another_is_refused(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("root", ["s3://bucket/a/../b", "s3://bucket/.", "s3://bucket/a?versionId=b", "s3://b/\udcff"])
 def test_an_address_that_s3_reads_otherwise_is_refused(root: str) -> None:
-    with pytest.raises(InvalidInput, match="mend it"):
+    with pytest.raises(InvalidInput, match="correct it"):
         Storage(root)
 
 
