@@ -185,12 +185,12 @@ def read_uri(uri: str) -> bytes:
 def parse_parquet(data: bytes) -> pa.Table:
     """The table in a Parquet file's bytes. Raises `pyarrow.ArrowInvalid` if they are no Parquet file.
 
-    It is read in this thread alone, because a process that ends while Arrow's threads run may crash.
+    It is read in this thread alone, because Arrow's threads can crash a process that ends (see `store.data_files`).
     """
     try:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except (OSError, UnicodeDecodeError) as error:
-        # PyArrow raises these for damaged metadata and for a damaged column name. Bytes in memory have no other OSError.
+        # PyArrow raises these for damaged metadata and for a damaged column name. There is no disk that could fail.
         raise pa.ArrowInvalid(str(error)) from None
 
 

@@ -138,7 +138,7 @@ def test_a_hostile_name_takes_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert speechclip("ingest", "table", tmp_path / "rows.jsonl", "--out", tmp_path / "m.parquet") == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "two" in line]
     assert line.startswith("row 1 (x): source-missing: ")
-    assert line.count("two\\nlines\\x1b[31m.wav: no such file; mend the path and ingest again") == 1
+    assert line.count("two\\nlines\\x1b[31m.wav: no such file; correct the path and ingest again") == 1
     assert speechclip("rejected", "--manifest", tmp_path / "m.parquet", "--store", tmp_path / "store") == 0
     shown = capsys.readouterr()
     assert "no feature store here yet" in shown.err
