@@ -134,7 +134,7 @@ class StoreMachine(RuleBasedStateMachine):
         if meanwhile == "a commit":
             self.write(task, {}, 0, 9)
         self.store.let_time_pass(60 / DAY if is_at_once else days)
-        self.store.collect(writer, 0.0 if is_at_once else GRACE, meanwhile, pick)
+        self.store.delete_unused(writer, 0.0 if is_at_once else GRACE, meanwhile, pick)
         if is_at_once:
             # By this option the caller says that no worker is at work.
             self.store.pending = []
