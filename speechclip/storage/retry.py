@@ -21,7 +21,7 @@ from speechclip.storage.faults import Fault, fault_of
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# An attempt ends after CONNECT_SECONDS without a connection, or after READ_SECONDS without a byte. Once RETRY_SECONDS are
+# An attempt ends after CONNECT_SECONDS without a connection, or READ_SECONDS without a byte. Once RETRY_SECONDS are
 # over, or after MAX_ATTEMPTS, nothing is tried again. So a command ends within two minutes if a server is silent.
 CONNECT_SECONDS, READ_SECONDS, RETRY_SECONDS, MAX_ATTEMPTS = 5, 30, 60, 10
 # Pauses are random between zero and a limit. The limit doubles from twice the first figure up to the second.
