@@ -15,7 +15,7 @@ from speechclip.errors import Damaged, WorkLeft
 @click.command()
 @settings_options("store", "json")
 @click.option(
-    "--recompute", type=click.IntRange(min=0), default=0, metavar="N", help="Also encode N random assets anew."
+    "--recompute", type=click.IntRange(min=0), default=0, metavar="N", help="Also encode N random assets again."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which ones.")
 def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None:
@@ -36,14 +36,19 @@ def verify(settings: Settings, as_json: bool, recompute: int, seed: int) -> None
         _show_report(report)
         _show_recomputed(again)
         if recompute and report.findings:
-            say("nothing was encoded anew: repair first")
+            say("nothing was encoded again: repair first")
     if report.findings:
         # Without the log nobody knows what should be there.
-        rest = f"to be encoded anew: {counted(_num_keys(report), 'asset')}" if report.versions else "the rest unchecked"
+        rest = (
+            f"to be encoded again: {counted(_num_keys(report), 'asset')}" if report.versions else "the rest unchecked"
+        )
         raise Damaged(f"{store.storage.root}: damaged or gone: {counted(len(report.findings), 'file')}, {rest}")
     unequal = [found.feature_set for found in again if not found.is_equal]
     if unequal:
-        raise Damaged(f"{', '.join(unequal)}: encoded anew beyond the bound", "look at weights and library versions")
+        raise Damaged(
+            f"{', '.join(unequal)}: features encoded again differ beyond the bound",
+            "look at weights and library versions",
+        )
 
 
 @click.command()
@@ -117,7 +122,7 @@ def _show_recomputed(again: list[Any]) -> None:
     for found in again:
         gone = f"; {found.without_source:,} have no source any more" if found.without_source else ""
         say(
-            f"{found.feature_set}: {found.assets:,} encoded anew, largest difference {found.largest_difference:.2g} "
+            f"{found.feature_set}: {found.assets:,} encoded again, largest difference {found.largest_difference:.2g} "
             f"of a feature's largest number, bound {found.bound:.2g}{gone}"
         )
 

@@ -51,7 +51,7 @@ def test_verify_of_a_whole_store_says_what_it_read(store: FeatureStore, capsys: 
     assert run(store, "verify", "--recompute", 2) == 0
     shown = capsys.readouterr()
     assert "0 damaged or gone" in shown.err
-    assert "encoded anew, largest difference" in shown.err
+    assert "encoded again, largest difference" in shown.err
 
 
 def test_verify_and_repair_tell_the_file_and_the_number(
@@ -76,7 +76,7 @@ def test_verify_and_repair_tell_the_file_and_the_number(
     assert [finding["path"] for finding in json.loads(shown.out.splitlines()[-1])["report"]["findings"]] == [
         row["shard"]
     ]
-    assert "damaged or gone: 1 file, to be encoded anew: 1 asset; run `speechclip repair`" in shown.err
+    assert "damaged or gone: 1 file, to be encoded again: 1 asset; run `speechclip repair`" in shown.err
     assert run(store, "repair", "--inline", "--json") == 0
     assert json.loads(capsys.readouterr().out)["encoded"] == 1
 
@@ -112,7 +112,7 @@ def test_features_that_were_changed_with_their_checksums_are_caught_by_recompute
     capsys.readouterr()
     assert run(store, "verify", "--recompute", 100) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{SPEECH}: encoded anew beyond the bound" in error
+    assert f"{SPEECH}: features encoded again differ beyond the bound" in error
 
 
 @pytest.mark.parametrize("command", ["verify", "repair", "history", "gc"])
