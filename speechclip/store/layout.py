@@ -1,21 +1,23 @@
 """The paths of all files in a store of format 1.
 
-store.json                                              the format's number
-catalog/                                                a Delta Lake table: a row for each asset of a feature set
-catalog/feature_set=<fingerprint>/part-<xxh3>.parquet   a data file: some of its rows
-journal/<version>                                       a copy of a log entry, with a checksum
-journal/feature_set=<fingerprint>/part-<xxh3>.parquet   a copy of a data file
-tags/<name>.json                                        a tag: the name of a version
-collections/<time>-<id>.json                            the record of a `gc`: which versions it left readable
-announcements/<time>-<id>                               the announcement of a `gc` that is about to begin
-manifests/<digest>.parquet                              a manifest that was featurized
-plans/<id>-<ordinal>.parquet                            a plan
-jobs/<job>.json                                         the status of a job
-.probe-<id>/                                            files of a test of the backend, while a store is made
-features/<fingerprint>/spec.json
-features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; its checksums are in <name>.xxh3 beside it
-features/<fingerprint>/vectors/<matrix>.zarr            a matrix: a Zarr v3 group of `vectors` and `keys`, with one
-                                                        chunk a task; <matrix> is <plan>-<rows>x<rows a chunk>
+The functions below make the paths:
+
+    store.json                                              the format's number
+    catalog/                                                a Delta Lake table: a row for each asset of a feature set
+    catalog/feature_set=<fingerprint>/part-<xxh3>.parquet   a data file: some of its rows
+    journal/<version>                                       a copy of a log entry, with a checksum
+    journal/feature_set=<fingerprint>/part-<xxh3>.parquet   a copy of a data file
+    tags/<name>.json                                        a tag: the name of a version
+    collections/<time>-<id>.json                            the record of a `gc`: which versions it left readable
+    announcements/<time>-<id>                               the announcement of a `gc` that is about to begin
+    manifests/<digest>.parquet                              a manifest that was featurized
+    plans/<id>-<ordinal>.parquet                            a plan
+    jobs/<job>.json                                         the status of a job
+    .probe-<id>/                                            files of a test of the backend, while a store is made
+    features/<fingerprint>/spec.json
+    features/<fingerprint>/frames/<xx>/<name>.tar           a WebDataset shard; <name>.xxh3 has its checksums
+    features/<fingerprint>/vectors/<matrix>.zarr            a matrix: a Zarr v3 group of `vectors` and `keys`, with one
+                                                            chunk a task; <matrix> is <plan>-<rows>x<rows a chunk>
 """
 
 import hashlib
