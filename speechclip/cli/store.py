@@ -108,8 +108,8 @@ def gc(settings: Settings, as_json: bool, dry_run: bool, now: bool) -> None:
         return
     tags = f" and the tagged {', '.join(map(str, freed.versions))}" if freed.versions else ""
     say(
-        f"{'would delete' if dry_run else 'deleted'} {counted(freed.files, 'file')}, {counted(freed.bytes, 'byte')} "
-        f"({human_bytes(freed.bytes)}); catalog versions from {freed.since} on{tags} stay readable"
+        f"{'would delete' if dry_run else 'deleted'} {counted(freed.files, 'file')} with {human_bytes(freed.bytes)} "
+        f"({freed.bytes:,} B); catalog versions from {freed.since} on{tags} stay readable"
     )
     if freed.uploads:
         say(f"{counted(freed.uploads, 'unfinished upload')} with {human_bytes(freed.upload_bytes)} too")

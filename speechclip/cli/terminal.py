@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from speechclip import logs
@@ -60,11 +61,7 @@ def counted(count: int, noun: str) -> str:
 
 def human_bytes(count: float) -> str:
     """A size in powers of ten: `1.3 GB`."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    return decimal(round(count))
 
 
 def human_seconds(seconds: float) -> str:

@@ -77,11 +77,11 @@ def test_a_table_without_rows_says_what_that_means(store: FeatureStore, capsys: 
 def test_one_is_counted_as_one(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
     Path(store.storage.address(f"features/{SPEECH}/.incoming-1")).write_bytes(b"?")
     assert run(store, "gc", "--now", "--dry-run") == 0
-    assert "would delete 1 file, 1 byte (1 B);" in capsys.readouterr().err
+    assert "would delete 1 file with 1 byte (" in capsys.readouterr().err
     assert run(store, "gc", "--now") == 0
-    assert "deleted 1 file, 1 byte (1 B);" in capsys.readouterr().err
+    assert "deleted 1 file with 1 byte (" in capsys.readouterr().err
     assert run(store, "gc", "--now") == 0
-    assert "deleted 0 files, 0 bytes (0 B);" in capsys.readouterr().err
+    assert "deleted 0 files with 0 bytes (" in capsys.readouterr().err
 
 
 def test_a_tag_pins_what_export_reads(store: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
