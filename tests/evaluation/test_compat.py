@@ -1,4 +1,4 @@
-"""`--compat-batch`: judged online in padded batches of the manifest's order; nothing is stored."""
+"""`--compat-batch` encodes in padded batches, in the order of the manifest, and stores nothing."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_batch_of_one_gives_the_stored_features(encoder, manifest: Manifest, s
         assert padded.num_frames(key) == stored.num_frames(key)
 
 
-def test_a_window_has_the_layers_in_the_order_of_the_question(encoder, manifest: Manifest):
+def test_a_window_has_the_layers_in_the_order_of_the_call(encoder, manifest: Manifest):
     padded, key = PaddedFrames(encoder, manifest, "test", 2), keys(manifest)[0]
     first, last = padded.spec.layers[0], padded.spec.layers[-1]
     found = padded.window(key, layers=(last, first), start=1, stop=4)
@@ -82,7 +82,7 @@ def test_a_window_has_the_layers_in_the_order_of_the_question(encoder, manifest:
     np.testing.assert_array_equal(padded.window(key), padded[key])
 
 
-def test_batches_are_those_of_the_manifests_order_and_change_the_features(
+def test_batches_follow_the_order_of_the_manifest_and_change_the_features(
     encoder, manifest: Manifest, store: FeatureStore
 ):
     padded, names = PaddedFrames(encoder, manifest, "test", 2), keys(manifest)
@@ -93,11 +93,11 @@ def test_batches_are_those_of_the_manifests_order_and_change_the_features(
             assert padded.num_frames(key) == feature.shape[1]
     stored = store.snapshot().feature_set(encoder.spec.fingerprint)
     assert np.abs(padded[names[1]][:, : stored.num_frames(names[1])] - stored[names[1]]).max() > 1e-3
-    # 0.3 s end in a frame that is padding in part: the official head looks at it.
+    # The last frame of these 0.3 seconds is partly padding. The official head reads it.
     assert padded.num_frames(names[1]) == stored.num_frames(names[1]) + 1
 
 
-def test_each_batch_is_encoded_once_whatever_the_order_of_the_question(
+def test_each_batch_is_encoded_once_for_keys_in_any_order(
     encoder, manifest: Manifest, trained: Run, monkeypatch: pytest.MonkeyPatch
 ):
     padded, sizes = PaddedFrames(encoder, manifest, "test", 2), []
@@ -111,7 +111,7 @@ def test_each_batch_is_encoded_once_whatever_the_order_of_the_question(
     np.testing.assert_allclose(embed_speech(trained.head, padded, keys(manifest))[::-1], together, atol=1e-6)
 
 
-def test_the_command_judges_online_and_stores_nothing(
+def test_the_command_encodes_and_stores_nothing(
     manifest: Manifest, store: FeatureStore, run_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     manifest.write(str(tmp_path / "m.parquet"))
@@ -124,7 +124,9 @@ def test_the_command_judges_online_and_stores_nothing(
     assert sorted(store.storage.list("")) == before
 
 
-def test_what_can_not_be_decoded_is_missing(encoder, manifest: Manifest, store: FeatureStore, trained: Run):
+def test_an_utterance_that_can_not_be_decoded_is_missing(
+    encoder, manifest: Manifest, store: FeatureStore, trained: Run
+):
     rows = manifest.rows()
     rows[1]["audio_uri"] += ".gone"
     partial = Manifest.from_rows(rows)
@@ -134,7 +136,9 @@ def test_what_can_not_be_decoded_is_missing(encoder, manifest: Manifest, store: 
     assert (report.num_utterances, report.num_missing) == (4, 1)
 
 
-def test_what_makes_no_sense_is_refused(encoder, manifest: Manifest, store: FeatureStore, trained: Run):
+def test_wrong_encoders_sizes_and_combinations_are_errors(
+    encoder, manifest: Manifest, store: FeatureStore, trained: Run
+):
     with pytest.raises(InvalidInput, match="fairseq does to a HuBERT"):
         PaddedFrames(load_encoder("toy", "speech"), manifest, "test", 8)
     with pytest.raises(InvalidInput, match="compat-batch is 0"):

@@ -43,7 +43,7 @@ def report(run: Run, corpus: Corpus, split: str = "dev", **options: str) -> Eval
     return evaluate(run, corpus.manifest, snapshot, split, **options)  # type: ignore[arg-type]
 
 
-def test_a_trained_head_recalls_what_it_was_trained_on_far_above_chance(run: Run, corpus: Corpus):
+def test_a_trained_head_has_a_recall_far_above_chance_on_its_training_split(run: Run, corpus: Corpus):
     found = report(run, corpus, "train")
     assert (found.num_utterances, found.num_missing) == (36, 0)
     for direction in (found.main.from_speech, found.main.to_speech):
@@ -54,9 +54,9 @@ def test_a_trained_head_recalls_what_it_was_trained_on_far_above_chance(run: Run
     assert list(found.retrieval) == ["parallel"]
 
 
-def test_what_is_not_stored_is_counted_and_the_image_still_competes(run: Run, corpus: Corpus):
+def test_missing_utterances_are_counted_and_their_images_still_compete(run: Run, corpus: Corpus):
     found = report(run, corpus)
-    # u20-0 has no frames; i21 has no vector, so that both its captions are lost.
+    # u20-0 has no frames. i21 has no vector, so both of its captions are missing.
     assert (found.num_utterances, found.num_missing) == (9, 3)
     assert found.main.from_speech.num_candidates == 5
     assert (found.main.to_speech.num_queries, found.main.to_speech.num_candidates) == (5, 9)
@@ -66,7 +66,7 @@ def test_all_images_of_the_manifest_may_be_candidates(run: Run, corpus: Corpus):
     found = report(run, corpus, candidates="all")
     assert (found.main.from_speech.num_queries, found.main.from_speech.num_candidates) == (9, 23)
     assert found.main.from_speech.chance[1] == pytest.approx(1 / 23)
-    # Only what was spoken in the split can ask for its speech.
+    # Only images with speech in the split are queries.
     assert (found.main.to_speech.num_queries, found.main.to_speech.num_candidates) == (5, 9)
 
 
@@ -89,7 +89,7 @@ def test_validation_gives_the_figure_of_the_report(run: Run, corpus: Corpus):
     assert validator(corpus.manifest, "no-such-split", *corpus.features()) is None
 
 
-def test_embeddings_come_in_the_order_of_their_keys_whatever_the_batch(
+def test_embeddings_are_in_the_order_of_their_keys_for_every_batch_size(
     run: Run, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ):
     frames, vectors = corpus.features()
@@ -106,7 +106,7 @@ def test_embeddings_come_in_the_order_of_their_keys_whatever_the_batch(
     np.testing.assert_array_equal(images, expected)
 
 
-def test_the_table_says_untrained_and_stands_beside_chance(run: Run, corpus: Corpus):
+def test_the_table_says_untrained_and_shows_chance(run: Run, corpus: Corpus):
     found = report(run, corpus)
     text = found.to_text()
     assert "UNTRAINED" in text
@@ -118,12 +118,12 @@ def test_the_table_says_untrained_and_stands_beside_chance(run: Run, corpus: Cor
     assert "UNTRAINED" not in trained.to_text()
 
 
-def test_the_report_survives_json(run: Run, corpus: Corpus):
+def test_a_report_is_equal_after_a_round_trip_through_json(run: Run, corpus: Corpus):
     found = report(run, corpus)
     assert msgspec.json.decode(msgspec.json.encode(found), type=EvaluationReport) == found
 
 
-def test_what_can_not_be_evaluated_is_refused(run: Run, corpus: Corpus, tmp_path: Path):
+def test_a_split_or_store_that_can_not_be_evaluated_is_an_error(run: Run, corpus: Corpus, tmp_path: Path):
     with pytest.raises(InvalidInput, match="no split 'test'"):
         report(run, corpus, "test")
     rows = [row for row in corpus.manifest.rows() if row["utterance"] == "u21-0"]

@@ -1,4 +1,4 @@
-"""The whole evaluation of heads with keywords, in a real store with CLIP's captions, against plain loops."""
+"""The evaluation of heads with keywords in a real store, compared with plain loops."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def train_rows(corpus: KeywordCorpus) -> list[dict[str, str]]:
 
 
 def output_of(run: Run, frames: Frames, key: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """One utterance by itself: both embeddings and the tokens."""
+    """The embeddings and the tokens of one utterance, computed alone."""
     hidden = torch.from_numpy(np.array(frames[key]))
     with torch.inference_mode():
         output = run.head(hidden[None], torch.tensor([hidden.shape[1]]))
@@ -57,7 +57,7 @@ def output_of(run: Run, frames: Frames, key: str) -> tuple[np.ndarray, np.ndarra
     return output.parallel[0].numpy(), output.cascaded[0].numpy(), output.keywords.tokens[0].tolist()
 
 
-def test_a_hybrid_head_has_both_branches_and_the_parallel_one_stands_for_it(
+def test_a_hybrid_head_is_measured_by_both_branches_and_the_parallel_one_is_the_main_one(
     corpus: KeywordCorpus, hybrid: Run, report: EvaluationReport
 ) -> None:
     frames, vectors = features(corpus, hybrid)
@@ -76,7 +76,7 @@ def test_a_hybrid_head_has_both_branches_and_the_parallel_one_stands_for_it(
         found = report.retrieval[branch].from_speech
         assert (found.num_queries, found.num_candidates) == (len(rows), len(images))
         assert found.mean_rank == np.mean(ranks)
-    # The validator goes by the same branch.
+    # The validator uses the same branch.
     validate = validator(corpus.manifest, "train", frames, vectors)
     assert validate is not None
     assert validate(hybrid.head, World()) == pytest.approx(report.retrieval["parallel"].mean_recall[10])
@@ -93,7 +93,7 @@ def test_a_cascaded_head_is_judged_by_its_only_branch(corpus: KeywordCorpus, tmp
     assert validate(run.head, World()) == pytest.approx(found.main.mean_recall[10])
 
 
-def test_any_caption_of_the_image_answers_and_each_utterance_has_its_own_row(
+def test_every_caption_of_the_image_is_right_and_each_utterance_brings_one_candidate(
     corpus: KeywordCorpus, hybrid: Run, report: EvaluationReport
 ) -> None:
     assert report.text is not None
@@ -157,7 +157,7 @@ def test_slots_of_a_firing_head_count_only_where_they_are_filled(corpus: Keyword
     assert all(len(rate.per_slot) == max(counts) for rate in found.hit_rates)
 
 
-def test_all_metrics_come_from_one_reading_of_the_frames(
+def test_each_utterance_is_read_once_for_all_figures(
     corpus: KeywordCorpus, hybrid: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -178,7 +178,7 @@ def _counting(read: list[str]):  # type: ignore[no-untyped-def]
     return get
 
 
-def test_batches_change_nothing(
+def test_the_size_of_a_batch_does_not_change_the_figures(
     corpus: KeywordCorpus, hybrid: Run, report: EvaluationReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames, _ = features(corpus, hybrid)
@@ -213,7 +213,7 @@ def test_without_stored_captions_the_report_says_how_to_get_them(corpus: Keyword
     found.to_text()
 
 
-def test_an_utterance_whose_captions_are_lost_does_not_ask(corpus: KeywordCorpus, hybrid: Run) -> None:
+def test_an_utterance_without_stored_captions_is_no_query(corpus: KeywordCorpus, hybrid: Run) -> None:
     rows = train_rows(corpus)
     lost = rows[0]["group"]
     changed = [row | ({"text_key": None} if row["group"] == lost else {}) for row in corpus.manifest.rows()]
@@ -224,7 +224,7 @@ def test_an_utterance_whose_captions_are_lost_does_not_ask(corpus: KeywordCorpus
     assert found.text.retrieval.from_speech.num_queries == len(rows) - num_lost
 
 
-def test_the_report_survives_json(report: EvaluationReport) -> None:
+def test_a_report_is_equal_after_a_round_trip_through_json(report: EvaluationReport) -> None:
     assert msgspec.json.decode(msgspec.json.encode(report), type=EvaluationReport) == report
 
 
@@ -240,7 +240,7 @@ def test_discovery_names_the_tokens_and_their_neighbours(corpus: KeywordCorpus, 
         assert keyword.near_chosen[0].score == 1
         scores = [near.score for near in keyword.near_query]
         assert scores == sorted(scores, reverse=True)
-        # Barred tokens may lie nearer to the query than the one that it may choose.
+        # Excluded tokens may be nearer to the query than the one that was chosen.
         allowed = [near for near in keyword.near_query if near.id not in (0, 49406, 49407)]
         assert not allowed or allowed[0].score == keyword.chosen.score
 
@@ -254,7 +254,7 @@ def test_a_stored_utterance_and_its_recording_have_the_same_keywords(corpus: Key
         searcher.stored_frames("nobody-said-this")
 
 
-def test_a_head_without_keywords_discovers_none(corpus: KeywordCorpus, hybrid: Run) -> None:
+def test_keywords_of_a_head_without_keywords_are_an_error(corpus: KeywordCorpus, hybrid: Run) -> None:
     import dataclasses
 
     with pytest.raises(InvalidInput, match="chooses no keywords"):

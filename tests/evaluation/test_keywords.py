@@ -1,4 +1,4 @@
-"""Keyword metrics against plain loops, on a small vocabulary of CLIP's own tokens."""
+"""The figures of keywords, compared with plain loops, on a small vocabulary of CLIP's tokens."""
 
 import math
 
@@ -32,7 +32,7 @@ def barred(vocabulary: Vocabulary) -> torch.Tensor:
 
 
 def choose(matrix: torch.Tensor, vocabulary: Vocabulary, counts: list[int]) -> Keywords:
-    """What a quantizer makes of random queries: the token of highest cosine, never a barred one."""
+    """Keywords of random queries: the token with the highest cosine that is not excluded."""
     queries = torch.randn(len(counts), SLOTS, 6, generator=torch.Generator().manual_seed(4))
     cosines = torch.nn.functional.cosine_similarity(queries[:, :, None], matrix[None, None], dim=-1)
     tokens = cosines.index_fill(2, barred(vocabulary), float("-inf")).argmax(-1)
@@ -68,7 +68,7 @@ def nearest(matrix: torch.Tensor, vector: torch.Tensor) -> list[int]:
 def test_the_literal_gold_set_is_what_the_tokenizer_reads_back() -> None:
     gold = gold_tokens("A dog runs.")
     assert gold is not None
-    # a, dog, runs, full stop; start and end; and what 71 marks of padding become.
+    # "a", "dog", "runs" and the full stop, then start and end, then what 71 exclamation marks of padding become.
     assert gold.plain == {320, 1929, 5586, 269}
     assert gold.literal - gold.plain >= {START, END, 30146}
     assert PADDING not in gold.literal
@@ -82,7 +82,7 @@ def test_no_caption_has_no_gold_set(caption: str | None) -> None:
     assert gold_tokens(caption) is None
 
 
-def test_readings_stand_in_the_order_of_rows_whatever_the_batches(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
+def test_readings_are_in_the_order_of_rows_for_all_batches(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
     keywords = choose(matrix, vocabulary, [4, 2, 0, 1, 3, 4])
     whole = read(matrix, vocabulary, keywords, [[0, 1, 2, 3, 4, 5]])
     assert whole.rows.tolist() == [0] * 4 + [1] * 2 + [3] + [4] * 3 + [5] * 4
@@ -150,8 +150,8 @@ def test_hit_rates_are_those_of_a_plain_loop(matrix: torch.Tensor, vocabulary: V
         assert rate.interval[0] <= rate.average <= rate.interval[1]
 
 
-def test_a_start_token_nearby_hits_literally_and_never_plainly(vocabulary: Vocabulary) -> None:
-    # Every token points the same way, so that the five neighbours are the first five places, start and end among them.
+def test_a_start_token_nearby_is_a_literal_hit_and_no_plain_one(vocabulary: Vocabulary) -> None:
+    # All tokens have the same direction. So the five neighbours are the first five, start and end among them.
     matrix = torch.ones(len(vocabulary.ids), 6)
     queries = torch.ones(2, 1, 6)
     last = len(vocabulary.ids) - 1
@@ -166,8 +166,8 @@ def test_a_start_token_nearby_hits_literally_and_never_plainly(vocabulary: Vocab
     assert rates == {"literal": 1, "plain": 0}
 
 
-def test_keywords_are_also_held_against_anothers_caption(vocabulary: Vocabulary) -> None:
-    # Each token points its own way; the keyword is a word of the own caption alone.
+def test_keywords_are_also_compared_with_the_caption_of_another_image(vocabulary: Vocabulary) -> None:
+    # Each token has its own direction. The keyword is a word of its own caption only.
     matrix = torch.eye(len(vocabulary.ids))
     words = ["dog", "ball", "grass"]
     places = [vocabulary.ids.index(max(gold_tokens(word).plain)) for word in words]  # type: ignore[union-attr]
@@ -178,7 +178,7 @@ def test_keywords_are_also_held_against_anothers_caption(vocabulary: Vocabulary)
     report = read_keywords(read(matrix, vocabulary, keywords, [[0, 1, 2]]), vocabulary, words, np.arange(3))
     plain = [rate for rate in report.hit_rates if rate.gold == "plain" and rate.neighbours == "token"]
     assert plain[0].average == 1
-    # The other four neighbours are the first places, "a" and the special ones, and one of the words at most.
+    # The other four neighbours are the first tokens: "a", the special ones, and at most one of the words.
     assert plain[0].elsewhere < 1
 
 
@@ -188,14 +188,14 @@ def test_hits_do_not_cross_rows() -> None:
     assert find_hits(rows, ids, gold).tolist() == [True, False, True, False, False]
 
 
-def test_without_captions_there_are_perplexities_alone(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
+def test_without_captions_there_are_only_perplexities(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
     keywords = choose(matrix, vocabulary, [4, 4])
     report = read_keywords(read(matrix, vocabulary, keywords, [[0, 1]]), vocabulary, [None, ""], np.arange(2))
     assert (report.num_captioned, report.hit_rates) == (0, ())
     assert report.code_perplexity > 1
 
 
-def test_the_pseudo_inverse_changes_neighbours_and_no_perplexity(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
+def test_the_pseudo_inverse_changes_neighbours_but_no_perplexity(matrix: torch.Tensor, vocabulary: Vocabulary) -> None:
     keywords = choose(matrix, vocabulary, [4] * 6)
     cosine = read(matrix, vocabulary, keywords, [[0, 1, 2, 3, 4, 5]])
     other = read(matrix, vocabulary, keywords, [[0, 1, 2, 3, 4, 5]], "pseudo-inverse")

@@ -14,7 +14,7 @@ from speechclip.evaluation.published import PUBLISHED, TEST_POOLS, corpus_of, pu
         ("base-parallel-places", None),
     ],
 )
-def test_only_a_recipe_of_the_papers_has_published_rows(recipe: str, corpus: str | None) -> None:
+def test_only_a_recipe_of_the_paper_has_published_rows(recipe: str, corpus: str | None) -> None:
     assert corpus_of(recipe) == corpus
     rows = published_rows(recipe)
     assert {row.corpus for row in rows} == ({corpus} if corpus else set())
@@ -32,12 +32,12 @@ def test_rows_are_as_long_as_their_measure_and_rise_with_k() -> None:
     assert len({(row.corpus, row.measure, row.model) for row in PUBLISHED}) == len(PUBLISHED)
 
 
-def test_published_averages_and_random_rows_check_out() -> None:
+def test_published_averages_and_random_rows_are_consistent() -> None:
     for row in PUBLISHED:
         if row.measure == "keywords":
             assert sum(row.figures[:8]) / 8 == pytest.approx(row.figures[8], abs=0.051)
         if row.measure == "speech-text" and row.model == "Random":
-            # Five captions answer among one a test utterance.
+            # Five captions are right. There are as many candidates as test utterances.
             most = TEST_POOLS[row.corpus][0]
             chance = [100 * (1 - ((1 - k / most) ** 5)) for k in (1, 5, 10)]
             assert row.figures[:3] == pytest.approx(chance, abs=0.011)

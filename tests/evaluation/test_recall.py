@@ -30,7 +30,7 @@ def test_recall_agrees_with_the_official_function():
     case = torch.load(GOLDEN, weights_only=True)
     score = case["score"].numpy()
     utterance_groups, image_groups = case["speech_image_id"].numpy(), case["image_id"].numpy()
-    # Against the unit vectors, a row of scores is its own embedding.
+    # With unit vectors as the other side, a row of scores is an embedding that gives these scores.
     axes = np.eye(len(image_groups), dtype=np.float32)
     to_image = measure(score, axes, utterance_groups, image_groups)
     to_speech = measure(axes, score, image_groups, utterance_groups)
@@ -43,8 +43,8 @@ def test_recall_agrees_with_the_official_function():
 
 @pytest.mark.parametrize("num_candidates", [13, 37, 41, 101])
 @pytest.mark.parametrize("num_queries", [1, 7, 33])
-def test_equal_candidates_tie_wherever_they_stand_and_ties_count_against_the_model(num_queries, num_candidates):
-    # In fp32 a BLAS gives equal columns unequal scores by their place, in a third of such shapes.
+def test_equal_candidates_tie_at_every_position_and_ties_count_against_the_model(num_queries, num_candidates):
+    # In fp32 a BLAS gives equal columns different scores at different positions, in a third of such shapes.
     candidates = np.tile(unit(1, 512), (num_candidates, 1))
     groups = np.arange(num_queries) % num_candidates
     report = measure(unit(num_queries, 512, seed=1), candidates, groups, np.arange(num_candidates))
@@ -52,7 +52,7 @@ def test_equal_candidates_tie_wherever_they_stand_and_ties_count_against_the_mod
     assert report.mean_rank == num_candidates
 
 
-def test_scores_that_are_no_numbers_rank_last():
+def test_embeddings_with_nan_rank_last():
     good, lost = unit(4), np.full((4, 8), np.nan, np.float32)
     groups = np.arange(4)
     assert rank_best_answers(lost, good, groups, groups).tolist() == [4, 4, 4, 4]
@@ -77,7 +77,7 @@ def test_chance_is_the_exact_share_of_all_orders(num_candidates, data):
     assert chance_at(k, np.array(answers), num_candidates) == pytest.approx(np.mean(expected), abs=1e-12)
 
 
-def test_random_embeddings_reach_what_chance_says():
+def test_random_embeddings_reach_the_level_of_chance():
     groups = np.repeat(np.arange(200), 5)
     report = measure(unit(200, 64), unit(1000, 64, seed=1), np.arange(200), groups)
     assert report.chance[10] == pytest.approx(1 - math.comb(995, 10) / math.comb(1000, 10))
@@ -86,7 +86,7 @@ def test_random_embeddings_reach_what_chance_says():
     assert report.median_rank == pytest.approx(report.chance_median_rank, rel=0.25)
 
 
-def test_chance_figures_of_one_answer_each_are_the_middle():
+def test_with_one_answer_each_chance_is_the_middle_rank():
     report = report_ranks(np.array([1, 2, 3]), np.array([1, 1, 1]), 625, np.arange(3))
     assert (report.chance_mean_rank, report.chance_median_rank) == (313, 313)
     assert report.chance[1] == pytest.approx(1 / 625)
@@ -97,7 +97,7 @@ def trials(hits: np.ndarray, groups: np.ndarray) -> Trials:
     return Trials(hits, np.ones(len(hits), np.int64), groups)
 
 
-def test_the_interval_holds_the_share_and_narrows_with_more_queries():
+def test_the_interval_contains_the_share_and_is_narrower_with_more_queries():
     low, high = bootstrap_interval(trials(np.arange(100) < 30, np.arange(100)))
     assert (low, high) == (pytest.approx(0.21, abs=0.02), pytest.approx(0.39, abs=0.02))
     narrow = bootstrap_interval(trials(np.arange(10_000) < 3_000, np.arange(10_000)))
@@ -106,7 +106,7 @@ def test_the_interval_holds_the_share_and_narrows_with_more_queries():
 
 
 def test_captions_that_are_right_together_widen_the_interval():
-    # 100 images of five captions, all five right or all wrong: worth 100 answers, not 500.
+    # 100 images with five captions that are all right or all wrong. They tell as much as 100 captions, not 500.
     groups = np.repeat(np.arange(100), 5)
     together = bootstrap_interval(trials(groups < 30, groups))
     assert together == bootstrap_interval(trials(np.arange(100) < 30, np.arange(100)))
@@ -114,7 +114,7 @@ def test_captions_that_are_right_together_widen_the_interval():
     assert together[1] - together[0] > 2 * (apart[1] - apart[0])
 
 
-def test_five_equal_captions_of_an_image_are_worth_one():
+def test_five_equal_captions_of_an_image_count_as_one_in_the_interval():
     speech, images = unit(60), unit(60, seed=1)
     once = measure(speech, images, np.arange(60), np.arange(60))
     five = measure(np.repeat(speech, 5, axis=0), images, np.repeat(np.arange(60), 5), np.arange(60))
@@ -141,9 +141,9 @@ def test_the_interval_is_that_of_groups_drawn_one_by_one():
     assert both == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
 
 
-def test_both_directions_are_two_questions_to_the_same_scores():
+def test_both_directions_use_the_same_scores():
     speech, images = unit(40), unit(12, seed=1)
-    # Ten images are spoken, four times each; the last two only compete.
+    # Ten images have four utterances each. The last two have none and only compete.
     groups, image_groups = np.arange(40) % 10, np.arange(12)
     both = measure_both(speech, images, groups, image_groups)
     assert both.from_speech == measure(speech, images, groups, image_groups)
@@ -153,7 +153,7 @@ def test_both_directions_are_two_questions_to_the_same_scores():
         assert both.mean_interval[k][0] <= both.mean_recall[k] <= both.mean_interval[k][1]
 
 
-def test_a_query_without_an_answer_is_refused():
+def test_a_query_without_an_answer_is_an_error():
     with pytest.raises(InvalidInput, match="2 queries, 1 of them"):
         measure(unit(2), unit(3), np.array([0, 9]), np.arange(3))
     with pytest.raises(InvalidInput, match="0 queries"):

@@ -1,4 +1,4 @@
-"""Tables, files and caveats, on reports made of scores."""
+"""Tables, files and caveats of reports."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from speechclip.training.recipe import Recipe, load_recipe
 
 
 def figures(num_images: int, captions: int) -> BothDirections:
-    """Every third utterance lies on its image, the others on the next one."""
+    """Figures where every third utterance has the embedding of its image, and the others that of the next image."""
     groups = np.repeat(np.arange(num_images), captions)
     aims = np.where(np.arange(len(groups)) % 3 == 0, groups, (groups + 1) % num_images)
     angles = 2 * np.pi * np.arange(num_images) / num_images
@@ -46,7 +46,7 @@ def report(recipe_name: str, num_images: int = 1_000, **changes: object) -> Eval
     return msgspec.structs.replace(made, **changes)
 
 
-def test_published_rows_are_told_from_this_run() -> None:
+def test_published_rows_and_this_run_are_marked() -> None:
     text = report("base-parallel-flickr8k").to_text()
     for model in ("FaST-VGS CO", "FaST-VGS CTF", "MILAN", "Parallel Base", "Cascaded Large"):
         assert f"published: {model}" in text
@@ -62,13 +62,13 @@ def test_another_recipe_has_no_published_rows_and_no_caveats() -> None:
     assert caveats_of(found, identity(load_recipe("demo-parallel"))) == ()
 
 
-def test_dev_figures_of_checkpoints_stand_beside_a_dev_split() -> None:
+def test_a_report_on_dev_shows_the_published_dev_figures() -> None:
     text = report("base-parallel-flickr8k", split="dev").to_text()
     assert "published, dev: Parallel Base, epoch 131" in text
     assert "36.01" in text
 
 
-def test_the_papers_own_setting_has_no_caveats() -> None:
+def test_the_setting_of_the_paper_has_no_caveats() -> None:
     recipe = load_recipe("base-parallel-flickr8k")
     assert caveats_of(report(recipe.name), identity(recipe)) == ()
 
@@ -87,7 +87,7 @@ def test_the_papers_own_setting_has_no_caveats() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_differs_is_said_loudly(changes: dict[str, object], words: str) -> None:
+def test_each_difference_to_the_published_setting_is_a_caveat(changes: dict[str, object], words: str) -> None:
     recipe = load_recipe("base-parallel-flickr8k")
     found = report(recipe.name, **changes)
     caveats = caveats_of(found, identity(recipe))
@@ -112,7 +112,7 @@ def test_other_encoders_and_other_recipes_are_caveats() -> None:
     assert "no recipe large-parallel-flickr8k-mine-flickr8k to compare" in last
 
 
-def test_the_files_hold_the_whole_report(store_uri: str) -> None:
+def test_the_files_have_the_whole_report(store_uri: str) -> None:
     found = report("base-parallel-flickr8k", num_images=20, notes=("look here",))
     write_report(store_uri, found)
     write_report(store_uri, found)
@@ -123,6 +123,6 @@ def test_the_files_hold_the_whole_report(store_uri: str) -> None:
     assert "note: look here" in text
 
 
-def test_a_local_folder_is_made(tmp_path: Path) -> None:
+def test_a_missing_local_folder_is_made(tmp_path: Path) -> None:
     write_report(str(tmp_path / "a" / "b"), report("demo-parallel", num_images=6))
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["report.json", "report.txt"]

@@ -1,4 +1,4 @@
-"""One call for one file: the vector of the stored path, for any speech encoder that a run names."""
+"""`Model` gives a file the same vector as the store does, for several speech encoders."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Featu
 
 
 def train(kind: str, manifest: Manifest, store: FeatureStore, out: Path) -> tuple[str, str]:
-    """A run on those speech features, and their fingerprint."""
+    """A run that was trained on these speech features, and their fingerprint."""
     fingerprint = SPEECH[kind].build().spec.fingerprint
     window = "crops" if SPEECH[kind].window != "full" else "full"
     recipe = msgspec.structs.replace(RECIPE, window=window, max_steps=2)
@@ -80,7 +80,9 @@ def model(run_uri: str) -> Model:
 
 
 @pytest.mark.parametrize("kind", SPEECH)
-def test_a_files_vector_is_that_of_the_stored_path(kind: str, manifest: Manifest, store: FeatureStore, tmp_path: Path):
+def test_a_file_has_the_same_vector_as_its_stored_embedding(
+    kind: str, manifest: Manifest, store: FeatureStore, tmp_path: Path
+):
     uri, fingerprint = train(kind, manifest, store, tmp_path / "run")
     model, rows = speechclip.load(uri), manifest.rows()
     found = model.embed([row["audio_uri"] for row in rows])
@@ -89,7 +91,7 @@ def test_a_files_vector_is_that_of_the_stored_path(kind: str, manifest: Manifest
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert np.abs(found[0] - found[2]).max() > 1e-4
-    # Rounding hardly reaches an embedding, so it is asked for itself.
+    # Rounding hardly changes an embedding, so the features are compared too.
     waveform = decode_audio(Path(rows[0]["audio_uri"]).read_bytes(), name="")
     hidden = model._encode(model.encoder("speech"), waveform)
     is_rounded = bool((hidden == hidden.astype(codec_of(frames.spec).dtype)).all())
@@ -116,9 +118,7 @@ def test_samples_with_their_rate_give_the_vector_of_their_file(model: Model, man
         model.embed((floats.T, rate))
 
 
-def test_pictures_and_texts_lie_in_the_same_space_as_the_stored_ones(
-    model: Model, manifest: Manifest, store: FeatureStore
-):
+def test_pictures_and_texts_have_the_same_vectors_as_stored_ones(model: Model, manifest: Manifest, store: FeatureStore):
     row, snapshot = manifest.rows()[1], store.snapshot()
     image, text = (snapshot.feature_set(request.build().spec.fingerprint) for request in PICTURES)
     head = model.trained.head
@@ -130,7 +130,7 @@ def test_pictures_and_texts_lie_in_the_same_space_as_the_stored_ones(
     )
 
 
-def test_it_needs_no_store_and_loads_each_encoder_once_and_when_needed(
+def test_a_model_needs_no_store_and_loads_each_encoder_once_when_it_is_needed(
     run_uri: str, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ):
     loaded = []
@@ -148,7 +148,7 @@ def test_it_needs_no_store_and_loads_each_encoder_once_and_when_needed(
 
 
 @pytest.mark.parametrize(("part", "question"), [("speech", "embed"), ("image", "embed_image"), ("image", "embed_text")])
-def test_other_weights_than_the_runs_are_refused(
+def test_other_weights_than_those_of_the_run_are_an_error(
     part: str, question: str, run_uri: str, manifest: Manifest, tmp_path: Path
 ):
     there = Storage(run_uri)
@@ -165,7 +165,7 @@ def test_other_weights_than_the_runs_are_refused(
         getattr(model, question)(asked)
 
 
-def test_what_is_no_run_and_no_recording_is_answered_in_a_sentence(model: Model, tmp_path: Path):
+def test_a_wrong_run_or_recording_is_an_error_in_words(model: Model, tmp_path: Path):
     with pytest.raises(InvalidInput, match="no finished run"):
         speechclip.load(tmp_path)
     with pytest.raises(SourceMissing, match="no such file"):
@@ -176,10 +176,10 @@ def test_what_is_no_run_and_no_recording_is_answered_in_a_sentence(model: Model,
         model.embed((np.random.default_rng(0).standard_normal(300), 16_000))
 
 
-def test_a_crop_of_samples_is_that_of_the_same_samples_in_a_file(
+def test_samples_and_a_file_with_the_same_samples_have_the_same_crop(
     manifest: Manifest, store: FeatureStore, tmp_path: Path
 ):
-    """The file's key says where the crop begins: a wav that holds the same as the samples gets the same vector."""
+    """The start of a crop follows from the key of the file, so the samples must get the key of a wav with them."""
     model = speechclip.load(train("crops", manifest, store, tmp_path / "run")[0])
     samples = (0.05 * np.random.default_rng(1).standard_normal(120_000)).astype(np.float32)
     soundfile.write(tmp_path / "same.wav", samples, 16_000, format="WAV", subtype="FLOAT")

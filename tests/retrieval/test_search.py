@@ -1,4 +1,4 @@
-"""Embeddings in the store and questions to them, on a head that was really trained from toy features."""
+"""Stored embeddings and searches, by a head that was trained on toy features."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_embeddings_are_stored_once_and_equal_the_heads_own(
     )
 
 
-def test_embeddings_are_computed_on_one_thread_whatever_the_process_uses(
+def test_embeddings_are_computed_on_one_thread_in_every_process(
     store: FeatureStore, manifest: Manifest, trained: Run
 ) -> None:
     seen: list[int] = []
@@ -90,7 +90,7 @@ def test_embeddings_are_computed_on_one_thread_whatever_the_process_uses(
 
 
 @pytest.mark.parametrize(("question", "among"), [("audio", "speech"), ("image", "image"), ("text", "text")])
-def test_what_is_stored_finds_itself(
+def test_a_stored_asset_finds_itself(
     store: FeatureStore, manifest: Manifest, trained: Run, question: str, among: Modality
 ) -> None:
     embed(store, manifest, trained)
@@ -136,7 +136,7 @@ def _recording(original: Callable[..., Any], reads: list[str]) -> Callable[..., 
     return record
 
 
-def test_speech_without_embeddings_is_named(tmp_path: Path, store: FeatureStore, trained: Run) -> None:
+def test_a_search_in_speech_without_embeddings_is_an_error(tmp_path: Path, store: FeatureStore, trained: Run) -> None:
     before = Searcher(store, trained, version=trained.info.identity.catalog_version)
     with pytest.raises(InvalidInput, match="speechclip embed"):
         before.search(np.ones(16, np.float32), "speech", 1)
@@ -151,7 +151,7 @@ def test_exact_search_finds_the_best_in_order(num_rows: int, k: int, seed: int) 
     assert [neighbour.key for neighbour in found] == [str(row) for row in np.argsort(-scores)[:k]]
 
 
-def test_vectors_and_keys_must_fit() -> None:
+def test_keys_and_queries_that_do_not_fit_the_vectors_are_errors() -> None:
     with pytest.raises(InvalidInput, match="2 keys for 3 vectors"):
         ExactIndex(["a", "b"], np.ones((3, 4)))
     with pytest.raises(InvalidInput, match="shape"):

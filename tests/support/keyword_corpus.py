@@ -1,6 +1,6 @@
-"""A synthetic corpus with CLIP's pictures, captions and text tower in a real store, and runs of heads with keywords.
+"""A synthetic corpus in a real store, encoded by a small CLIP, and runs of heads with keywords.
 
-The heads are as they were drawn: nothing here is about quality.
+The heads are not trained: they have their random first weights.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class KeywordCorpus:
         return next(info for info in self.store.snapshot().feature_sets() if info.spec.modality == modality)
 
     def train(self, folder: Path, recipe_name: str = "small", **changes: object) -> Run:
-        """A run whose head is fresh; `changes` are the head's, as `has_parallel` or `segmentation`."""
+        """A finished run with an untrained head. `changes` are keys of its config, such as `has_parallel`."""
         speech, image, text = (self.info(modality) for modality in ("speech", "image", "text"))
         config = KeywordConfig(
             num_layers=len(speech.spec.layers), width=speech.spec.width, image_width=64, keyword_width=64,
@@ -63,7 +63,7 @@ class KeywordCorpus:
 
 
 def write_keyword_corpus(folder: Path) -> KeywordCorpus:
-    """Six pictures, three voices, each with a caption; speech by the toy encoder."""
+    """Six pictures, each named by three voices, with captions. The toy encoder makes the frames of speech."""
     manifest = read_table(str(make_synthetic(folder / "corpus", num_concepts=6, num_voices=3)))
     store = FeatureStore(str(folder / "store"))
     sources: dict[Modality, str] = {"speech": "toy", "image": CLIP, "text": CLIP}

@@ -1,4 +1,4 @@
-"""A small corpus whose frames tell which image they belong to, in a real store: what training needs, at once."""
+"""A small corpus in a real store, made without encoders. Its frames depend on their image, so a head can learn."""
 
 import hashlib
 from dataclasses import dataclass
@@ -107,9 +107,11 @@ def write_corpus(
     max_frames: int = 20,
     with_clip: bool = False,
 ) -> Corpus:
-    """`captions` utterances an image, `u<image>-<caption>`; the last quarter of images is `dev`, the rest `train`.
+    """Store a corpus with `captions` utterances for each image, named `u<image>-<caption>`.
 
-    `with_clip` gives images and texts the specs of a real CLIP, so that heads with keywords can be trained.
+    The last quarter of the images is the split `dev`, the others are `train`. `unstored` names utterances and images
+    whose features are left out. With `with_clip`, images and texts have the specs of a small CLIP, as heads with
+    keywords need them.
     """
     image_spec, text_spec = _clip_specs() if with_clip else (IMAGE, None)
     generator = np.random.default_rng(5)
@@ -143,7 +145,7 @@ def write_corpus(
 
 
 def caption_of(image: int, caption: int) -> str:
-    """Words that tell images apart, in an order of the caption's own."""
+    """A caption with two words that depend on the image. Odd captions have them in another order."""
     words = [WORDS[image % len(WORDS)], WORDS[(image // len(WORDS) + 3) % len(WORDS)]]
     return f"a {' '.join(words if caption % 2 else words[::-1])} thing {caption}"
 

@@ -1,4 +1,4 @@
-"""Small real runs: what `speechclip train` does on a worker, without Ray, from features that are stored."""
+"""Small runs, trained as `speechclip train` does on a worker, but without Ray."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ RECIPE = Recipe(name="test", batch_size=6, max_steps=5, warmup_steps=1, num_head
 
 
 def write_noise(folder: Path, seconds: Mapping[str, float], split: str) -> Manifest:
-    """Noise of these lengths by name, each with a picture of its own."""
+    """A manifest of recordings of noise, by name with their lengths in seconds, each with a picture."""
     lines = ["id,audio,image,split"]
     for number, (name, length) in enumerate(seconds.items()):
         noise = np.random.default_rng(number).standard_normal(round(length * 16_000))
@@ -37,7 +37,7 @@ def write_noise(folder: Path, seconds: Mapping[str, float], split: str) -> Manif
 
 
 def train_small(manifest: Manifest, store: FeatureStore, out: str, *, recipe: Recipe = RECIPE, **wanted: Any) -> Run:
-    """The finished run in `out`; `speech` and `image` name fingerprints where several are stored."""
+    """Train a run in `out` and load it. `speech` and `image` are fingerprints, needed if several are stored."""
     snapshot = store.snapshot()
     speech, image = (
         next(

@@ -26,21 +26,21 @@ def test_an_epoch_takes_no_row_twice_and_leaves_out_less_than_a_batch(count, bat
         assert count - len(taken) < order.rows_per_batch
 
 
-def test_each_batch_is_a_function_of_seed_and_step_alone():
+def test_a_batch_depends_on_seed_and_step_only():
     order = Order(rows(50), 8, seed=3)
     later = [order.batch(step).tolist() for step in reversed(range(20))]
     again = Order(rows(50), 8, seed=3)
     assert later == [again.batch(step).tolist() for step in reversed(range(20))]
     assert order.batch(0).tolist() != Order(rows(50), 8, seed=4).batch(0).tolist()
     assert order.batch(0).tolist() != order.batch(order.batches_per_epoch).tolist()
-    # Frozen: a run that goes on years later must see the same batches.
+    # These numbers must never change: a run that is continued years later must see the same batches.
     assert order.batch(7).tolist() == FROZEN_BATCH
 
 
 FROZEN_BATCH: list[int] = [3, 19, 5, 36, 38, 49, 21, 48]
 
 
-def test_the_digest_grows_with_each_step_and_tells_orders_apart():
+def test_the_digest_differs_after_each_step_and_for_each_order():
     order = Order(rows(50), 8, seed=3)
     digest = ""
     for step in range(9):
@@ -57,7 +57,7 @@ def test_fewer_rows_than_a_batch_make_one_batch_and_a_warning(caplog):
     assert "only 5 rows" in caplog.text
 
 
-def test_too_few_rows_are_refused():
+def test_too_few_rows_are_an_error():
     with pytest.raises(InvalidInput, match="1 rows to train on"):
         Order(rows(1), 4, 0)
 
@@ -87,7 +87,7 @@ def test_rows_without_a_stored_feature_are_counted_and_left_out(tmp_path: Path):
     assert found.groups[1] == found.groups[2]
 
 
-def test_rows_that_share_a_group_share_its_number_though_their_images_differ(tmp_path: Path):
+def test_rows_of_one_group_have_its_number_even_if_their_images_differ(tmp_path: Path):
     corpus = write_corpus(str(tmp_path / "store"), num_images=8)
     table = [row | {"group": "same"} if row["utterance"] in ("u1-0", "u2-0") else row for row in corpus.manifest.rows()]
     frames, vectors = corpus.features()

@@ -32,11 +32,11 @@ def test_every_published_head_has_a_recipe_and_a_count():
         assert 2_771_981 <= (count_trainable(recipe) or 0) < 30_000_000
 
 
-def test_a_recipe_for_any_encoders_has_no_count_of_its_own():
+def test_a_recipe_for_any_encoders_has_no_fixed_number_of_parameters():
     assert count_trainable(load_recipe("demo-parallel")) is None
 
 
-def test_the_corpus_changes_no_number_of_a_head():
+def test_the_number_of_parameters_does_not_depend_on_the_corpus():
     for size, head in itertools.product(SIZES, ("parallel", "cascaded", "cascaded-plus")):
         counts = {count_trainable(load_recipe(f"{size}-{head}-{corpus}")) for corpus in ("flickr8k", "spokencoco")}
         assert len(counts) == 1

@@ -1,4 +1,4 @@
-"""Training of heads with keywords, towards images and texts: the same road as a parallel head's, on a real CLIP."""
+"""Training of heads with keywords, towards images and texts, with a CLIP of real structure."""
 
 import multiprocessing
 from datetime import timedelta
@@ -60,7 +60,7 @@ def interrupt_at(count: int) -> Any:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_run_with_keywords_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, head: str):
+def test_an_interrupted_run_with_keywords_continues_to_the_same_bits(corpus: Corpus, tmp_path: Path, head: str):
     recipe = changed(head=head)
     straight, cut = str(tmp_path / "straight"), str(tmp_path / "cut")
     whole = corpus.trainer(recipe, straight, validate=interrupt_at(0)).fit()
@@ -72,14 +72,14 @@ def test_a_run_with_keywords_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_p
     assert len(losses(cut)) == 20
     checkpoints = [RunFolder(run).checkpoint(20) for run in (straight, cut)]
     assert checkpoints[0] == checkpoints[1]
-    # The text tower is CLIP's: a checkpoint holds none of it, but the running statistics of its keywords.
+    # A checkpoint has the running statistics of the keywords, but nothing of CLIP's text tower.
     names = RunFolder(cut).read_checkpoint(checkpoints[1])[0].keys()
     assert any(name.endswith("running_mean") for name in names)
     assert not any("token_embedding" in name or name.startswith("tower") for name in names)
 
 
 @pytest.mark.parametrize("off", ["parallel_weight", "cascaded_weight"])
-def test_a_run_with_a_branch_that_is_not_trained_goes_on_too(corpus: Corpus, tmp_path: Path, off: str):
+def test_a_run_with_an_untrained_branch_can_continue(corpus: Corpus, tmp_path: Path, off: str):
     recipe = changed(max_steps=6, validate_every=2, checkpoint_every=2, **{off: 0.0})
     whole = corpus.trainer(recipe, str(tmp_path / "straight"), validate=interrupt_at(0)).fit()
     with pytest.raises(Interrupted):
@@ -102,7 +102,7 @@ def work(rank: int, corpus: Corpus, runs: dict[str, Recipe], meeting: str) -> No
 
 @pytest.fixture(scope="module")
 def two_workers(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A run of each head by two workers with common statistics, one with statistics of their own, one begun by one."""
+    """Runs by two workers: each head with synchronised statistics, one with local ones, one that one worker began."""
     folder = tmp_path_factory.mktemp("two")
     recipes = {head: changed(head=head, text_weight=0.5, accumulation=2) for head in HEADS}
     recipes["local"] = changed(head="cascaded", norm_scope="local", max_steps=5)
@@ -120,7 +120,7 @@ def two_workers(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_two_workers_with_common_statistics_do_what_one_does(
+def test_two_workers_with_synchronised_statistics_get_the_result_of_one(
     corpus: Corpus, two_workers: dict[str, str], tmp_path: Path, head: str
 ):
     recipe, one, two = changed(head=head, text_weight=0.5, accumulation=2), str(tmp_path / "one"), two_workers[head]
@@ -128,13 +128,13 @@ def test_two_workers_with_common_statistics_do_what_one_does(
     together = RunFolder(two).finished()
     assert together is not None
     assert together.order_digest == alone.order_digest
-    # Not the weights: BatchNorm leaves some biases a gradient of rounding alone, of which Adam makes full steps.
+    # The weights differ: before a BatchNorm the gradient of a bias is rounding only, but Adam takes full steps of it.
     for double, single in zip(*(read_metrics(Storage(run)) for run in (two, one)), strict=True):
         assert double["loss"] == pytest.approx(single["loss"], abs=1e-5)
         assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
 
 
-def test_two_workers_go_on_with_what_one_began_in_the_same_order(
+def test_two_workers_continue_the_run_of_one_worker_in_the_same_order(
     corpus: Corpus, two_workers: dict[str, str], tmp_path: Path
 ):
     whole = corpus.trainer(changed(), str(tmp_path / "whole"), validate=interrupt_at(0)).fit()
@@ -144,14 +144,14 @@ def test_two_workers_go_on_with_what_one_began_in_the_same_order(
     assert losses(two_workers["taken over"]) == pytest.approx(losses(str(tmp_path / "whole")), abs=1e-5)
 
 
-def test_statistics_of_each_workers_own_rows_are_another_choice_which_shows(
+def test_local_statistics_give_another_result_with_two_workers(
     corpus: Corpus, two_workers: dict[str, str], tmp_path: Path
 ):
     corpus.trainer(changed(head="cascaded", norm_scope="local", max_steps=5), str(tmp_path / "one")).fit()
     assert losses(two_workers["local"]) != pytest.approx(losses(str(tmp_path / "one")), abs=1e-4)
 
 
-def test_a_finished_run_with_keywords_embeds_as_it_did_when_it_was_trained(corpus: Corpus, tmp_path: Path):
+def test_a_finished_run_with_keywords_gives_the_embeddings_of_its_training(corpus: Corpus, tmp_path: Path):
     run = str(tmp_path / "run")
     trainer = corpus.trainer(changed(max_steps=5), run)
     trainer.fit()
@@ -168,14 +168,14 @@ def test_a_finished_run_with_keywords_embeds_as_it_did_when_it_was_trained(corpu
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"ids": [0]}', b'{"ids": [0, 49406, 49407, -1]}'])
-def test_a_file_that_is_no_vocabulary_is_damage(corpus: Corpus, tmp_path: Path, content: bytes):
+def test_a_wrong_vocabulary_file_is_damaged(corpus: Corpus, tmp_path: Path, content: bytes):
     identity = corpus.identity(changed(head="cascaded"))
     (tmp_path / "vocabulary.json").write_bytes(content)
     with pytest.raises(Damaged, match="not the run's vocabulary"):
         RunFolder(str(tmp_path)).read_vocabulary(identity)
 
 
-def test_a_finished_run_has_its_own_words_whatever_another_training_left_there(corpus: Corpus, tmp_path: Path):
+def test_a_finished_run_has_its_own_vocabulary_after_another_training_wrote_one(corpus: Corpus, tmp_path: Path):
     trainer = corpus.trainer(changed(head="cascaded", max_steps=2), str(tmp_path / "run"))
     other = Vocabulary(ids=corpus.vocabulary.ids[::-1])
     RunFolder(str(tmp_path / "run")).write_vocabulary(other)
@@ -183,7 +183,7 @@ def test_a_finished_run_has_its_own_words_whatever_another_training_left_there(c
     assert load_run(str(tmp_path / "run")).vocabulary == corpus.vocabulary
 
 
-def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):
+def test_the_text_tower_of_another_clip_is_an_error(corpus: Corpus):
     identity = corpus.identity(RECIPE)
     assert identity.text is not None
     other = msgspec.structs.replace(identity.text, fingerprint="clip-other-text-0123456789ab")
@@ -193,7 +193,7 @@ def test_a_head_is_not_built_on_the_text_tower_of_another_clip(corpus: Corpus):
 
 
 @pytest.mark.parametrize("image_weight", [0.0, 0.25])
-def test_training_towards_texts_alone_or_beside_images(corpus: Corpus, tmp_path: Path, image_weight: float):
+def test_a_head_can_train_towards_texts_with_or_without_images(corpus: Corpus, tmp_path: Path, image_weight: float):
     recipe = changed(head="parallel", image_weight=image_weight, text_weight=1.0, max_steps=90)
     run = str(tmp_path / "run")
     corpus.trainer(recipe, run).fit()

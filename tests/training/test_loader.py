@@ -39,7 +39,7 @@ def test_a_batch_holds_the_stored_frames_of_its_rows_padded_by_zeros(corpus: Cor
         assert batch.num_bytes == int(batch.lengths.sum()) * 3 * 16 * 2
 
 
-def test_the_workers_parts_make_up_the_batch_of_one_worker(corpus: Corpus):
+def test_the_parts_of_all_workers_are_the_batch_of_one_worker(corpus: Corpus):
     whole = list(corpus.loader(RECIPE).batches(2, 5))
     parts = [list(corpus.loader(RECIPE, World(rank, 3)).batches(2, 5)) for rank in range(3)]
     for together, *pieces in zip(whole, *parts, strict=True):
@@ -53,7 +53,7 @@ def test_the_workers_parts_make_up_the_batch_of_one_worker(corpus: Corpus):
             assert row == pytest.approx(together.frames[place].float().sum().item(), abs=1e-2)
 
 
-def test_crops_change_from_step_to_step_and_full_never_crops(corpus: Corpus):
+def test_sliced_windows_change_at_each_step_and_full_reads_everything(corpus: Corpus):
     loader = corpus.loader(RECIPE)
     name = max(loader.order.rows.speech_keys, key=loader.frames.num_frames)
     row = loader.order.rows.speech_keys.index(name)
@@ -71,7 +71,7 @@ def test_crops_change_from_step_to_step_and_full_never_crops(corpus: Corpus):
         ({"head": "cascaded", "batch_size": 3, "norm_scope": "synchronised"}, 4, 1),
     ],
 )
-def test_more_workers_than_a_batch_has_rows_for_are_refused(corpus: Corpus, changes: Any, workers: int, least: int):
+def test_too_many_workers_for_a_batch_are_an_error(corpus: Corpus, changes: Any, workers: int, least: int):
     recipe = Recipe(name="wide", **changes)
     sentence = f"batches of {recipe.batch_size} rows are too small for 4 workers, each of which needs {least}"
     with pytest.raises(InvalidInput, match=sentence):
@@ -80,7 +80,7 @@ def test_more_workers_than_a_batch_has_rows_for_are_refused(corpus: Corpus, chan
     assert corpus.loader(enough, World(0, workers)).order.rows_per_batch == least * workers
 
 
-def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
+def test_a_damaged_shard_is_an_error_of_the_batch_that_reads_it(tmp_path: Path):
     corpus = write_corpus(str(tmp_path / "store"), num_images=8)
     snapshot = FeatureStore(corpus.store_uri).snapshot()
     place = snapshot.feature_set(snapshot.feature_sets()[1].fingerprint).locate(key("u0-0"))
@@ -92,7 +92,7 @@ def test_damage_ends_the_batch_that_needs_it(tmp_path: Path):
         list(corpus.loader(Recipe(name="small", batch_size=12, window="full")).batches(0, 4))
 
 
-def test_leaving_early_stops_the_reading(corpus: Corpus):
+def test_a_reader_that_stops_early_stops_the_reading_thread(corpus: Corpus):
     batches = corpus.loader(RECIPE).batches(0, 10_000_000)
     assert next(batches).number == 0
     batches.close()  # type: ignore[attr-defined]

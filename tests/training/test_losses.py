@@ -25,7 +25,7 @@ def test_rows_of_one_group_are_neither_positives_nor_negatives():
     assert ContrastiveLoss()(speech, image, torch.arange(5)).item() > expected.item()
 
 
-def test_a_scale_beyond_88_stays_finite():
+def test_the_loss_is_finite_at_scales_above_88():
     speech, image = pairs(6)
     speech.requires_grad_()
     loss = ContrastiveLoss(0.001)(speech, image, torch.arange(6))
@@ -34,7 +34,7 @@ def test_a_scale_beyond_88_stays_finite():
     assert speech.grad.isfinite().all()
 
 
-def test_there_is_no_limit_on_the_batch():
+def test_a_batch_may_have_more_than_256_rows():
     speech, image = pairs(700)
     assert ContrastiveLoss()(speech, image, torch.arange(700)).isfinite()
 

@@ -1,4 +1,4 @@
-"""On a GPU heads learn as on a CPU, in every precision, and a run cut short goes on to the same bits."""
+"""On a GPU heads learn as on a CPU, in every precision, and an interrupted run continues to the same bits."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def losses(run_uri: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("head", ["parallel", "hybrid-plus"])
-def test_a_head_trains_as_on_a_cpu_and_goes_on_to_the_same_bits(corpus: Corpus, tmp_path: Path, head: Any) -> None:
+def test_a_head_trains_as_on_a_cpu_and_continues_to_the_same_bits(corpus: Corpus, tmp_path: Path, head: Any) -> None:
     recipe = msgspec.structs.replace(RECIPE, head=head, image_projection=False, embedding_width=None)
     for name, device in (("cpu", "cpu"), ("straight", "cuda"), ("cut", "cuda")):
         trainer = corpus.trainer(recipe, str(tmp_path / name), device=device)
@@ -49,7 +49,7 @@ def test_a_head_trains_as_on_a_cpu_and_goes_on_to_the_same_bits(corpus: Corpus, 
         trainer.fit()
     on_cpu, straight, cut = (losses(tmp_path / name) for name in ("cpu", "straight", "cut"))
     assert cut == straight
-    # Later, rounding has grown by the steps themselves.
+    # In later steps the differences by rounding have grown.
     assert straight[:10] == pytest.approx(on_cpu[:10], rel=1e-4)
     assert np.mean(straight[-10:]) < 0.8 * np.mean(straight[:10])
 
@@ -72,6 +72,6 @@ def test_a_head_trains_in_half_precision(corpus: Corpus, tmp_path: Path, precisi
         corpus.trainer(recipe, str(tmp_path / name), device="cuda").fit()
     half, full = losses(tmp_path / "half"), losses(tmp_path / "full")
     assert half != full
-    # In fp16 the first steps overflow and are left out, until the scale fits.
+    # In fp16 the first steps overflow and are skipped, until the scale is low enough.
     assert half[0] == pytest.approx(full[0], rel=0.02)
     assert np.mean(half[-10:]) < 0.8 * np.mean(half[:10])

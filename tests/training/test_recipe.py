@@ -6,7 +6,7 @@ from speechclip.errors import InvalidInput
 from speechclip.training.recipe import Recipe, load_recipe
 
 
-def test_the_named_recipes_are_those_of_the_paper():
+def test_the_packages_recipes_have_the_settings_of_the_paper():
     base = load_recipe("base-parallel-flickr8k")
     assert (base.batch_size, base.max_steps, base.warmup_steps, base.learning_rate) == (256, 50_000, 5_000, 1e-4)
     assert (base.normalize_states, base.is_temperature_learnable) == ("none", False)
@@ -34,7 +34,7 @@ def test_overrides_may_be_text_and_replace_single_keys():
     assert (recipe.batch_size, recipe.embedding_width) == (load_recipe("demo-parallel").batch_size, None)
 
 
-def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
+def test_a_recipe_file_gives_the_recipe_its_name(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("max_steps: 7\nlearning_rate: 1e-3\n")
     recipe = load_recipe(str(tmp_path / "mine.yaml"))
     assert (recipe.name, recipe.max_steps, recipe.learning_rate) == ("mine", 7, 1e-3)
@@ -68,12 +68,12 @@ def test_a_recipe_of_ones_own_is_named_after_its_file(tmp_path: Path):
         ({"seed": 2**63}, "seed is 9223372036854775808, above"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_the_key(overrides, message):
+def test_a_wrong_value_is_an_error_that_names_the_key(overrides, message):
     with pytest.raises(InvalidInput, match=message):
         load_recipe("demo-parallel", overrides)
 
 
-def test_a_missing_or_broken_recipe_is_refused(tmp_path: Path):
+def test_a_missing_or_broken_recipe_is_an_error(tmp_path: Path):
     with pytest.raises(InvalidInput, match="such as base-parallel-flickr8k"):
         load_recipe("base-paralel-flickr")
     (tmp_path / "list.yaml").write_text("- a\n")
@@ -93,7 +93,7 @@ def test_a_missing_or_broken_recipe_is_refused(tmp_path: Path):
         (b"head: " + b"[" * 20_000, "can't be read as a recipe"),
     ],
 )
-def test_a_file_that_is_no_recipe_at_all_is_refused(tmp_path: Path, content: bytes, message: str):
+def test_a_file_that_is_no_recipe_is_an_error(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "odd.yaml").write_bytes(content)
     with pytest.raises(InvalidInput, match=message):
         load_recipe(str(tmp_path / "odd.yaml"))
@@ -105,7 +105,7 @@ def test_a_branch_that_a_head_lacks_has_no_weight():
     assert load_recipe("large-hybrid-plus-flickr8k").branch_weights == {"parallel": 0.5, "cascaded": 1.5}
 
 
-def test_only_targets_with_a_weight_are_trained_towards():
+def test_only_targets_with_a_weight_are_used():
     assert load_recipe("base-parallel-flickr8k").target_weights == {"image": 1.0}
     supervised = load_recipe("base-parallel-flickr8k", {"image_weight": 0, "text_weight": 1})
     assert supervised.target_weights == {"text": 1.0}

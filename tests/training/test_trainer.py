@@ -41,7 +41,7 @@ def dev(corpus: Corpus) -> Any:
 
 
 def interrupt_at(step: int) -> Any:
-    """A validation that gives half, and a crash when it is asked at `step`."""
+    """A validation that returns 0.5, and crashes at `step`."""
     count = 0
 
     def validate(head: torch.nn.Module, world: World) -> float:
@@ -65,7 +65,7 @@ def test_it_learns_and_keeps_the_head_that_was_best_on_dev(corpus: Corpus, tmp_p
     recalls = {line["step"]: line["dev_recall_at_10"] for line in lines if "dev_recall_at_10" in line}
     assert info.best is not None
     assert info.best.recall == max(recalls.values()) == recalls[info.head_step]
-    # On a slow machine there are lines between these.
+    # On a slow machine there are other reports between these.
     assert [progress.step for progress in seen if progress.recall is not None] == [30, 60, 90, 120]
     assert seen[-1].eta_seconds == 0
     assert all(line["num_bytes"] > 0 and line["wait_seconds"] >= 0 for line in lines)
@@ -74,7 +74,7 @@ def test_it_learns_and_keeps_the_head_that_was_best_on_dev(corpus: Corpus, tmp_p
     assert load_run(run).info == info == RunFolder(run).finished()
 
 
-def test_a_run_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path):
+def test_an_interrupted_run_continues_to_the_same_bits(corpus: Corpus, tmp_path: Path):
     straight, cut = str(tmp_path / "straight"), str(tmp_path / "cut")
     whole = corpus.trainer(RECIPE, straight, validate=interrupt_at(-1)).fit()
     with pytest.raises(Interrupted):
@@ -93,7 +93,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_run_interrupted_at_any_step_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, seed: int):
+def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(corpus: Corpus, tmp_path: Path, seed: int):
     recipe = msgspec.structs.replace(RECIPE, checkpoint_every=3)
     straight, cut = str(tmp_path / "straight"), str(tmp_path / "cut")
     whole = corpus.trainer(recipe, straight).fit()
@@ -109,7 +109,7 @@ def test_a_run_interrupted_at_any_step_goes_on_bit_for_bit(corpus: Corpus, tmp_p
 
 
 def until(last: int, take_step: Any) -> Any:
-    """Steps as they are, and a crash in place of the one after `last`."""
+    """`take_step` that crashes at the step after `last`."""
 
     def crash_after(batches: Any) -> Any:
         if crash_after.trainer.step == last:
@@ -120,7 +120,7 @@ def until(last: int, take_step: Any) -> Any:
     return crash_after
 
 
-def test_a_run_does_not_go_on_as_another(corpus: Corpus, tmp_path: Path):
+def test_a_run_of_another_identity_is_not_continued(corpus: Corpus, tmp_path: Path):
     run = str(tmp_path / "run")
     with pytest.raises(Interrupted):
         corpus.trainer(RECIPE, run, validate=interrupt_at(8)).fit()
@@ -133,7 +133,7 @@ def test_a_run_does_not_go_on_as_another(corpus: Corpus, tmp_path: Path):
         elsewhere.fit()
 
 
-def test_other_batches_under_the_same_identity_are_noticed(corpus: Corpus, tmp_path: Path):
+def test_other_batches_under_the_same_identity_are_an_error(corpus: Corpus, tmp_path: Path):
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         corpus.trainer(RECIPE, str(run), validate=interrupt_at(8)).fit()
@@ -143,7 +143,7 @@ def test_other_batches_under_the_same_identity_are_noticed(corpus: Corpus, tmp_p
         trainer.fit()
 
 
-def test_a_run_that_diverges_ends_with_a_sentence_and_keeps_no_such_head(corpus: Corpus, tmp_path: Path):
+def test_a_run_that_diverges_ends_with_an_error_and_stores_no_head_of_it(corpus: Corpus, tmp_path: Path):
     recipe = msgspec.structs.replace(RECIPE, learning_rate=1e30, warmup_steps=0, checkpoint_every=1)
     with pytest.raises(InvalidInput, match=r"step \d+: gradients of norm nan, the run has diverged; lower"):
         corpus.trainer(recipe, str(tmp_path / "run"), validate=dev(corpus)).fit()
@@ -154,7 +154,7 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_keeps_no_such_head(corpus:
     assert torch.tensor(losses).isfinite().all()
 
 
-def test_what_a_crash_left_half_written_does_not_count(corpus: Corpus, tmp_path: Path):
+def test_an_incomplete_checkpoint_is_ignored(corpus: Corpus, tmp_path: Path):
     run = tmp_path / "run"
     (run / "checkpoints" / "step-000005").mkdir(parents=True)
     (run / "checkpoints" / "step-000005" / HEAD).write_bytes(b"half")
@@ -164,7 +164,7 @@ def test_what_a_crash_left_half_written_does_not_count(corpus: Corpus, tmp_path:
     assert load_run(str(run)).info == info
 
 
-def test_a_second_training_in_the_same_folder_is_refused(corpus: Corpus, tmp_path: Path):
+def test_a_second_training_in_the_same_folder_is_an_error(corpus: Corpus, tmp_path: Path):
     first, second = (corpus.trainer(RECIPE, str(tmp_path / "run")) for _ in range(2))
     second.resume()
     first.fit()
@@ -174,7 +174,7 @@ def test_a_second_training_in_the_same_folder_is_refused(corpus: Corpus, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"\xff": 1}'])
-def test_a_record_of_a_run_that_is_none_is_damage(tmp_path: Path, content: bytes):
+def test_a_wrong_record_of_a_run_is_damaged(tmp_path: Path, content: bytes):
     folder = RunFolder(str(tmp_path / "run"))
     (tmp_path / "run" / "checkpoints" / "step-000005").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-000005" / "checkpoint.json").write_bytes(content)
@@ -185,7 +185,7 @@ def test_a_record_of_a_run_that_is_none_is_damage(tmp_path: Path, content: bytes
         load_run(str(tmp_path / "run"))
 
 
-def test_a_changed_head_file_is_damage(corpus: Corpus, tmp_path: Path):
+def test_a_changed_head_file_is_damaged(corpus: Corpus, tmp_path: Path):
     corpus.trainer(RECIPE, str(tmp_path / "run")).fit()
     file = tmp_path / "run" / HEAD
     data = bytearray(file.read_bytes())
@@ -197,7 +197,7 @@ def test_a_changed_head_file_is_damage(corpus: Corpus, tmp_path: Path):
         load_run(str(tmp_path / "nowhere"))
 
 
-def test_a_run_in_a_bucket_goes_on_and_keeps_its_metrics(corpus: Corpus, s3_uri: str):
+def test_a_run_in_a_bucket_continues_and_keeps_its_metrics(corpus: Corpus, s3_uri: str):
     with pytest.raises(Interrupted):
         corpus.trainer(RECIPE, s3_uri, validate=interrupt_at(8)).fit()
     corpus.trainer(RECIPE, s3_uri).fit()
@@ -217,8 +217,8 @@ def work(rank: int, corpus: Corpus, run: str, meeting: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_workers_do_what_one_does(corpus: Corpus, tmp_path: Path):
-    # Nine rows over two workers, dropout, crops, learnable temperature and image projection: all at once.
+def test_two_workers_get_the_result_of_one(corpus: Corpus, tmp_path: Path):
+    # All at once: nine rows for two workers, dropout, windows, a learnable temperature and an image projection.
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     alone = corpus.trainer(RECIPE, one, validate=dev(corpus)).fit()
     meeting = str(tmp_path / "meeting")
