@@ -1,4 +1,4 @@
-"""The driver without Ray: the ledger, resumption, rejection, and features whatever way the work is cut."""
+"""The driver without Ray: the ledger, jobs that continue, rejected assets, and equal features for all task sizes."""
 
 import csv
 import logging
@@ -145,10 +145,10 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, manifest: Manifest) 
 
 
 @pytest.mark.parametrize("num_done", [0, 1, 3, 5])
-def test_a_run_cut_short_resumes_and_equals_the_uninterrupted_one(
+def test_an_interrupted_job_continues_and_makes_the_same_as_one_without_interruption(
     tmp_path: Path, manifest: Manifest, num_done: int
 ) -> None:
-    """Cut between the shard and its commit, the worst place: what lies there is adopted, not encoded again."""
+    """The first job ends between a shard and its commit. The second job reuses this shard and does not encode it."""
     uri = str(tmp_path / "cut")
 
     def first_only(work: Work) -> Iterator[Receipt]:
@@ -231,12 +231,12 @@ def test_an_asset_whose_first_copy_is_gone_is_stored_from_the_second(tmp_path: P
     assert (summary.encoded, summary.rejected) == (summary.planned, 0)
 
 
-def test_the_budget_counts_as_the_ledger_does(tmp_path: Path, corpus: Path) -> None:
-    """A chunk keeps its rows, so a task may decode what another run has stored; rejected there, it does not count."""
+def test_the_limit_on_rejected_assets_counts_like_the_ledger(tmp_path: Path, corpus: Path) -> None:
+    """A chunk keeps all its rows, so a task may reject an asset that another job stored. It does not count."""
     folder = Path(shutil.copytree(corpus.parent, tmp_path / "corpus"))
     manifest = read_table(str(folder / corpus.name))
     uri, images = str(tmp_path / "store"), TOY[1:2]
-    # The plan of all six pictures is open before another run stores five of them.
+    # The plan of all six pictures is open before another job stores five of them.
     open_work(uri, manifest, images, TaskSizes(chunk_rows=8))
     pictures = list(dict.fromkeys(row["image_uri"] for row in manifest.rows()))
     others = Manifest.from_rows([row for row in manifest.rows() if row["image_uri"] != pictures[5]])
@@ -247,8 +247,8 @@ def test_the_budget_counts_as_the_ledger_does(tmp_path: Path, corpus: Path) -> N
     assert ledger(summary) == (6, 5, 1, 0, 0)
 
 
-def test_an_asset_with_two_reasons_is_called_back_by_either_and_listed_once(tmp_path: Path) -> None:
-    """First its source was gone; then it came back, and its bytes were no good."""
+def test_an_asset_with_two_reasons_is_retried_by_either_and_listed_once(tmp_path: Path) -> None:
+    """First the source was missing. Then it came back, but its bytes can't be decoded."""
     sound = tmp_path / "a.wav"
     sound.write_text("no recording")
     (tmp_path / "rows.csv").write_text("audio,split\na.wav,train\n")
@@ -277,7 +277,7 @@ def test_a_rejection_lists_all_its_utterances_even_before_there_is_a_store(tmp_p
     assert listed == [("source-missing", ("1", "2")), ("empty-audio", ("3", "4")), ("empty-text", ("4",))]
 
 
-def test_decoded_tasks_survive_the_wire(tmp_path: Path, manifest: Manifest) -> None:
+def test_a_decoded_task_has_all_inputs_and_its_receipt_all_assets(tmp_path: Path, manifest: Manifest) -> None:
     work = open_work(str(tmp_path / "store"), manifest)
     for task in work.plan:
         decoded = decode_task(task, work.specs[task.feature_set])
@@ -328,7 +328,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def test_a_run_begins_beside_a_rival_that_always_wins(
+def test_a_job_starts_although_another_one_wins_every_race(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     featurize(str(tmp_path / "s"), manifest)

@@ -1,3 +1,5 @@
+"""The plan: what is missing, cut into tasks, and kept in the store."""
+
 import io
 import random
 from collections.abc import Sequence
@@ -130,7 +132,7 @@ def test_a_plan_counts_what_its_tasks_will_write(store: FeatureStore) -> None:
     assert (again.num_tasks, again.num_settled, again.by_modality["speech"].num_assets) == (3, 1, 6)
 
 
-def test_scattered_new_utterances_make_one_task_not_crumbs(store: FeatureStore) -> None:
+def test_scattered_new_utterances_make_one_task(store: FeatureStore) -> None:
     old = manifest_of(10)
     commit(store, "t", FRAMES_SPEC.fingerprint, [asset.key for asset in old.assets("speech")])
     new = manifest_of(13)
@@ -138,7 +140,7 @@ def test_scattered_new_utterances_make_one_task_not_crumbs(store: FeatureStore) 
     assert [len(task.assets) for task in plan] == [3]
 
 
-def test_a_task_asks_only_for_what_nobody_has_stored_meanwhile(store: FeatureStore) -> None:
+def test_a_task_leaves_out_what_another_job_has_stored(store: FeatureStore) -> None:
     manifest = manifest_of(4)
     open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     commit(store, "another-run", FRAMES_SPEC.fingerprint, [f"{2:064x}"])
@@ -164,7 +166,7 @@ def test_nothing_missing_is_no_plan(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "junk", "cut"])
-def test_a_damaged_plan_is_left_where_it_is_and_a_new_one_made(store: FeatureStore, how: str) -> None:
+def test_a_damaged_plan_stays_and_a_new_one_is_made(store: FeatureStore, how: str) -> None:
     manifest = manifest_of(10)
     first = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     done = next(iter(first))
@@ -174,12 +176,12 @@ def test_a_damaged_plan_is_left_where_it_is_and_a_new_one_made(store: FeatureSto
     second = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert second.id != first.id
     assert sum(len(task.assets) for task in second) == 12 - len(done.assets)
-    # It stays the plan.
+    # The next job continues the new plan.
     again = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
     assert again == second
     store.storage.replace(plan_path(first.id), whole)
-    healed = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
-    assert healed.id == first.id
+    restored = open_plan(store, manifest, survey(store, manifest), store.snapshot(), SIZES)
+    assert restored.id == first.id
 
 
 def test_a_plan_whose_tasks_were_changed_is_left(store: FeatureStore) -> None:

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs, from receipts and a clock alone."""
+"""The progress of a job, from receipts and a clock."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class Clock:
 
 @dataclass
 class Run:
-    """Four tasks of two recordings of 30 s each, and two tasks of one text; one more was settled before."""
+    """A job with four tasks of two recordings of 30 s, and two tasks of one text. One more task was settled before."""
 
     clock: Clock = field(default_factory=Clock)
 
@@ -63,7 +63,7 @@ class Run:
         )  # fmt: skip
 
 
-def test_what_came_is_counted() -> None:
+def test_receipts_are_counted() -> None:
     run = Run()
     run.clock.now += 10
     run.speech(0)
@@ -74,7 +74,7 @@ def test_what_came_is_counted() -> None:
     assert (found.speech_seconds, found.bytes, found.seconds) == (30.0, 2000, 10.0)
 
 
-def test_time_left_is_that_of_the_slowest_kind() -> None:
+def test_the_time_left_is_that_of_the_slowest_modality() -> None:
     run = Run()
     assert run.tally.look().eta_seconds is None
     run.clock.now += 10
@@ -88,7 +88,7 @@ def test_time_left_is_that_of_the_slowest_kind() -> None:
     assert (found.eta_seconds, found.is_eta_whole) == (20.0, True)
 
 
-def test_a_kind_that_began_late_is_judged_from_its_own_beginning() -> None:
+def test_a_modality_that_began_late_is_measured_from_its_own_start() -> None:
     run = Run()
     for number in range(4):
         run.clock.now += 10
@@ -108,19 +108,19 @@ def test_a_kind_that_began_late_is_judged_from_its_own_beginning() -> None:
         ({"seconds": 5.0, "write": 1.0, "idle": 7.0}, "fetching and decoding"),
     ],
 )
-def test_what_encoders_spend_most_time_on_bounds_the_run(figures: dict[str, float], bound_by: str) -> None:
+def test_a_job_is_bound_by_what_encoders_spend_most_time_on(figures: dict[str, float], bound_by: str) -> None:
     run = Run()
     assert run.tally.look().bound_by == "starting"
     run.speech(0, **figures)
     assert run.tally.look().bound_by == bound_by
-    # Nothing new came: what was true stays so.
+    # Without a new receipt it stays the same.
     assert run.tally.look().bound_by == bound_by
-    # What came long ago does not count any more.
+    # Only the receipts since the last look count.
     run.speech(1, seconds=2.0, write=1.5)
     assert run.tally.look().bound_by == "writing"
 
 
-def test_the_line_says_what_is_known_of_the_time_left() -> None:
+def test_the_progress_line_says_how_sure_the_time_left_is() -> None:
     run = Run()
     assert featurize_sentence(run.tally.look()).endswith("starting, time left not known yet")
     run.clock.now += 10

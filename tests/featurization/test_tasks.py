@@ -1,4 +1,4 @@
-"""One task: what the bytes, the source and the machine are each blamed for."""
+"""One task: which problems belong to the bytes, to the source, and to the machine."""
 
 import subprocess
 import sys
@@ -25,7 +25,9 @@ def rejected(asset: Asset) -> RejectedAsset:
 
 
 @pytest.mark.parametrize(("modality", "words"), [("speech", "libsndfile 1."), ("image", "Pillow ")])
-def test_what_the_bytes_did_names_its_decoder_and_no_source(tmp_path: Path, modality: Modality, words: str) -> None:
+def test_a_rejection_by_the_bytes_names_the_decoder_and_no_source(
+    tmp_path: Path, modality: Modality, words: str
+) -> None:
     (tmp_path / "x").write_bytes(b"neither")
     entry = rejected(Asset(key=content_key(b"neither"), modality=modality, uri=str(tmp_path / "x")))
     assert entry.source is None
@@ -33,7 +35,7 @@ def test_what_the_bytes_did_names_its_decoder_and_no_source(tmp_path: Path, moda
     assert words in entry.detail
 
 
-def test_what_the_source_did_names_it(tmp_path: Path) -> None:
+def test_a_rejection_by_the_source_names_the_source(tmp_path: Path) -> None:
     uri = str(tmp_path / "gone")
     entry = rejected(Asset(key="0" * 64, modality="image", uri=uri, other_uris=(f"{uri}-too",)))
     assert (entry.reason, entry.source) == ("source-missing", uri)

@@ -1,4 +1,4 @@
-"""One cluster of several hosts for all tests of this folder: Ray's start takes longer than most of them."""
+"""One cluster of several hosts for all tests of this folder, because Ray's start takes longer than most of them."""
 
 import logging
 import tempfile
@@ -14,7 +14,7 @@ from support.ray_hosts import RayHosts, copy_project
 
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
-    """A head and no worker yet; each test resizes it to what it needs."""
+    """A head without workers. Each test sets the number of workers that it needs."""
     lack = hosts.why_not()
     if lack:
         logging.getLogger(__name__).warning("NOT TESTED, several nodes: %s", lack)

@@ -1,4 +1,4 @@
-"""A job that is there before its nodes: it waits, says so, and where none comes it ends with a sentence."""
+"""A job that starts before its nodes says so and waits. If no node comes, it ends with an error in one sentence."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_nodes_that_never_come_end_featurize_and_train_with_a_sentence(
         assert "no node came within 2 s" in log
 
 
-def test_the_bare_command_waits_for_the_first_node_and_makes_there_what_one_process_makes(
+def test_a_job_waits_for_the_first_node_and_makes_the_same_as_one_process(
     fleet: Fleet, tiny: Quiet, tmp_path: Path
 ) -> None:
     fleet.resize(0)

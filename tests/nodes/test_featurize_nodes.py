@@ -1,4 +1,4 @@
-"""Featurize over several nodes as a user submits it; nodes, network and driver fail in the middle of it."""
+"""Featurize on several nodes, submitted as a user does it. Nodes, network and driver fail in the middle of it."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ IN_FLIGHT = 2
 
 
 @pytest.mark.parametrize("encoders", ["tiny", pytest.param("toy", marks=pytest.mark.slow)])
-def test_three_nodes_make_what_one_process_makes(
+def test_three_nodes_make_the_same_as_one_process(
     fleet: Fleet, encoders: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     quiet: Quiet = request.getfixturevalue(encoders)
@@ -85,14 +85,14 @@ def test_a_driver_killed_in_the_middle_leaves_a_plan_that_the_next_one_completes
     fleet.rays.kill_driver(job)
     state, _, log = fleet.end(job)
     assert state == "FAILED", log
-    # What was in flight may still come to storage.
+    # Tasks that were in work may still be written.
     wait_until(lambda: not fleet.actors(job, ENCODING), "its encoders are gone")
     version, num_settled = store.snapshot().version, num_stored(store)
     num_whole = num_whole_assets(files(store), 2)
     assert 0 < num_settled <= num_whole < len(toy.content)
     left = summary(fleet.rays.finish(fleet.submit("featurize", *toy.options, "--store", store.storage.root)))
     assert (left["stored_before"], left["encoded"]) == (num_settled, len(toy.content) - num_settled)
-    assert num_encoded(store, since=version) == len(toy.content) - num_whole, "whole shards are adopted"
+    assert num_encoded(store, since=version) == len(toy.content) - num_whole, "whole shards are reused"
     assert content(store.snapshot()) == toy.content
     assert files(store) == toy.files
 

@@ -1,4 +1,4 @@
-"""Training over several nodes as a user submits it; nodes are lost and others come in the middle of it."""
+"""Training on several nodes, submitted as a user does it. Nodes are lost and others come in the middle of it."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def make_course(corpus: Corpus, folder: Path, recipe: Recipe) -> Course:
 
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet, course: Course) -> Path:
-    """A run of two workers on two nodes that nothing happens to."""
+    """A run of two workers on two nodes without any failure."""
     fleet.resize(3)
     run = course.folder / "undisturbed"
     fleet.rays.finish(fleet.submit("train", *course.options(run, "--workers", "2")))
@@ -69,7 +69,7 @@ def undisturbed(fleet: Fleet, course: Course) -> Path:
 
 
 @pytest.mark.slow
-def test_a_training_node_killed_changes_nothing_of_what_is_trained(
+def test_a_killed_training_node_does_not_change_the_result(
     fleet: Fleet, course: Course, undisturbed: Path, tmp_path: Path
 ) -> None:
     fleet.resize(3)
@@ -128,7 +128,7 @@ def assert_same(run: Path, course: Course) -> None:
 
 @pytest.fixture(scope="module")
 def long_course(course: Course, tmp_path_factory: pytest.TempPathFactory) -> Course:
-    """The same with so many steps that nodes go and come meanwhile."""
+    """The same course with so many steps that nodes can be lost and come during the run."""
     return make_course(course.corpus, tmp_path_factory.mktemp("long"), msgspec.structs.replace(RECIPE, max_steps=4000))
 
 

@@ -181,7 +181,7 @@ def featurize(
     work = prepare_work(store, manifest, [(request, request.build().spec) for request in TOY], SIZES)
     committer = GroupCommitter(work, group_size=2)
     commit_receipts(encode(work), committer)
-    return len(committer.encoded)
+    return committer.summary().encoded
 
 
 def files_by_kind(store: FeatureStore, sets: list[str]) -> dict[str, list[str]]:
