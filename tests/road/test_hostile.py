@@ -122,7 +122,7 @@ def test_there_are_sixty_cases_and_more_each_with_an_asset_of_its_own(rows: dict
         assert max(Counter(key for key in keys if key).values()) == 1
 
 
-def test_the_run_went_on_beside_every_one_of_them(road: Road) -> None:
+def test_the_job_went_on_beside_every_one_of_them(road: Road) -> None:
     """There is one shard and one chunk of each kind of vector, so one task held the good assets and the bad ones."""
     outcomes = Counter(case.outcome == STORED for case in CASES)
     ledger = tuple(road.summary[name] for name in ("planned", "stored_before", "encoded", "rejected", "missing"))
@@ -143,7 +143,7 @@ def test_a_rejection_names_utterance_source_decoder_and_what_to_do(road: Road) -
         assert "Traceback" not in entry["detail"]
 
 
-def test_ingest_names_row_and_utterance_of_what_it_could_not_read(road: Road) -> None:
+def test_ingest_names_row_and_utterance_of_each_source_that_it_could_not_read(road: Road) -> None:
     lines = road.said.splitlines()
     bad = [number for number, case in enumerate(CASES, start=1) if case.at_ingest != KEPT]
     shown = [line for line in lines if line.startswith("row ")]
@@ -152,7 +152,7 @@ def test_ingest_names_row_and_utterance_of_what_it_could_not_read(road: Road) ->
     assert f"... and {len(bad) - 10} more sources" in road.said
 
 
-def test_nothing_of_three_hours_beyond_the_longest_is_decoded(road: Road) -> None:
+def test_a_recording_of_three_hours_is_rejected_without_decoding_it(road: Road) -> None:
     import tracemalloc
 
     from speechclip.media.decode import decode_audio
@@ -166,7 +166,7 @@ def test_nothing_of_three_hours_beyond_the_longest_is_decoded(road: Road) -> Non
     assert peak < len(data) + (4 << 20), "three hours as float32 take 43 MB, at 16 kHz 691 MB"
 
 
-def test_a_second_run_encodes_nothing_and_says_the_same(road: Road) -> None:
+def test_a_second_job_encodes_nothing_and_reports_the_same(road: Road) -> None:
     out, _ = run("featurize", "--inline", *road.options, *TOY, "--json", "--max-rejected", "1")
     again = json.loads(out)
     assert (again["encoded"], again["rejected"], again["missing"]) == (0, road.summary["rejected"], 0)
@@ -175,7 +175,7 @@ def test_a_second_run_encodes_nothing_and_says_the_same(road: Road) -> None:
     assert json.loads(listed) == road.rejected
 
 
-def test_the_bytes_are_judged_for_every_manifest_and_a_source_for_its_own(road: Road, tmp_path: Path) -> None:
+def test_a_rejection_by_bytes_is_for_every_manifest_and_one_by_source_for_its_own(road: Road, tmp_path: Path) -> None:
     """A moved corpus of the same bytes: rejections by the bytes stay, rejections by the source are tried again."""
     moved = Manifest.from_rows([row | {"speaker": "moved"} for row in road.manifest.rows()])
     assert moved.digest != road.manifest.digest
@@ -193,7 +193,7 @@ def test_the_bytes_are_judged_for_every_manifest_and_a_source_for_its_own(road: 
 
 
 @pytest.mark.parametrize("reason", sorted({case.outcome for case in CASES if case.at_ingest == KEPT} - {STORED}))
-def test_each_reason_is_called_back_alone(road: Road, reason: str) -> None:
+def test_each_reason_can_be_retried_alone(road: Road, reason: str) -> None:
     from speechclip.featurization.plan import cover
 
     snapshot = road.store.snapshot()

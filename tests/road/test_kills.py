@@ -1,4 +1,4 @@
-"""SIGKILL at named points and at random moments: nothing torn is seen, nothing committed is lost, nothing done twice.
+"""SIGKILL at named points and at random moments: no half file is seen, no commit is lost, nothing is done twice.
 
 One round alone: `pytest tests/road/test_kills.py -k "before-the-plan-3"`, or `-k "any_moment and [17]"`; the number
 is the seed. Some rounds are on S3: every eighth in CI.
@@ -23,23 +23,23 @@ from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
 from speechclip.upkeep.verify import verify
 
-# On local files alone: S3 has no half-written object.
+# These points exist only for local files: S3 has no half-written object.
 INSIDE = {name for name, point in POINTS.items() if point.when == "inside"}
-# Where an encoded task is not yet whole on storage.
+# At these points a task is encoded, but its files are not complete on storage.
 IN_FLIGHT = {
     "after encoding", "inside a shard", "between shard and checksums", "inside a chunk", "between vectors and keys",
 }  # fmt: skip
 NAMED = [(name, seed) for name in POINTS for seed in range(count(1, 13))]
-# Requests to S3 are slow: a smaller run.
+# Requests to S3 are slow, so that run is smaller.
 NUM_ROWS = {"local": 24, "s3": 9}
 S3_EVERY = count(8, 32)
-# With the ninety of drop and gc (store/test_kills_in_gc.py), 490 in the long run.
+# With the ninety of drop and gc (upkeep/test_kills_in_gc.py), 490 in the long run.
 MOMENTS = range(count(5, 400 - len(NAMED)))
 
 
 @dataclass
 class Whole:
-    """An uninterrupted run: what its store holds, how often it passed each point, how long it takes."""
+    """A run without kills: what its store holds, how often it passed each point, how long it takes."""
 
     manifest: Path
     content: dict[tuple[str, str], bytes]
@@ -85,7 +85,7 @@ def run_whole(nursery: Nursery, folder: Path, manifest: Manifest) -> Whole:
 
 
 @pytest.mark.parametrize(("point", "seed"), NAMED, ids=[f"{name.replace(' ', '-')}-{seed}" for name, seed in NAMED])
-def test_a_run_killed_at_a_named_point_ends_as_the_uninterrupted_one(
+def test_a_run_killed_at_a_named_point_ends_like_one_without_kills(
     point: str, seed: int, wholes: dict[str, Whole], nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     is_remote = (seed + list(POINTS).index(point)) % S3_EVERY == 7 and point not in INSIDE
@@ -99,7 +99,7 @@ def test_a_run_killed_at_a_named_point_ends_as_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("seed", MOMENTS)
-def test_a_run_killed_at_any_moment_ends_as_the_uninterrupted_one(
+def test_a_run_killed_at_any_moment_ends_like_one_without_kills(
     seed: int, wholes: dict[str, Whole], nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri, whole = place(seed % S3_EVERY == 7, wholes, tmp_path, request)
@@ -145,13 +145,13 @@ def committed(tmp_path: Path) -> list[int]:
 
 
 def num_reencoded(tmp_path: Path) -> int:
-    """Tasks that were encoded more than once, or rather how often so: one call of the encoder is one task."""
+    """How many times a task was encoded again. One call of the encoder is one task."""
     calls = [tuple(entry["encoding"]) for entry in read_log(tmp_path / "log") if "encoding" in entry]
     return len(calls) - len(set(calls))
 
 
 def check_survivors(uri: str, whole: Whole, folder: Path, num_kills: int = 1) -> None:
-    """All that is visible reads back verified and right, each key once; every acknowledged version is still there."""
+    """Check that all visible features are right and that every acknowledged version is still there."""
     store, acknowledged = FeatureStore(uri), committed(folder)
     if not store.exists():
         assert not acknowledged
@@ -161,7 +161,7 @@ def check_survivors(uri: str, whole: Whole, folder: Path, num_kills: int = 1) ->
     found = content(head)
     assert found.items() <= whole.content.items()
     assert set(rejected(store, digest(whole))) <= set(whole.rejected)
-    # Of each run that was killed, at most one commit whose answer nobody heard.
+    # Each killed run may have made at most one commit that it did not report.
     assert 0 <= head.version - len(acknowledged) <= num_kills
     for version in acknowledged:
         snapshot = store.snapshot(version)
@@ -174,7 +174,7 @@ def check_survivors(uri: str, whole: Whole, folder: Path, num_kills: int = 1) ->
 
 
 def finish(uri: str, whole: Whole, nursery: Nursery, folder: Path) -> None:
-    """Run to the end: the store is that of the uninterrupted run, key by key and byte by byte, each key once."""
+    """Run to the end, and check that the store equals that of a run without kills, byte by byte, each key once."""
     ended = nursery.run(job(uri, whole, folder))[0]
     assert ended.code == 0, ended.errors
     store = FeatureStore(uri)

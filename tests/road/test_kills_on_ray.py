@@ -31,7 +31,7 @@ ROUNDS = [(seed, count(1, kills)) for seed, kills in enumerate([4, 3, 3][: count
 
 @dataclass(frozen=True)
 class Quiet:
-    """What the run without Ray makes of the manifest."""
+    """The content of a store made from the same manifest without Ray."""
 
     manifest: Path
     content: dict[tuple[str, str], bytes]
@@ -50,7 +50,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Quiet:
 
 @pytest.fixture(autouse=True)
 def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where killed Rays leave their sockets and logs; the path of a socket holds 107 characters."""
+    """A folder for the sockets and logs of killed Rays. The path of a socket may have 107 characters at most."""
     with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
@@ -58,7 +58,7 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("seed", "num_kills"), ROUNDS)
-def test_a_run_killed_with_all_of_ray_is_completed_and_equals_the_one_without_ray(
+def test_a_run_killed_with_all_of_ray_is_resumed_and_equals_one_without_ray(
     seed: int, num_kills: int, quiet: Quiet, tmp_path: Path
 ) -> None:
     chance, store = np.random.default_rng(seed), FeatureStore(str(tmp_path / "store"))

@@ -1,4 +1,4 @@
-"""The ledger against an oracle: two manifests that share assets, random mixes of good and bad, reruns and retries."""
+"""The ledger against a model: two manifests that share assets, random good and bad sources, reruns and retries."""
 
 import csv
 import io
@@ -92,7 +92,7 @@ def featurize(uri: str, manifest: Manifest, max_rejected: float, retry: Collecti
 
 
 def states(uri: str, manifest: Manifest) -> dict[tuple[Modality, str], str]:
-    """Of each asset of the manifest: "" where it is stored, its reason where it is rejected, "missing" otherwise."""
+    """For each asset of the manifest: "" if it is stored, the reason if it is rejected, else "missing"."""
     snapshot = FeatureStore(uri).snapshot()
     found: dict[tuple[Modality, str], str] = {}
     for spec in SPECS:
@@ -107,7 +107,7 @@ def states(uri: str, manifest: Manifest) -> dict[tuple[Modality, str], str]:
 
 
 def check(uri: str, manifest: Manifest, summary: Summary) -> None:
-    """The ledger adds up, line by line and by our own count of the manifest's rows and the catalog's."""
+    """Check that the ledger adds up, and that it equals a count of the rows of the manifest and the catalog."""
     found = states(uri, manifest)
     unread = {(row["audio_uri"], row["audio_error"]) for row in manifest.rows() if row["audio_error"]}
     unread |= {(row["image_uri"], row["image_error"]) for row in manifest.rows() if row["image_error"]}
@@ -141,7 +141,7 @@ def rows_of(chance: random.Random) -> list[tuple[str, str, str]]:
 
 
 def change(path: Path, original: bytes | None, others: list[bytes], chance: random.Random) -> None:
-    """The file goes, or comes back as it was, or gets the bytes of any other."""
+    """Delete the file, bring it back, or give it the bytes of another file."""
     put(path, chance.choice([None, original, chance.choice(others)]))
 
 

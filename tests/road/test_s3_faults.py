@@ -1,4 +1,4 @@
-"""Seeded schedules of bad weather between a store and its S3 server: nothing is lost, doubled or silently left out."""
+"""Seeded faults between a store and its S3 server: nothing is lost, stored twice or silently left out."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import s3_servers
 from support.counts import count
-from support.fault_proxy import WEATHER, FaultProxy, Schedule
+from support.fault_proxy import FAULTS, FaultProxy, Schedule
 from support.paired_corpus import IMAGE, SPEECH
 
 from speechclip.errors import StorageFailed
@@ -34,22 +34,22 @@ PROBE_EVERY = count(4, 10)
 
 @pytest.fixture(scope="module")
 def endpoint(request: pytest.FixtureRequest) -> str:
-    """moto's in CI; in the long run that of an independent make, which takes less of the machine besides."""
+    """The server: moto in CI, and SeaweedFS in the long run, which is faster and another implementation."""
     found: str = request.getfixturevalue(("s3_endpoint", "seaweedfs_endpoint")[count(0, 1)])
     return found
 
 
 @pytest.fixture
 def proxy(endpoint: str, aws: Callable[..., None]) -> Iterator[FaultProxy]:
-    """The AWS environment leads there through a proxy."""
+    """A proxy before the server; the AWS environment names the proxy."""
     with FaultProxy(endpoint) as proxy:
         aws(**s3_servers.environment(proxy.url))
         yield proxy
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses, and so few attempts that some operations fail: then the caller repeats them, as a new run does."""
+def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses, and so few attempts that some operations fail. Then the caller repeats them, as a new job does."""
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(retry, "MAX_ATTEMPTS", 2)
     monkeypatch.setitem(resolution.DELTA, "backoff_config.init_backoff", "0.005s")
@@ -61,7 +61,7 @@ def key(name: str) -> str:
 
 
 class Run:
-    """One writer that keeps at its work until it is acknowledged; `failures` are what it was told meanwhile."""
+    """A writer that repeats each operation until it succeeds; `failures` are the errors on the way."""
 
     def __init__(self, uri: str, seed: int) -> None:
         self.uri, self.store, self.failures = uri, FeatureStore(uri), list[str]()
@@ -70,16 +70,16 @@ class Run:
         self.vectors = {key(f"i{n}"): generator.standard_normal(12).astype("<f4") for n in range(4)}
 
     def insist(self, operation: Callable[[], T]) -> T:
-        """Repeat what ends in `StorageFailed`; any other error, such as `Damaged`, is a false alarm."""
+        """Repeat an operation that ends in `StorageFailed`. Any other error, such as `Damaged`, fails the test."""
         for _ in range(4 * BUDGET):
             try:
                 return operation()
             except StorageFailed as error:
                 self.failures.append(str(error))
-        raise AssertionError("the weather has ended and the operation still fails")
+        raise AssertionError("the faults have ended and the operation still fails")
 
     def write(self) -> None:
-        """Make the store, put frames and vectors on storage, commit each; the frames twice, as after a lost answer."""
+        """Make the store, write frames and vectors, commit each. The frames twice, as after a lost answer."""
         self.insist(self.store.create)
         self.insist(lambda: self.store.add_spec(SPEECH, "toy"))
         self.insist(lambda: self.store.add_spec(IMAGE, "toy"))
@@ -108,11 +108,11 @@ class Run:
         )  # fmt: skip
 
     def snapshot(self) -> Snapshot:
-        """What another process finds there."""
+        """The newest version, opened as by another process."""
         return self.insist(FeatureStore(self.uri).snapshot)
 
     def read(self, snapshot: Snapshot, spec: EncoderSpec) -> None:
-        """What was written of this feature set reads back as it was written."""
+        """Check that the feature set has exactly the features that were written."""
         features = self.insist(functools.partial(snapshot.feature_set, spec.fingerprint))
         for name, array in self.written(spec).items():
             np.testing.assert_array_equal(self.insist(functools.partial(features.__getitem__, name)), array)
@@ -121,19 +121,19 @@ class Run:
         return self.frames if spec is SPEECH else self.vectors
 
     def check_rows(self, snapshot: Snapshot) -> None:
-        """One row a key, also in the files behind the snapshot, and one version a commit."""
+        """Check that there is one row a key, also in the data files, and one version a commit."""
         for spec in (SPEECH, IMAGE):
             assert sorted(snapshot._rows(spec.fingerprint)["asset"].to_pylist()) == sorted(self.written(spec))
         assert snapshot.version == 2
-        # A probe that could not clear up says so.
+        # A probe may leave files only if an error says that it could not delete them.
         left = {path.split("/")[0] for path in self.store.storage.list("") if "probe" in path}
         assert len(left) <= sum("deleting" in text or "listing" in text for text in self.failures)
 
 
 def play(seed: int, uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
-    """One schedule: how many requests went wrong, and what the writer was told of those that it could not outlast."""
+    """Run one schedule. Returns how many requests went wrong, and the errors that retries did not prevent."""
     chance = random.Random(seed)
-    kinds = tuple(chance.sample(WEATHER, chance.randint(1, len(WEATHER))))
+    kinds = tuple(chance.sample(FAULTS, chance.randint(1, len(FAULTS))))
     run = Run(uri, seed)
     # The probe takes half of the requests, and has tests of its own: it is not asked in every schedule.
     monkeypatch.setattr(feature_store, "probe", probe if seed // GROUPS % PROBE_EVERY == 0 else lambda _storage: None)
@@ -157,7 +157,7 @@ def play(seed: int, uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_bad_weather_loses_and_doubles_nothing(
+def test_faults_lose_nothing_and_store_nothing_twice(
     proxy: FaultProxy, endpoint: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = range(group, count(100, 1000), GROUPS)
@@ -167,8 +167,8 @@ def test_bad_weather_loses_and_doubles_nothing(
     assert sum(num_faults for num_faults, _ in played) > 3 * len(seeds)
 
 
-def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, endpoint: str) -> None:
-    """Delta's client is told 500 so often that it gives up, now at this request of a commit, now at that."""
+def test_a_failing_request_of_a_commit_is_an_error_in_one_sentence(proxy: FaultProxy, endpoint: str) -> None:
+    """Delta's client gets 500 so often that it stops, each time at another request of a commit."""
     run = Run(f"s3://{s3_servers.new_bucket(endpoint)}/commits", 0)
     run.insist(run.store.create)
     for seed in range(8):
@@ -182,7 +182,7 @@ def test_no_request_of_a_commit_fails_but_with_a_sentence(proxy: FaultProxy, end
 
 
 @pytest.mark.slow
-def test_nor_does_it_before_another_make_of_server(
+def test_faults_before_another_server_lose_nothing(
     seaweedfs_endpoint: str, aws: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FaultProxy(seaweedfs_endpoint) as proxy:

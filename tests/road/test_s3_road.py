@@ -1,4 +1,4 @@
-"""The whole road on S3, with an AWS profile as the only way there, and no credential left anywhere on it."""
+"""All commands on S3, with nothing but an AWS profile. No credential is left anywhere."""
 
 import io
 import json
@@ -35,7 +35,7 @@ Speechclip = Callable[..., str]
 
 @pytest.fixture
 def speechclip(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[Speechclip]:
-    """Runs one command, verbosely, in this process: its stdout. Nothing that was shown or logged holds a credential."""
+    """Runs one command with `-v` in this process and returns its stdout. No output or log holds a credential."""
     shown: list[str] = []
 
     def run(*arguments: object) -> str:
@@ -55,7 +55,7 @@ def assert_no_credential(data: bytes) -> None:
 
 
 def scan(endpoint: str, bucket: str) -> int:
-    """No object of the bucket holds a credential, in its name, its bytes or its rows; how many there are."""
+    """Check that no object holds a credential in its name, bytes or rows. Returns how many objects there are."""
     client, count = s3_servers.client(endpoint), 0
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for found in page.get("Contents", []):
@@ -107,7 +107,7 @@ def go(speechclip: Speechclip, folder: Path, base: str, train: Callable[[str, st
 
 
 def look_after(speechclip: Speechclip, store: str) -> None:
-    """Every command that keeps a store whole and small."""
+    """Run every command of upkeep."""
     speechclip("tag", "paper", "--store", store)
     doomed = next(info.fingerprint for info in FeatureStore(store).snapshot().feature_sets() if not info.spec.is_frames)
     speechclip("drop", doomed, "--store", store)
@@ -125,7 +125,7 @@ def look_after(speechclip: Speechclip, store: str) -> None:
     assert json.loads(speechclip("repair", "--inline", "--store", store, "--json"))["encoded"] > 0
 
 
-def test_the_road_leads_over_s3_by_a_profile_alone(
+def test_all_commands_work_on_s3_with_a_profile_alone(
     s3_endpoint: str, aws: Callable[..., None], tmp_path: Path, speechclip: Speechclip
 ) -> None:
     aws(**s3_servers.write_profile(tmp_path, s3_endpoint, is_temporary=True))
@@ -140,10 +140,10 @@ def test_the_road_leads_over_s3_by_a_profile_alone(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_road_leads_over_seaweedfs_and_ray(
+def test_all_commands_work_on_seaweedfs_with_ray(
     seaweedfs_endpoint: str, aws: Callable[..., None], tmp_path: Path, speechclip: Speechclip
 ) -> None:
-    """A server that checks every signature; training on a Ray of its own, whose workers have but the profile."""
+    """This server checks every signature. Training uses a Ray of its own, whose workers have only the profile."""
     aws(**s3_servers.write_profile(tmp_path, seaweedfs_endpoint))
     bucket = s3_servers.new_bucket(seaweedfs_endpoint)
 
@@ -165,7 +165,7 @@ def test_the_road_leads_over_seaweedfs_and_ray(
 
 
 @pytest.mark.slow
-def test_a_wrong_secret_ends_with_one_sentence_that_does_not_tell_it(
+def test_a_wrong_secret_ends_with_one_sentence_that_does_not_show_it(
     seaweedfs_endpoint: str, aws: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = s3_servers.write_profile(tmp_path, seaweedfs_endpoint)

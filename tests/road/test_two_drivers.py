@@ -41,7 +41,7 @@ def nursery() -> Iterator[Nursery]:
 
 @dataclass(frozen=True)
 class Reference:
-    """What one driver makes of both manifests, one after the other, and how long the first took."""
+    """The content that one driver makes from both manifests, and how long the first manifest took."""
 
     place: str
     manifests: tuple[str, str]
@@ -96,7 +96,7 @@ def driver(manifest: str, uri: str, place: str, log: Path) -> Job:
 
 
 def check_every_version(store: FeatureStore, expected: dict[tuple[str, str], bytes]) -> None:
-    """Each key once in every version, none ever lost again, and the whole content in the last."""
+    """Check that each version has each key once, that no key is ever lost, and that the last has all content."""
     assert verify(store).findings == ()
     head = store.snapshot()
     assert content(head) == expected

@@ -1,4 +1,4 @@
-"""Crops on the whole road: planned, stored, read, trained from, judged and made again; beside whole utterances."""
+"""Crops in every command: planned, stored, read, used in training and evaluation, and repaired."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_store_holds_the_crops_that_the_plan_promised(road: Road, tmp_path: 
     assert before.missing_seconds == pytest.approx(2 * 3 * 6.4 + 3.2)
 
 
-def test_short_utterances_are_the_same_by_either_window_but_for_the_codec(road: Road):
+def test_both_windows_give_the_same_features_of_short_utterances_up_to_rounding(road: Road):
     full, crops = (road.store.snapshot().feature_set(name) for name in (FULL_SET, CROPS_SET))
     np.testing.assert_array_equal(full[road.key("short")], crops[road.key("short")].astype("<f2"))
 
@@ -96,7 +96,7 @@ def test_a_stored_crop_begins_where_the_assets_key_says(road: Road):
         np.testing.assert_array_equal(stored[:, number * 319 :][:, :319], FULL.build().encode([crop])[0])
 
 
-def test_crops_come_out_again_and_are_repaired(road: Road):
+def test_crops_are_equal_when_encoded_again_and_can_be_repaired(road: Road):
     found = recompute(road.store, road.store.snapshot(), 100, 0)
     assert {part.feature_set: part.largest_difference for part in found}[CROPS_SET] == 0
     place = road.store.snapshot().feature_set(CROPS_SET).locate(road.key("long"))
@@ -110,7 +110,7 @@ def test_crops_come_out_again_and_are_repaired(road: Road):
     np.testing.assert_array_equal(again, before)
 
 
-def test_a_step_reads_one_crop_and_an_epoch_each_its_own(road: Road):
+def test_a_step_reads_one_crop_and_each_epoch_another(road: Road):
     loader = road.loader("crops", CROPS_SET)
     frames, keys = loader.frames, loader.order.rows.speech_keys
     starts = {name: set() for name in SECONDS}
@@ -160,7 +160,7 @@ def test_training_is_refused_before_it_starts_where_the_window_does_not_fit(
     assert f"window crops, but {FULL_SET}" in capfd.readouterr().err
 
 
-def test_a_head_trained_on_crops_is_judged_by_the_first_and_says_so(road: Road, trained: Run):
+def test_a_head_trained_on_crops_is_evaluated_on_the_first_crop_and_says_so(road: Road, trained: Run):
     report = evaluate(trained, road.manifest, road.store.snapshot(), "train")
     assert (report.speech, report.window) == (CROPS_SET, "first of crops=3")
     assert "window first of crops=3" in report.to_text()
@@ -174,7 +174,7 @@ def test_a_head_trained_on_crops_is_judged_by_the_first_and_says_so(road: Road, 
     np.testing.assert_allclose(embedding, expected, rtol=0, atol=1e-6)
 
 
-def test_it_can_be_judged_by_whole_utterances_of_the_same_encoder_and_by_no_other(road: Road, trained: Run):
+def test_it_can_be_evaluated_on_whole_utterances_of_the_same_encoder_and_no_other(road: Road, trained: Run):
     snapshot = road.store.snapshot()
     report = evaluate(trained, road.manifest, snapshot, "train", speech=FULL_SET)
     assert (report.speech, report.window, report.num_utterances) == (FULL_SET, "full", 4)

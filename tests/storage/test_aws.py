@@ -1,4 +1,4 @@
-"""One place resolves profile, region, endpoint and credentials, and both clients of S3 go by it."""
+"""Profile, region, endpoint and credentials are found in one place, and both clients of S3 use them."""
 
 import datetime
 import ipaddress
@@ -42,10 +42,10 @@ def test_a_profiles_own_endpoint_is_enough(s3_endpoint: str, aws: Aws, tmp_path:
     assert_both_clients_work(s3_endpoint)
 
 
-def test_no_spelling_of_the_environment_leads_delta_elsewhere(
+def test_no_variable_in_any_spelling_sends_delta_to_another_endpoint(
     s3_endpoint: str, aws: Aws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its client reads the environment in its own way, in which these would win over profile and chain."""
+    """Delta's client reads these variables itself, and without our options they would win over the profile."""
     aws(**s3_servers.environment(s3_endpoint))
     nowhere = "http://127.0.0.1:1"
     for name, value in {
@@ -105,7 +105,7 @@ def test_the_region_is_the_buckets_own(s3_endpoint: str, aws: Aws) -> None:
 
 
 def test_temporary_credentials_are_always_fresh(s3_endpoint: str, aws: Aws, tmp_path: Path) -> None:
-    """As from SSO or an assumed role: they come with a token, and with an end that is near."""
+    """As from SSO or an assumed role: they have a token and end soon."""
     program = tmp_path / "credentials.py"
     program.write_text(
         "import datetime, json, time\n"
@@ -134,7 +134,7 @@ def test_a_token_left_over_in_the_environment_is_refused(s3_endpoint: str, aws: 
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """An authority's certificate, and the key and certificate for 127.0.0.1 that it signed."""
+    """The certificate of an authority, and a key and certificate for 127.0.0.1 that it has signed."""
     now = datetime.datetime.now(datetime.UTC)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "server")]

@@ -1,4 +1,4 @@
-"""Bad weather is outlasted, within bounds; then one sentence says what failed, and holds no secret."""
+"""Faults that pass are retried, up to a limit. Then one sentence says what failed, and it holds no secret."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import s3_servers
-from support.fault_proxy import WEATHER, FaultProxy, Schedule
+from support.fault_proxy import FAULTS, FaultProxy, Schedule
 
 from speechclip.cli import main
 from speechclip.errors import StorageFailed
@@ -24,8 +24,8 @@ Aws = Callable[..., None]
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same rules with figures that a test can wait for."""
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same rules with limits that a test can wait for."""
     monkeypatch.setattr(retry, "MAX_ATTEMPTS", 3)
     monkeypatch.setattr(retry, "RETRY_SECONDS", 2)
     monkeypatch.setitem(resolution.CLIENT, "read_timeout", 1)
@@ -36,24 +36,24 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     resolution._filesystem.cache_clear()
 
 
-@pytest.mark.parametrize("kind", WEATHER)
-def test_passing_weather_is_outlasted(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
+@pytest.mark.parametrize("kind", FAULTS)
+def test_one_fault_of_any_kind_is_retried(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
     storage = Storage(proxied_uri)
 
-    def in_weather() -> Storage:
+    def after_fault() -> Storage:
         proxy.schedule(Schedule((kind,), budget=1))
         return storage
 
-    assert in_weather().create("a/b", b"12345")
-    assert in_weather().read("a/b") == b"12345"
-    assert in_weather().read("a/b", 1, 3) == b"23"
-    assert in_weather().size("a/b") == 5
-    assert list(in_weather().list("a")) == ["a/b"]
-    in_weather().replace("a/b", b"new")
-    assert in_weather().read("a/b") == b"new"
-    in_weather().delete(["a/b"])
-    assert not in_weather().exists("a/b")
-    store = FeatureStore(in_weather().root)
+    assert after_fault().create("a/b", b"12345")
+    assert after_fault().read("a/b") == b"12345"
+    assert after_fault().read("a/b", 1, 3) == b"23"
+    assert after_fault().size("a/b") == 5
+    assert list(after_fault().list("a")) == ["a/b"]
+    after_fault().replace("a/b", b"new")
+    assert after_fault().read("a/b") == b"new"
+    after_fault().delete(["a/b"])
+    assert not after_fault().exists("a/b")
+    store = FeatureStore(after_fault().root)
     store.create()
     proxy.schedule(Schedule((kind,), budget=1, only="_delta_log"))
     assert store.snapshot().version == 0
@@ -86,7 +86,7 @@ def test_the_clients_own_error_is_no_part_of_ours(
 
 
 def ends_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
-    """The sentence with which the command ends; no secret is in it nor in what was logged before."""
+    """The sentence with which the command ends. Neither it nor the log holds a secret."""
     with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
         main(arguments)
     shown = capsys.readouterr()
@@ -100,7 +100,7 @@ def ends_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str], c
 
 @functools.cache
 def empty_store(endpoint: str) -> str:
-    """A store that is made once, for tests that only fail to read it."""
+    """A store that is made once, for tests that try to read it and fail."""
     uri = f"s3://{s3_servers.new_bucket(endpoint)}/store"
     FeatureStore(uri).create()
     return uri
@@ -127,7 +127,7 @@ def command(tmp_path: Path, s3_endpoint: str, proxy: FaultProxy) -> list[str]:
         ("silent", "(ReadTimeoutError|timed out)"),
     ],
 )
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_limits")
 def test_a_store_out_of_reach_ends_a_command_with_one_sentence(
     command: list[str],
     proxy: FaultProxy,
@@ -153,8 +153,8 @@ def test_a_store_out_of_reach_ends_a_command_with_one_sentence(
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "NoCredentialsError"),
     ],
 )
-@pytest.mark.usefixtures("impatient")
-def test_settings_that_lead_nowhere_are_named(
+@pytest.mark.usefixtures("short_limits")
+def test_wrong_settings_are_named(
     command: list[str],
     s3_endpoint: str,
     aws: Aws,
@@ -167,8 +167,8 @@ def test_settings_that_lead_nowhere_are_named(
     assert cause in ends_in_one_line(command, capsys, caplog)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_what_a_program_for_credentials_prints_is_not_told(
+@pytest.mark.usefixtures("short_limits")
+def test_the_output_of_a_program_for_credentials_is_not_shown(
     command: list[str],
     s3_endpoint: str,
     aws: Aws,
@@ -184,7 +184,7 @@ def test_what_a_program_for_credentials_prints_is_not_told(
     assert "hunter2" not in sentence
 
 
-def test_a_bucket_that_is_not_there_is_named(
+def test_a_missing_bucket_is_named(
     command: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     command[-1] = "s3://nobody-made-this-bucket/store"
@@ -194,8 +194,8 @@ def test_a_bucket_that_is_not_there_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["", "_delta_log"], ids=["s3fs", "delta"])
-def test_a_silent_server_is_given_up_within_two_minutes(command: list[str], proxy: FaultProxy, only: str) -> None:
-    """With the figures as they are, in a process as a user starts it."""
+def test_a_silent_server_ends_a_command_within_two_minutes(command: list[str], proxy: FaultProxy, only: str) -> None:
+    """With the real limits, in a process as a user starts it."""
     proxy.schedule(Schedule(("silent",), only=only))
     program = [str(Path(sys.executable).with_name("speechclip")), *command]
     done = subprocess.run(program, env=os.environ, capture_output=True, text=True, timeout=120, check=False)

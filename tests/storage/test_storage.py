@@ -20,7 +20,7 @@ from speechclip.storage.folder import INCOMING
 from speechclip.storage.retry import ADVICE
 
 
-def test_create_writes_once(store_uri: str) -> None:
+def test_create_never_overwrites_a_file(store_uri: str) -> None:
     storage = Storage(store_uri)
     assert storage.create("a/b", b"first")
     assert not storage.create("a/b", b"second")
@@ -31,7 +31,7 @@ def test_create_writes_once(store_uri: str) -> None:
     assert list(storage.list("a")) == ["a/b"]
 
 
-def test_a_range_ends_where_the_file_does(store_uri: str) -> None:
+def test_a_range_may_reach_behind_the_end_of_the_file(store_uri: str) -> None:
     storage = Storage(store_uri)
     storage.create("file", b"first")
     storage.create("empty", b"")
@@ -44,7 +44,7 @@ def test_a_range_ends_where_the_file_does(store_uri: str) -> None:
         storage.read("nothing")
 
 
-def test_of_many_creators_one_wins(store_uri: str) -> None:
+def test_of_many_writers_that_create_one_file_exactly_one_succeeds(store_uri: str) -> None:
     won = []
 
     def create(number: int) -> None:
@@ -59,7 +59,7 @@ def test_of_many_creators_one_wins(store_uri: str) -> None:
     assert [str(number).encode() for number in won] == [Storage(store_uri).read("file")]
 
 
-def test_replace_writes_over_what_lay_there(store_uri: str) -> None:
+def test_replace_overwrites_a_file(store_uri: str) -> None:
     storage = Storage(store_uri)
     storage.replace("a/file", b"first, and longer")
     storage.replace("a/file", b"second")
@@ -100,7 +100,7 @@ def test_stat_tells_size_and_age(store_uri: str) -> None:
     assert storage.modified("a/c") is None
 
 
-def test_what_a_killed_writer_left_is_shown_on_request(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_writers_are_listed_on_request(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.create("a/b", b"x")
     (tmp_path / "a" / f"{INCOMING}1").write_bytes(b"torn")
@@ -108,7 +108,7 @@ def test_what_a_killed_writer_left_is_shown_on_request(tmp_path: Path) -> None:
     assert [file.path for file in storage.stat("", with_incoming=True)] == [f"a/{INCOMING}1", "a/b"]
 
 
-def test_delete_takes_files_and_what_is_gone_already(store_uri: str) -> None:
+def test_deleting_a_file_that_is_gone_is_no_error(store_uri: str) -> None:
     storage = Storage(store_uri)
     for path in ("a/[1]/x", "a/1/x", "a/2"):
         storage.create(path, b"x")
@@ -118,7 +118,7 @@ def test_delete_takes_files_and_what_is_gone_already(store_uri: str) -> None:
     assert not storage.exists("a")
 
 
-def test_deleting_the_last_file_takes_no_folder_from_under_a_writer(tmp_path: Path) -> None:
+def test_deleting_the_last_file_of_a_folder_fails_no_writer(tmp_path: Path) -> None:
     storage, stop = Storage(str(tmp_path)), threading.Event()
 
     def tidy() -> None:
@@ -138,10 +138,10 @@ def test_deleting_the_last_file_takes_no_folder_from_under_a_writer(tmp_path: Pa
 
 
 @pytest.mark.parametrize("code", ["SlowDown", "InternalError"])
-def test_keys_that_a_busy_server_did_not_delete_are_asked_for_again(
+def test_objects_that_a_busy_server_did_not_delete_are_tried_again(
     s3_uri: str, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """The answer is 200, and says of each key how it went."""
+    """The answer is 200, and lists the objects that were not deleted."""
     storage, asked = Storage(s3_uri), []
     request = Bucket._request
 
@@ -158,7 +158,7 @@ def test_keys_that_a_busy_server_did_not_delete_are_asked_for_again(
     assert not storage.exists("a")
 
 
-def test_keys_that_may_not_be_deleted_end_in_a_sentence(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_that_may_not_be_deleted_are_an_error(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"Errors": [{"Key": "store/a", "Code": "AccessDenied", "Message": "AKIAEXAMPLE"}]}
     monkeypatch.setattr(Bucket, "_request", lambda *_, **__: answer)
     with pytest.raises(StorageRefused) as caught:
@@ -173,7 +173,7 @@ def begin_uploads(endpoint: str, bucket: str) -> None:
         client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 1000)
 
 
-def test_unfinished_uploads_are_listed_and_ended(s3_uri: str, s3_endpoint: str) -> None:
+def test_unfinished_uploads_are_listed_and_aborted(s3_uri: str, s3_endpoint: str) -> None:
     bucket, now = s3_uri.split("/")[2], time.time() + 60
     begin_uploads(s3_endpoint, bucket)
     storage = Storage(s3_uri)
@@ -185,8 +185,8 @@ def test_unfinished_uploads_are_listed_and_ended(s3_uri: str, s3_endpoint: str) 
 
 
 @pytest.mark.slow
-def test_a_young_upload_is_let_be(seaweedfs_endpoint: str, aws: Callable[..., None]) -> None:
-    """moto says of every upload that it was begun in 2010."""
+def test_a_young_upload_is_not_aborted(seaweedfs_endpoint: str, aws: Callable[..., None]) -> None:
+    """moto gives every upload the year 2010, so this needs another server."""
     aws(**s3_servers.environment(seaweedfs_endpoint))
     bucket = s3_servers.new_bucket(seaweedfs_endpoint)
     begin_uploads(seaweedfs_endpoint, bucket)
@@ -196,7 +196,7 @@ def test_a_young_upload_is_let_be(seaweedfs_endpoint: str, aws: Callable[..., No
 
 
 @pytest.mark.parametrize("server", ["s3_endpoint", pytest.param("seaweedfs_endpoint", marks=pytest.mark.slow)])
-def test_every_page_of_uploads_and_parts_is_asked_for(
+def test_every_page_of_uploads_and_parts_is_read(
     server: str, request: pytest.FixtureRequest, aws: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint: str = request.getfixturevalue(server)
@@ -219,7 +219,7 @@ def test_a_local_folder_has_no_unfinished_uploads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop-answer", "late-500", "duplicate", "truncate"])
-def test_a_writer_whose_answer_was_lost_knows_its_own_file(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
+def test_a_writer_whose_answer_was_lost_recognises_its_own_file(proxy: FaultProxy, proxied_uri: str, kind: str) -> None:
     storage = Storage(proxied_uri)
     for name in ("a", "b"):
         proxy.schedule(Schedule((kind,), budget=1, only="PUT"))
@@ -229,7 +229,7 @@ def test_a_writer_whose_answer_was_lost_knows_its_own_file(proxy: FaultProxy, pr
         assert len(proxy.schedule(Schedule())) == 1
 
 
-def test_no_secret_is_in_what_travels(s3_uri: str) -> None:
+def test_a_pickled_storage_holds_no_secret(s3_uri: str) -> None:
     storage = Storage(s3_uri)
     assert storage.delta_options["AWS_SECRET_ACCESS_KEY"] == s3_servers.SECRET
     assert s3_servers.SECRET.encode() not in pickle.dumps(storage)
@@ -255,7 +255,7 @@ BAD_NAMES = ("a%20b", "%00", "a\nb", "a\x7fb", "a\\b")
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
-def test_delta_keeps_its_table_in_the_folder_of_that_very_name(store_uri: str, name: str) -> None:
+def test_delta_puts_its_table_into_the_folder_of_exactly_this_name(store_uri: str, name: str) -> None:
     storage = Storage(f"{store_uri}/{name}")
     schema = pa.schema([("number", pa.int64())])
     storage.delta("making", "table", lambda uri, options: DeltaTable.create(uri, schema, storage_options=options))
@@ -266,14 +266,14 @@ def test_delta_keeps_its_table_in_the_folder_of_that_very_name(store_uri: str, n
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_name_that_delta_takes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_delta_takes_for_another_place_is_refused(tmp_path: Path, name: str) -> None:
     for root in (f"{tmp_path}/{name}", f"s3://bucket/{name}"):
         with pytest.raises(InvalidInput, match="choose another"):
             Storage(root).delta_uri("catalog")
 
 
 @pytest.mark.parametrize("root", ["s3://bucket/a/../b", "s3://bucket/.", "s3://bucket/a?versionId=b", "s3://b/\udcff"])
-def test_an_address_that_s3_reads_otherwise_is_refused(root: str) -> None:
+def test_an_address_that_s3_takes_for_another_is_refused(root: str) -> None:
     with pytest.raises(InvalidInput, match="correct it"):
         Storage(root)
 

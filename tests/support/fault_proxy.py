@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # What goes wrong on real networks and with real servers, now and then.
-WEATHER = ("drop-answer", "late-500", "500", "503", "reset", "truncate", "duplicate", "condition-409")
+FAULTS = ("drop-answer", "late-500", "500", "503", "reset", "truncate", "duplicate", "condition-409")
 CONDITION_CODES = {
     "condition-409": "ConditionalRequestConflict",
     "condition-501": "NotImplemented",
@@ -74,7 +74,7 @@ class FaultProxy:
         self.process.communicate()
 
 
-class _Weather:
+class _Faults:
     """The schedule that is in force, and what it did."""
 
     def __init__(self, schedule: Schedule) -> None:
@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     upstream: str
-    weather: _Weather
+    faults: _Faults
 
     def log_message(self, *_: object) -> None:
         pass
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _carry(self) -> None:
         body = self._body()
         has_condition = self.headers.get("If-None-Match") is not None
-        kind = self.weather.next(f"{self.command} {self.path}", has_condition=has_condition)
+        kind = self.faults.next(f"{self.command} {self.path}", has_condition=has_condition)
         dropped = ("connection", "transfer-encoding", "content-length", "expect")
         headers = [(name, value) for name, value in self.headers.items() if name.lower() not in dropped]
         headers.append(("Content-Length", str(len(body))))
@@ -190,7 +190,7 @@ class _Server(ThreadingHTTPServer):
 
 def _serve(upstream: str, certificate: str | None = None) -> None:
     """Carry requests until stdin ends; each line there is a new schedule."""
-    _Handler.upstream, _Handler.weather = urlsplit(upstream).netloc, _Weather(Schedule())
+    _Handler.upstream, _Handler.faults = urlsplit(upstream).netloc, _Faults(Schedule())
     server = _Server(("127.0.0.1", 0), _Handler)
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -199,7 +199,7 @@ def _serve(upstream: str, certificate: str | None = None) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _say(f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}")
     for line in sys.stdin:
-        former, _Handler.weather = _Handler.weather, _Weather(Schedule(**json.loads(line)))
+        former, _Handler.faults = _Handler.faults, _Faults(Schedule(**json.loads(line)))
         _say(former.done)
 
 

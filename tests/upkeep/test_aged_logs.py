@@ -1,4 +1,4 @@
-"""A store that is a year old, and Delta's own housekeeping as a user may run it: nothing that a tag names is lost."""
+"""A store that is a year old, and Delta's own cleanup as a user may run it: no tagged version is lost."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ YEAR = 365 * 86_400
 
 @pytest.fixture(scope="module")
 def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
-    """A store all of whose files and commits are a year old."""
+    """A store whose files and commits are all a year old."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "CHECKPOINT_EVERY", 3)
         patient = make_patient(tmp_path_factory.mktemp("aged"))
@@ -35,7 +35,7 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
 
 
 def age(store: FeatureStore) -> None:
-    """Set back the clock of every commit, in the log, its checkpoints and the journal, and that of every file."""
+    """Make every commit and every file older, in the log, in its checkpoints and in the journal."""
     for version in range(store.snapshot().version + 1):
         log = Path(store.storage.root) / log_path(version)
         log.write_text("".join(json.dumps(_older(json.loads(line))) + "\n" for line in log.read_text().splitlines()))
@@ -71,7 +71,7 @@ def table(store: FeatureStore) -> DeltaTable:
 
 
 def vacuum_all(delta: DeltaTable) -> None:
-    """All that the newest version does not name."""
+    """Let Delta delete every file that the newest version does not name."""
     assert delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True)
 
 
@@ -93,7 +93,7 @@ def test_the_store_is_old(aged: Patient) -> None:
     ],
     ids=["cleanup_metadata", "vacuum", "vacuum-full", "checkpoint"],
 )
-def test_what_delta_cleans_by_its_own_rules_takes_nothing(
+def test_deltas_own_cleanup_deletes_nothing(
     clean: Callable[[DeltaTable], object], store: FeatureStore, aged: Patient
 ) -> None:
     clean(table(store))
@@ -102,7 +102,7 @@ def test_what_delta_cleans_by_its_own_rules_takes_nothing(
 
 
 def check_usable(store: FeatureStore, aged: Patient) -> None:
-    """The next run finds only the dropped missing, and commits."""
+    """Check that the next job finds only the dropped assets missing, and commits."""
     assert featurize(store, read_table(str(aged.corpus))) > 0
     assert content(store.snapshot()).items() >= aged.head.items()
     assert content(store.snapshot(TAG)) == aged.tagged
@@ -115,7 +115,7 @@ def test_delta_refuses_to_vacuum_what_our_retention_keeps(store: FeatureStore, a
     check_whole(store, aged)
 
 
-def test_a_vacuum_by_force_leaves_the_newest_and_repair_brings_back_the_tagged(
+def test_a_forced_vacuum_keeps_the_newest_version_and_repair_brings_back_the_tagged(
     store: FeatureStore, aged: Patient
 ) -> None:
     vacuum_all(table(store))
@@ -131,7 +131,7 @@ def test_a_vacuum_by_force_leaves_the_newest_and_repair_brings_back_the_tagged(
     check_usable(store, aged)
 
 
-def test_a_log_cut_by_a_users_own_retention_is_put_back_by_repair(store: FeatureStore, aged: Patient) -> None:
+def test_a_log_that_a_user_has_cut_is_restored_by_repair(store: FeatureStore, aged: Patient) -> None:
     table(store).alter.set_table_properties({"delta.logRetentionDuration": "interval 1 days"})
     table(store).create_checkpoint()
     # The change of the property is younger than the day: it must not be cut.
@@ -146,7 +146,7 @@ def test_a_log_cut_by_a_users_own_retention_is_put_back_by_repair(store: Feature
     check_usable(store, aged)
 
 
-def test_a_damaged_checkpoint_of_a_users_own_is_found_and_made_anew(store: FeatureStore, aged: Patient) -> None:
+def test_a_damaged_checkpoint_that_a_user_has_written_is_found_and_repaired(store: FeatureStore, aged: Patient) -> None:
     table(store).create_checkpoint()
     Injury("checkpoint", checkpoint_path(aged.newest), "truncate", 1000).inflict(store.storage.root)
     with pytest.raises(Damaged, match="repair"):
@@ -156,9 +156,7 @@ def test_a_damaged_checkpoint_of_a_users_own_is_found_and_made_anew(store: Featu
     check_whole(store, aged)
 
 
-def test_files_rewritten_by_another_tool_are_refused_and_repair_takes_that_back(
-    store: FeatureStore, aged: Patient
-) -> None:
+def test_files_rewritten_by_another_tool_are_refused_and_repair_undoes_that(store: FeatureStore, aged: Patient) -> None:
     table(store).optimize.compact()
     vacuum_all(table(store))
     with pytest.raises(Damaged, match="another tool"):
@@ -171,7 +169,7 @@ def test_files_rewritten_by_another_tool_are_refused_and_repair_takes_that_back(
     check_usable(store, aged)
 
 
-def test_all_of_it_and_our_own_gc_one_after_the_other(store: FeatureStore, aged: Patient) -> None:
+def test_all_these_commands_and_our_own_gc_one_after_the_other(store: FeatureStore, aged: Patient) -> None:
     delta = table(store)
     delta.create_checkpoint()
     vacuum_all(delta)
@@ -190,7 +188,7 @@ def test_all_of_it_and_our_own_gc_one_after_the_other(store: FeatureStore, aged:
     check_usable(store, aged)
 
 
-def test_gc_of_an_old_store_frees_what_neither_the_newest_nor_the_tag_names(store: FeatureStore, aged: Patient) -> None:
+def test_gc_of_an_old_store_deletes_what_no_live_version_names(store: FeatureStore, aged: Patient) -> None:
     listed = {file.path for file in store.storage.stat("")}
     freed = delete_unused(store)
     gone = listed - {file.path for file in store.storage.stat("")}

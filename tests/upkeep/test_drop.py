@@ -14,14 +14,14 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return fill(str(tmp_path_factory.mktemp("store") / "s")).snapshot()
 
 
-def test_a_whole_set_by_any_of_its_names(snapshot: Snapshot) -> None:
+def test_a_feature_set_is_found_by_any_of_its_names(snapshot: Snapshot) -> None:
     keys = snapshot.stored_keys(SPEECH)
     assert len(keys) == 18
     assert keys_to_drop(snapshot, [SPEECH]) == keys_to_drop(snapshot, ["toy-untrained-speech"]) == {SPEECH: keys}
     assert keys_to_drop(snapshot, ["toy"], modality="speech") == {SPEECH: keys}
 
 
-def test_only_the_assets_of_a_manifest_in_every_set_or_those_named(snapshot: Snapshot) -> None:
+def test_a_manifest_restricts_the_keys_to_its_assets(snapshot: Snapshot) -> None:
     three = Manifest(synthetic().table.slice(0, 3))
     keys = {asset.key for asset in three.assets("speech")}
     assert {name: len(found) for name, found in keys_to_drop(snapshot, [], three).items()} == {
@@ -36,7 +36,7 @@ def test_only_the_assets_of_a_manifest_in_every_set_or_those_named(snapshot: Sna
     )
 
 
-def test_a_speaker_who_withdrew_takes_speech_alone(snapshot: Snapshot) -> None:
+def test_a_speaker_restricts_the_keys_to_that_speech(snapshot: Snapshot) -> None:
     speaker = synthetic().rows()[0]["speaker"]
     said = {row["speech_key"] for row in synthetic().rows() if row["speaker"] == speaker}
     assert 0 < len(said) < 18
@@ -51,7 +51,7 @@ def test_a_speaker_who_withdrew_takes_speech_alone(snapshot: Snapshot) -> None:
         ([], "nobody", "the manifest has no speaker 'nobody'"),
     ],
 )
-def test_what_fits_nothing_or_too_much_is_refused(
+def test_a_name_that_fits_nothing_or_several_sets_is_refused(
     snapshot: Snapshot, names: list[str], speaker: str | None, says: str
 ) -> None:
     with pytest.raises(InvalidInput, match=says):

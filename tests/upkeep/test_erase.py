@@ -25,7 +25,7 @@ Content = Mapping[tuple[str, str], bytes]
 
 
 def check_erased(store: FeatureStore, before: Content, doomed: Mapping[str, set[str]]) -> None:
-    """After a gc the store is what it was without the doomed, and no file holds a byte of them."""
+    """After a gc the store has all other features, and no file holds a byte of the doomed ones."""
     delete_unused(store, grace_seconds=0)
     assert content(store.snapshot()) == {k: v for k, v in before.items() if k[1] not in doomed[k[0]]}
     assert verify(store).findings == ()
@@ -36,7 +36,7 @@ def check_erased(store: FeatureStore, before: Content, doomed: Mapping[str, set[
 
 
 def store_again(store: FeatureStore, name: str, keys: Sequence[str], *, is_repair: bool = False) -> None:
-    """Another driver's task with these keys, committed, whose copy of the first counts in a repair alone."""
+    """Commit these keys from the task of another driver. Its copy of the first key counts only if `is_repair`."""
     spec, features = store.read_spec(name).spec, store.snapshot().feature_set(name)
     arrays = {key: features[key] for key in keys}
     if spec.is_frames:
@@ -53,7 +53,7 @@ def store_again(store: FeatureStore, name: str, keys: Sequence[str], *, is_repai
     store.commit([receipt], "m", damaged={name: keys} if is_repair else None)
 
 
-def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) -> None:
+def test_gc_deletes_every_byte_of_erased_features(store_uri: str) -> None:
     store = fill(store_uri)
     before = content(store.snapshot())
     doomed = {name: set(sorted(store.snapshot().stored_keys(name))[:3]) for name in (SPEECH, IMAGE, TEXT)}
@@ -64,8 +64,8 @@ def test_repacking_lets_gc_free_every_byte_of_what_is_dropped(store_uri: str) ->
 
 
 @pytest.mark.parametrize("first", ["nothing", "compaction", "compaction and gc", "drop", "drop and compaction"])
-def test_what_is_stored_twice_or_was_dropped_before_is_erased_all_the_same(tmp_path: Path, first: str) -> None:
-    """The copy that no reader picks lies beside what stays, as does what a plain drop has left behind."""
+def test_keys_that_are_stored_twice_or_were_dropped_before_are_erased_too(tmp_path: Path, first: str) -> None:
+    """A second copy that no reader uses lies in a shard with features that stay. So do the bytes after a plain drop."""
     store = fill(str(tmp_path / "s"))
     doomed, beside = {TEXT: set[str]()}, {}
     for name in (SPEECH, IMAGE):
@@ -88,7 +88,7 @@ def test_what_is_stored_twice_or_was_dropped_before_is_erased_all_the_same(tmp_p
     assert rewrite_shared_shards(store, doomed) == 0
 
 
-def test_what_a_repair_has_left_in_the_old_shard_is_erased(tmp_path: Path) -> None:
+def test_bytes_that_a_repair_has_left_in_the_old_shard_are_erased(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"))
     doomed = {name: {min(store.snapshot().stored_keys(name))} for name in (SPEECH, IMAGE)} | {TEXT: set[str]()}
     for name in (SPEECH, IMAGE):
@@ -99,8 +99,8 @@ def test_what_a_repair_has_left_in_the_old_shard_is_erased(tmp_path: Path) -> No
     check_erased(store, before, doomed)
 
 
-def test_a_copy_that_no_reader_picks_is_not_moved_and_the_same_one_still_counts(tmp_path: Path) -> None:
-    """b is stored twice, and the copy that counts is not the one beside what goes."""
+def test_a_copy_that_no_reader_uses_is_not_moved_and_the_same_one_still_counts(tmp_path: Path) -> None:
+    """A key is stored twice, and its copy that counts is not in the shard of the doomed key."""
     store = fill(str(tmp_path / "s"))
     # Of two shards: the last lies in another than the first two.
     ordered = store.snapshot().stored(SPEECH).sort_by([("shard", "ascending"), ("offset", "ascending")])
@@ -130,9 +130,7 @@ def test_each_set_is_opened_once_and_one_commit_moves_all(tmp_path: Path, monkey
     assert store.snapshot().version == version + 1
 
 
-def test_a_repacking_that_was_killed_goes_on_after_its_last_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_erase_continues_after_its_last_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill_by_two(tmp_path, monkeypatch)
     before, doomed = content(store.snapshot()), one_of_each_place(store.snapshot())
     monkeypatch.setattr(erase, "COMMIT_SECONDS", -1)
@@ -165,8 +163,8 @@ def one_of_each_place(snapshot: Snapshot) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", [SPEECH, IMAGE])
-def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path, name: str) -> None:
-    """What another machine, or a writer that was killed, has left under the name of what is to be written."""
+def test_erase_reuses_no_file_that_holds_more_or_other_bytes(tmp_path: Path, name: str) -> None:
+    """Another machine, or a killed writer, has left a file under the name that erase wants to write."""
     store = fill(str(tmp_path / "s"))
     before, snapshot = content(store.snapshot()), store.snapshot()
     spec, features = store.read_spec(name).spec, snapshot.feature_set(name)
@@ -191,7 +189,7 @@ def test_repacking_adopts_nothing_that_holds_more_or_other_bytes(tmp_path: Path,
 
 
 def packed_beside(snapshot: Snapshot, name: str, row: dict[str, Any]) -> list[str]:
-    """The other keys of its task in its shard, in the order of their places."""
+    """The other keys of the same task in the same shard, in the order of their places."""
     rows = snapshot.stored(name).sort_by("offset").to_pylist()
     place = (row["task"], row["shard"])
     return [other["asset"] for other in rows if (other["task"], other["shard"]) == place and other != row]

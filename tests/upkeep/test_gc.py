@@ -1,4 +1,4 @@
-"""gc frees what no live version names, and nothing else, whoever else is at work."""
+"""gc deletes the files that no live version names, and nothing else, whatever other processes do."""
 
 import errno
 import functools
@@ -35,7 +35,7 @@ def all_files(store: FeatureStore) -> dict[str, StoredFile]:
 
 @pytest.fixture
 def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Move the clock that gc and adoption read; files and commits keep their times."""
+    """Move the clock that gc and jobs read. Files and commits keep their times."""
 
     def move(days: float) -> None:
         for module in (gc, live, grace):
@@ -44,14 +44,14 @@ def pass_days(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return move
 
 
-def test_a_fresh_store_has_nothing_to_free(store_uri: str) -> None:
+def test_gc_deletes_nothing_of_a_fresh_store(store_uri: str) -> None:
     store = fill(store_uri)
     before = all_files(store)
     assert delete_unused(store, grace_seconds=0).files == 0
     assert all_files(store).keys() - before.keys() == {p for p in all_files(store) if p.startswith("collections/")}
 
 
-def test_dry_run_says_to_the_byte_what_is_freed_and_the_rest_stays(store_uri: str) -> None:
+def test_a_dry_run_counts_exactly_the_bytes_that_gc_deletes(store_uri: str) -> None:
     store = fill(store_uri)
     kept = {key: value for key, value in content(store.snapshot()).items() if key[0] != SPEECH}
     store.drop({SPEECH: None})
@@ -67,7 +67,7 @@ def test_dry_run_says_to_the_byte_what_is_freed_and_the_rest_stays(store_uri: st
     assert verify(store).findings == ()
 
 
-def test_what_was_dropped_is_readable_until_the_grace_period_ends(
+def test_dropped_features_are_readable_until_the_grace_period_ends(
     tmp_path: Path, pass_days: Callable[[float], None]
 ) -> None:
     store = fill(str(tmp_path / "s"))
@@ -85,7 +85,7 @@ def test_what_was_dropped_is_readable_until_the_grace_period_ends(
         store.snapshot(version)
 
 
-def test_a_tagged_version_stays_whole_and_pins_by_name(store_uri: str) -> None:
+def test_a_tagged_version_stays_whole_and_is_opened_by_its_tag(store_uri: str) -> None:
     store = fill(store_uri)
     before = content(store.snapshot())
     store.tags.create("paper", store.snapshot().version)
@@ -99,7 +99,7 @@ def test_a_tagged_version_stays_whole_and_pins_by_name(store_uri: str) -> None:
     assert verify(store).findings == ()
 
 
-def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Path) -> None:
+def test_a_deleted_version_cannot_be_tagged_and_a_tag_names_one_version(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"))
     version = store.snapshot().version
     store.drop({SPEECH: None})
@@ -117,8 +117,8 @@ def test_a_freed_version_cannot_be_tagged_and_a_name_is_taken_once(tmp_path: Pat
         store.snapshot("paper")
 
 
-def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made between gc's look at the tags and its record, the tag counts; after the record, it is refused."""
+def test_a_tag_that_is_made_before_the_record_of_gc_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc has read the tags already. Its first record fails, it reads the tags again, and it keeps the version."""
     store = fill(str(tmp_path / "s"))
     version, before = store.snapshot().version, content(store.snapshot())
     store.drop({SPEECH: None})
@@ -139,8 +139,8 @@ def test_a_tag_made_while_gc_looks_stops_it_and_is_kept(tmp_path: Path, monkeypa
     assert not list(store.storage.list("announcements"))
 
 
-def test_a_gc_killed_before_its_record_leaves_every_version(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was readable stays so, and can be tagged, whatever the killed one has announced."""
+def test_a_gc_killed_before_its_record_keeps_every_version(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its announcement is left. Every version stays readable and can be tagged."""
     store = fill(store_uri)
     version, before = store.snapshot().version, content(store.snapshot())
     store.drop({SPEECH: None})
@@ -158,8 +158,8 @@ def test_a_gc_killed_before_its_record_leaves_every_version(store_uri: str, monk
     assert content(store.snapshot("paper")) == before
 
 
-def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gc lists first and reads the catalog after: shards that lay there before and are committed meanwhile stay."""
+def test_a_shard_committed_while_gc_lists_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc lists the files before it reads the catalog, so it sees that these shards are named."""
     store = fill(str(tmp_path / "s"), some_rows(0, 9))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
     receipts = list(encode_inline(work))
@@ -176,10 +176,10 @@ def test_a_shard_committed_while_gc_lists_is_not_freed(tmp_path: Path, monkeypat
     assert verify(store).findings == ()
 
 
-def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
+def test_a_file_that_a_job_has_written_again_meanwhile_is_not_deleted(
     store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the same plan a resumed run gives the same name, and the first gc had it on its list."""
+    """Another gc deletes it, and a resumed job writes it under the same name, while the first gc has it on its list."""
     store = fill(store_uri, some_rows(0, 9))
     work = prepare_work(store, synthetic(), [(request, request.build().spec) for request in TOY], SIZES)
     assert list(encode_inline(work)), "orphans"
@@ -200,8 +200,8 @@ def test_what_another_gc_freed_and_a_run_wrote_anew_meanwhile_stays(
     assert len(content(store.snapshot())) == 30
 
 
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one of a colleague whose umask lets nobody in: what its tags name must not be freed."""
+def test_gc_stops_at_a_folder_that_it_cannot_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the folder of tags looked empty, gc would delete what the tags name."""
     store = fill(str(tmp_path / "s"))
     store.tags.create("paper", store.snapshot().version)
     store.drop({SPEECH: None})
@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monk
     assert left == before
 
 
-def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path) -> None:
+def test_orphans_are_reused_while_young_and_deleted_when_old(tmp_path: Path) -> None:
     whole = fill(str(tmp_path / "whole"))
     store = fill(str(tmp_path / "s"))
     features = [path for path in all_files(store) if path.startswith("features/") and not path.endswith(".json")]
@@ -231,9 +231,9 @@ def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path)
             os.utime(store.storage.address(path), (time.time() - days * DAY,) * 2)
 
     drop_all_and_age(3.4)
-    assert featurize(store.storage.root).bytes == 0, "young orphans are adopted"
+    assert featurize(store.storage.root).bytes == 0, "young orphans are reused"
     drop_all_and_age(3.6)
-    assert featurize(store.storage.root).bytes > 0, "older than half the grace period: written anew"
+    assert featurize(store.storage.root).bytes > 0, "older than half the grace period: written again"
     assert content(store.snapshot()) == content(whole.snapshot())
     assert set(features) < all_files(store).keys()
     delete_unused(store, grace_seconds=GRACE_SECONDS)
@@ -243,8 +243,8 @@ def test_orphans_are_freed_when_old_and_adopted_only_while_young(tmp_path: Path)
     assert content(store.snapshot()) == content(whole.snapshot())
 
 
-def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
-    """Runs that come and go under a gc that never stops: nothing is lost, by the default grace period."""
+def test_gc_and_jobs_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    """Several jobs, one after the other, beside a gc that runs all the time, with the default grace period."""
     store = fill(str(tmp_path / "s"), some_rows(0, 3))
     is_over = threading.Event()
 
@@ -263,7 +263,7 @@ def test_gc_and_a_run_at_the_same_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [f"features/{SPEECH}/.incoming-abc", ".probe-0123/table/_delta_log/0.json"])
-def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path, path: str) -> None:
+def test_temporary_files_of_killed_writers_are_deleted(tmp_path: Path, path: str) -> None:
     store = fill(str(tmp_path / "s"))
     left = Path(store.storage.root) / path
     left.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def test_what_killed_writers_left_half_written_is_freed(tmp_path: Path, path: st
     assert not left.exists()
 
 
-def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
+def test_unfinished_uploads_are_aborted_and_counted_by_a_dry_run(
     s3_uri: str, s3_endpoint: str, pass_days: Callable[[float], None]
 ) -> None:
     store, client, bucket = fill(s3_uri), s3_servers.client(s3_endpoint), s3_uri.split("/")[2]
@@ -292,7 +292,7 @@ def test_unfinished_uploads_are_ended_and_their_bytes_told_before(
     assert (freed.uploads, freed.upload_bytes, num_open()) == (1, 1000, 0)
 
 
-def test_nothing_is_freed_while_the_catalog_is_damaged(tmp_path: Path) -> None:
+def test_nothing_is_deleted_while_the_catalog_is_damaged(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"))
     store.drop({SPEECH: None})
     part = next(path for path in all_files(store) if path.startswith(f"catalog/feature_set={IMAGE}"))

@@ -76,7 +76,7 @@ DOUBLES = [(PAIRS[n % len(PAIRS)], n) for n in range(count(22, 66))]
 @pytest.mark.parametrize(
     ("kinds", "seed"), DOUBLES, ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple) else str(part)
 )
-def test_two_injuries_are_told_and_made_no_worse(
+def test_two_injuries_are_found_and_repair_makes_them_no_worse(
     kinds: tuple[str, str], seed: int, patient: Patient, tmp_path: Path
 ) -> None:
     chance, store = random.Random(seed), FeatureStore(patient.copy(tmp_path / "store"))
@@ -104,7 +104,7 @@ def test_two_injuries_are_told_and_made_no_worse(
 
 
 def is_unheard_of(injuries: Sequence[Injury], patient: Patient) -> bool:
-    """The newest entry and its copy are gone: nothing tells any more that it ever was."""
+    """The newest entry and its copy are gone. Nothing shows that the version ever existed."""
     paths = {injury.path for injury in injuries if injury.how == "delete"}
     return paths == {log_path(patient.newest), journal_path(patient.newest)}
 
@@ -120,7 +120,7 @@ def is_newer_format(store: FeatureStore) -> bool:
 
 
 def check_found(injury: Injury, patient: Patient, store: FeatureStore) -> dict[str, set[str]]:
-    """The keys that must be encoded anew, once the findings are shown to be the injury and nothing else."""
+    """Check that the findings are this injury and nothing else. Returns the keys that must be encoded again."""
     findings = verify(store).findings
     if injury.kind == "manifest" and not findings and injury.how != "delete":
         # The flipped bit lies in what Parquet says of the rows, not in the rows.
@@ -139,7 +139,7 @@ def check_found(injury: Injury, patient: Patient, store: FeatureStore) -> dict[s
 
 
 def check_reading(injury: Injury, patient: Patient, store: FeatureStore) -> set[tuple[str, str, str]]:
-    """What can be read of either version, once it is shown to be as it was, and the rest to be refused."""
+    """Check that each feature is read as it was or refused. Returns those that can be read, of both versions."""
     readable = read(store, patient)
     num_features = len(patient.head) + len(patient.tagged)
     assert len(readable) < num_features if patient.is_vital(injury) else len(readable) <= num_features
@@ -168,7 +168,7 @@ def read(store: FeatureStore, patient: Patient, *, may_miss: bool = False) -> se
 def check_unrepaired(
     lost: dict[str, set[str]], readable: set[tuple[str, str, str]], patient: Patient, store: FeatureStore
 ) -> None:
-    """Without its source what is lost is told, and nothing else is lost by trying."""
+    """Check that a repair without sources reports what is lost and makes nothing worse."""
     with sources_gone(patient):
         done = repair(store)
     assert (done.encoded, {name: set(keys) for name, keys in done.left.items()}) == (0, lost)
@@ -190,7 +190,7 @@ def sources_gone(patient: Patient) -> Iterator[None]:
 
 
 def cure(injury: Injury, patient: Patient, store: FeatureStore, num_encoded: list[int]) -> Repaired:
-    """A repair with what only its user has, where it needs that; how much each of its tasks encoded."""
+    """Repair, with a manifest or encoder from the user where needed. Counts the assets that each task encodes."""
 
     def encode(work: Work) -> Iterator[Receipt]:
         for receipt in encode_inline(work):

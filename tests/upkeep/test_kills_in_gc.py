@@ -36,7 +36,7 @@ Content = dict[tuple[str, str], bytes]
 
 @dataclass(frozen=True)
 class Dropped:
-    """A store half of whose keys were dropped, with a tag on an early version, and what becomes of it without kills."""
+    """A store with half of its keys dropped and a tag on an early version, and its files after a gc without kills."""
 
     manifest: Path
     doomed: Path
@@ -105,7 +105,7 @@ def test_a_drop_killed_at_a_named_point_is_done_or_not_begun(
 
 
 @pytest.mark.parametrize(("point", "seed"), GC_ROUNDS, ids=lambda part: str(part).replace(" ", "-"))
-def test_a_gc_killed_anywhere_frees_no_live_file_and_the_next_frees_the_rest(
+def test_a_gc_killed_anywhere_deletes_no_live_file_and_the_next_deletes_the_rest(
     point: str, seed: int, dropped: Dropped, nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = place(dropped.store, seed % 12 == 5, tmp_path, request)
@@ -169,12 +169,12 @@ def copy(source: str, target: str) -> None:
 
 
 def files(uri: str) -> dict[str, bytes]:
-    """Every file but what collections say of themselves, which bears their time."""
+    """Every file, without the records of gc, which hold the time."""
     storage = Storage(uri)
     found = (file.path for file in storage.stat("", with_incoming=True))
     return {path: storage.read(path) for path in found if not path.startswith(("collections/", "announcements/"))}
 
 
 def frames_and_vectors(found: dict[str, bytes]) -> list[str]:
-    """A matrix's metadata, which no gc frees, left out."""
+    """The files without the metadata of matrices, which gc never deletes."""
     return [path for path in found if path.startswith("features/") and not path.endswith("zarr.json")]

@@ -1,4 +1,4 @@
-"""What gc goes by, when some of it is damaged or lost: repair heals it, or says what to do, and gc is never stuck."""
+"""Files that gc reads are damaged or lost: repair brings them back or says what to do, and gc can run again."""
 
 import os
 import shutil
@@ -38,20 +38,20 @@ def store(whole: Path, tmp_path: Path) -> FeatureStore:
 
 
 def dropped_part(store: FeatureStore) -> str:
-    """A file of rows that the version before the newest names, and the newest does not."""
+    """A data file that the version before the newest names, and the newest does not."""
     newest = store.snapshot().version
     return min(set(store.catalog.paths(newest - 1)) - set(store.catalog.paths(newest)))
 
 
 def lose(store: FeatureStore, part: str) -> None:
-    """The file and its copy."""
+    """Damage a data file and its copy."""
     for path in (data_file_path(part), data_file_copy_path(part)):
         Injury("part", path, "flip", 99).inflict(store.storage.root)
 
 
 @pytest.mark.parametrize("place", [data_file_path, data_file_copy_path])
 @pytest.mark.parametrize("how", ["flip", "delete"])
-def test_rows_that_only_an_older_version_of_this_week_names_are_healed(
+def test_a_data_file_that_only_a_recent_version_names_is_repaired(
     store: FeatureStore, place: Callable[[str], str], how: str
 ) -> None:
     path = place(dropped_part(store))
@@ -64,7 +64,7 @@ def test_rows_that_only_an_older_version_of_this_week_names_are_healed(
     assert delete_unused(store).files == 0
 
 
-def test_rows_that_a_tag_alone_names_and_that_are_lost_ask_for_the_tag(store: FeatureStore) -> None:
+def test_a_lost_data_file_of_a_tagged_version_needs_the_tag_deleted(store: FeatureStore) -> None:
     part, newest = dropped_part(store), store.snapshot().version
     store.tags.create("paper", newest - 1)
     delete_unused(store, grace_seconds=0)
@@ -84,10 +84,10 @@ def test_rows_that_a_tag_alone_names_and_that_are_lost_ask_for_the_tag(store: Fe
     assert content(store.snapshot()) == before
 
 
-def test_rows_of_this_week_that_are_lost_stop_gc_for_their_feature_set_alone(
+def test_a_lost_data_file_of_a_recent_version_stops_gc_for_its_feature_set_alone(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What they named is not known, so nothing of the set is freed; until when is told."""
+    """Nobody knows which files it named, so gc deletes none of this set. The message says until when."""
     lose(store, dropped_part(store))
     orphans = [f"features/{name}/frames/00/old.tar" for name in (IMAGE, SPEECH)]
     for path in orphans:
@@ -110,7 +110,7 @@ def test_rows_of_this_week_that_are_lost_stop_gc_for_their_feature_set_alone(
     assert not store.storage.exists(orphans[1])
 
 
-def test_rows_given_up_are_told_until_no_kept_version_names_them(store: FeatureStore) -> None:
+def test_a_forgotten_data_file_is_reported_until_no_live_version_names_it(store: FeatureStore) -> None:
     part = min(store.catalog.paths(store.snapshot().version))
     lose(store, part)
     assert all("--forget" in problem for problem in repair(store).problems)
@@ -128,12 +128,12 @@ def damage_the_record(store: FeatureStore) -> None:
     Injury("collection", path, "truncate", 20).inflict(store.storage.root)
 
 
-def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_as_kept(store: FeatureStore) -> None:
+def test_a_repaired_record_of_a_gc_keeps_no_deleted_version(store: FeatureStore) -> None:
     newest = store.snapshot().version
     store.tags.create("paper", 1)
     paper = content(store.snapshot("paper"))
     assert delete_unused(store, grace_seconds=0).files > 0
-    # Of a `tag` that was killed before it was acknowledged.
+    # As a `tag` leaves it that was killed before it looked at the records.
     store.storage.create(
         tag_path("late"), to_json(Tag(name="late", version=newest - 1, time=datetime.now(UTC)).with_checksum())
     )
@@ -150,7 +150,7 @@ def test_a_damaged_record_of_a_gc_is_made_anew_so_that_no_freed_version_counts_a
     assert verify(store).findings == ()
 
 
-def test_a_damaged_record_of_a_gc_that_freed_nothing_keeps_every_version(store: FeatureStore) -> None:
+def test_a_repaired_record_of_a_gc_that_deleted_nothing_keeps_every_version(store: FeatureStore) -> None:
     newest = store.snapshot().version
     delete_unused(store)
     damage_the_record(store)
@@ -159,8 +159,8 @@ def test_a_damaged_record_of_a_gc_that_freed_nothing_keeps_every_version(store: 
     assert store.tags.since() == 0
 
 
-def test_a_record_made_anew_keeps_what_only_the_copies_of_rows_show(store: FeatureStore) -> None:
-    """As after another tool's vacuum: then `repair` brings the files back."""
+def test_a_repaired_record_keeps_versions_whose_data_files_have_only_copies(store: FeatureStore) -> None:
+    """Another tool has deleted the data files, as Delta's `vacuum` does. `repair` brings them back."""
     newest = store.snapshot().version
     store.tags.create("paper", 1)
     delete_unused(store)

@@ -1,4 +1,4 @@
-"""Features encoded anew beside the stored ones: equal in a true store; true checksums of false numbers do not help."""
+"""Features are encoded again and compared: wrong numbers are found even if their checksums fit."""
 
 import shutil
 from pathlib import Path

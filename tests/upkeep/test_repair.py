@@ -1,4 +1,4 @@
-"""Repair as a whole: what is encoded, what the catalog says after it, and what it tells where it can't help."""
+"""Repair as a whole: what is encoded, what the catalog says afterwards, and what it says where it can't help."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -50,7 +50,7 @@ def store(whole: Path, tmp_path: Path) -> FeatureStore:
 
 
 def flip(store: FeatureStore, name: str, key: str) -> None:
-    """Change one bit of that feature in the newest version."""
+    """Flip one bit of a feature in the newest version."""
     row = next(row for row in store.snapshot().stored(name).to_pylist() if row["asset"] == key)
     if name == SPEECH:
         Injury("shard", row["shard"], "flip", 8 * row["offset"] + 3).inflict(store.storage.root)
@@ -60,7 +60,7 @@ def flip(store: FeatureStore, name: str, key: str) -> None:
 
 
 class Counting:
-    """The inline road; `assets` are those that came by."""
+    """Encodes without Ray; `assets` are those that were encoded."""
 
     def __init__(self) -> None:
         self.assets: list[str] = []
@@ -72,7 +72,7 @@ class Counting:
 
 
 class OtherHardware(ToyEncoder):
-    """The same encoder with the last bits of another kind of machine."""
+    """The same encoder, with slightly different numbers as from another kind of machine."""
 
     def encode(self, inputs: list[np.ndarray], dtype: str = "f4") -> list[np.ndarray]:
         return [feature * np.float32(1 + 3e-7) for feature in super().encode(inputs, dtype)]
@@ -102,7 +102,7 @@ def test_only_what_is_lost_is_encoded_and_the_catalog_stays_as_it_was(store: Fea
     assert len(encode.assets) == 2
 
 
-def test_what_was_dropped_is_healed_for_its_tag_and_stays_dropped(store: FeatureStore) -> None:
+def test_a_dropped_feature_is_repaired_for_its_tag_and_stays_dropped(store: FeatureStore) -> None:
     key = sorted(store.snapshot().stored_keys(SPEECH))[0]
     store.tags.create("paper", store.snapshot().version)
     tagged = content(store.snapshot("paper"))
@@ -119,7 +119,7 @@ def content_keys(store: FeatureStore) -> set[tuple[str, str]]:
     return set(content(store.snapshot()))
 
 
-def test_other_hardware_replaces_in_the_newest_version_and_tells_of_the_tag(store: FeatureStore) -> None:
+def test_features_of_other_hardware_go_into_the_newest_version_and_the_tag_is_reported(store: FeatureStore) -> None:
     before = content(store.snapshot())
     store.tags.create("paper", store.snapshot().version)
     kept, dropped, elsewhere = sorted(store.snapshot().stored_keys(SPEECH))[:3]
@@ -149,7 +149,7 @@ def rows_of_speech(key: str) -> list[dict[str, object]]:
     return [row for row in synthetic().rows() if row["speech_key"] == key]
 
 
-def test_a_commit_does_not_bring_back_what_was_dropped_meanwhile(store: FeatureStore) -> None:
+def test_a_commit_does_not_bring_back_keys_that_were_dropped_meanwhile(store: FeatureStore) -> None:
     key, other = sorted(store.snapshot().stored_keys(SPEECH))[:2]
     spec, features = store.read_spec(SPEECH).spec, store.snapshot().feature_set(SPEECH)
     tar = pack_shard(spec, [(name, features[name] * np.float32(2)) for name in (key, other)], {})
@@ -164,7 +164,7 @@ def test_a_commit_does_not_bring_back_what_was_dropped_meanwhile(store: FeatureS
     np.testing.assert_array_equal(store.snapshot().feature_set(SPEECH)[other], features[other] * 2)
 
 
-def test_a_checkpoint_lost_with_the_copy_that_proves_it_is_made_anew(
+def test_a_checkpoint_lost_with_the_copy_that_proves_it_is_written_again(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
@@ -179,7 +179,7 @@ def test_a_checkpoint_lost_with_the_copy_that_proves_it_is_made_anew(
 
 
 def reads_of_parts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many files of the catalog's rows one repair reads."""
+    """How many data files one repair reads, copies included."""
     paths: list[str] = []
 
     def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -192,9 +192,7 @@ def reads_of_parts(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> int:
     return sum("feature_set=" in path for path in paths)
 
 
-def test_many_findings_read_the_catalog_no_oftener_than_one(
-    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_findings_read_the_catalog_as_often_as_one(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.tags.create("paper", store.snapshot().version)
     rows = store.snapshot().stored(SPEECH).to_pylist()
     first_of = {row["shard"]: row["asset"] for row in rows}
@@ -207,7 +205,7 @@ def test_many_findings_read_the_catalog_no_oftener_than_one(
     assert reads_of_parts(store, monkeypatch) == once
 
 
-def test_many_damaged_checkpoints_are_made_anew_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_damaged_checkpoints_are_written_again_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
     versions = [store.drop({name: None}) for name in (TEXT, IMAGE, SPEECH)]
     for version in versions:
@@ -226,7 +224,7 @@ def test_many_damaged_checkpoints_are_made_anew_once(store: FeatureStore, monkey
     assert verify(store).findings == ()
 
 
-def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureStore) -> None:
+def test_a_killed_repair_loses_nothing_and_the_next_continues(store: FeatureStore) -> None:
     before = content(store.snapshot())
     keys = sorted(store.snapshot().stored_keys(SPEECH))
     for key in keys[:12]:
@@ -249,12 +247,12 @@ def test_a_repair_that_dies_loses_nothing_and_the_next_goes_on(store: FeatureSto
             yield receipt
 
     assert repair(store, count).left == {}
-    # What the first had encoded lies whole on storage, and is adopted.
+    # The first had encoded all of them. Their shards are whole on storage and are reused.
     assert sum(encoded) == 0
     assert content(store.snapshot()) == before
 
 
-def test_a_lost_shard_comes_back_with_a_dropped_neighbour_left_empty(store: FeatureStore) -> None:
+def test_a_lost_shard_comes_back_with_zeros_for_a_dropped_neighbour(store: FeatureStore) -> None:
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]
     first, *others = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
@@ -269,8 +267,8 @@ def test_a_lost_shard_comes_back_with_a_dropped_neighbour_left_empty(store: Feat
     assert verify(store).findings == ()
 
 
-def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: FeatureStore) -> None:
-    """`gc` freed the rows of a dropped neighbour: the offsets of a new tar would not be those of the old."""
+def test_a_shard_with_unknown_neighbours_is_not_rebuilt(store: FeatureStore) -> None:
+    """`gc` deleted the rows of a dropped neighbour. A new tar without it would have other offsets."""
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]
     keys = [row["asset"] for row in sorted(rows, key=lambda row: row["offset"]) if row["shard"] == shard]
@@ -287,7 +285,7 @@ def test_a_shard_whose_neighbours_nobody_knows_any_more_is_not_rebuilt(store: Fe
 
 
 def lose_the_rows(store: FeatureStore, version: int, doomed: list[str], name: str = IMAGE) -> dict[str, bytes]:
-    """Drop these assets, and lose the file that names them in that version, with its copy; what was lost."""
+    """Drop these assets, and delete the data file that names them in that version, and its copy. Returns both."""
     parts = set(store.catalog.paths(version))
     store.drop({name: doomed})
     [lost] = parts - set(store.catalog.paths(version + 1))
@@ -296,10 +294,10 @@ def lose_the_rows(store: FeatureStore, version: int, doomed: list[str], name: st
     return files
 
 
-def check_mended_until_the_rows_come_back(
+def check_repaired_until_the_rows_come_back(
     store: FeatureStore, files: dict[str, bytes], before: dict[tuple[str, str], bytes]
 ) -> None:
-    """A repair leaves nothing open; with the lost files of rows put back the tagged version is whole again."""
+    """A repair leaves nothing damaged. With the lost data files put back, the tagged version is whole again."""
     assert repair(store).left == {}
     for path, data in files.items():
         store.storage.create(path, data)
@@ -309,7 +307,7 @@ def check_mended_until_the_rows_come_back(
 
 
 @pytest.mark.parametrize("is_keys_lost", [False, True])
-def test_a_chunk_is_mended_round_rows_that_only_a_lost_file_of_a_tag_names(
+def test_a_repaired_chunk_keeps_rows_that_only_a_lost_data_file_names(
     whole: Path, tmp_path: Path, is_keys_lost: bool
 ) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
@@ -321,10 +319,10 @@ def test_a_chunk_is_mended_round_rows_that_only_a_lost_file_of_a_tag_names(
     flip(store, IMAGE, one)
     if is_keys_lost:
         Injury("keys", chunk_path(rows[0]["shard"], "keys", 0), "flip", 8 * 88 * 4 + 3).inflict(store.storage.root)
-    check_mended_until_the_rows_come_back(store, files, before)
+    check_repaired_until_the_rows_come_back(store, files, before)
 
 
-def test_a_shard_is_mended_before_an_end_that_only_a_lost_file_of_a_tag_names(tmp_path: Path) -> None:
+def test_a_repaired_shard_keeps_an_end_that_only_a_lost_data_file_names(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
     version, before = store.snapshot().version, content(store.snapshot())
     store.tags.create("paper", version)
@@ -333,10 +331,10 @@ def test_a_shard_is_mended_before_an_end_that_only_a_lost_file_of_a_tag_names(tm
     assert len(others) >= 2
     files = lose_the_rows(store, version, others[1:], SPEECH)
     flip(store, SPEECH, one)
-    check_mended_until_the_rows_come_back(store, files, before)
+    check_repaired_until_the_rows_come_back(store, files, before)
 
 
-def test_a_row_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
+def test_a_row_that_no_checksum_proves_is_not_reused(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
     version, before = store.snapshot().version, content(store.snapshot())
     rows = sorted(store.snapshot().stored(IMAGE).to_pylist(), key=lambda row: row["offset"])
@@ -352,7 +350,7 @@ def test_a_row_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
     assert content(store.snapshot()) == before
 
 
-def test_a_shards_end_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> None:
+def test_the_end_of_a_shard_that_no_checksum_proves_is_not_reused(tmp_path: Path) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
     version, before = store.snapshot().version, content(store.snapshot())
     rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
@@ -371,9 +369,7 @@ def test_a_shards_end_that_nobody_vouches_for_is_not_adopted(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("are_rows_lost", [False, True])
 @pytest.mark.parametrize("how", ["flip", "delete"])
-def test_checksums_made_anew_vouch_for_no_array_that_nobody_picks(
-    tmp_path: Path, how: str, are_rows_lost: bool
-) -> None:
+def test_new_checksums_prove_no_array_that_no_row_names(tmp_path: Path, how: str, are_rows_lost: bool) -> None:
     store = fill(str(tmp_path / "s"), group_size=99)
     version, before = store.snapshot().version, content(store.snapshot())
     rows = sorted(store.snapshot().stored(SPEECH).to_pylist(), key=lambda row: (row["shard"], row["offset"]))
@@ -392,7 +388,7 @@ def test_checksums_made_anew_vouch_for_no_array_that_nobody_picks(
     assert content(store.snapshot()) == before
 
 
-def test_a_shard_that_was_healed_in_part_vouches_for_no_array_that_was_not(store: FeatureStore) -> None:
+def test_a_partly_repaired_shard_has_no_checksums_for_the_rest(store: FeatureStore) -> None:
     before, manifest = content(store.snapshot()), synthetic()
     shard = store.snapshot().stored(SPEECH).to_pylist()[0]["shard"]
     one, other, *_ = (row["asset"] for row in store.snapshot().stored(SPEECH).to_pylist() if row["shard"] == shard)
@@ -408,7 +404,7 @@ def test_a_shard_that_was_healed_in_part_vouches_for_no_array_that_was_not(store
     assert content(store.snapshot()) == before
 
 
-def test_a_checkpoint_that_leads_past_a_lost_entry_is_never_taken_away(
+def test_a_checkpoint_behind_a_lost_entry_is_never_deleted(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = store.snapshot().version
@@ -437,7 +433,7 @@ def test_a_log_that_is_gone_comes_back_from_the_journal(store: FeatureStore) -> 
     assert verify(store).findings == ()
 
 
-def test_a_store_whose_only_entry_is_lost_begins_anew(tmp_path: Path) -> None:
+def test_a_store_whose_only_entry_is_lost_begins_again(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "s"))
     store.create()
     Injury("log", log_path(0), "truncate", 10).inflict(store.storage.root)
@@ -446,7 +442,7 @@ def test_a_store_whose_only_entry_is_lost_begins_anew(tmp_path: Path) -> None:
     assert verify(store).findings == ()
 
 
-def test_the_newest_copy_is_made_anew_though_a_killed_writer_may_have_left_none(store: FeatureStore) -> None:
+def test_the_newest_copy_is_written_although_a_killed_writer_may_have_left_none(store: FeatureStore) -> None:
     newest = store.snapshot().version
     store.storage.delete([journal_path(newest)])
     assert verify(store).findings == ()
@@ -454,7 +450,7 @@ def test_the_newest_copy_is_made_anew_though_a_killed_writer_may_have_left_none(
     assert store.catalog.journal.has(newest)
 
 
-def test_a_partly_gone_source_heals_what_it_can(store: FeatureStore, tmp_path: Path) -> None:
+def test_features_whose_sources_remain_are_repaired(store: FeatureStore, tmp_path: Path) -> None:
     rows = store.snapshot().stored(SPEECH).to_pylist()
     shard = rows[0]["shard"]
     keys = [row["asset"] for row in rows if row["shard"] == shard]
@@ -489,7 +485,7 @@ def embedded(
     )  # fmt: skip
 
 
-def test_damaged_embeddings_are_dropped_and_told_where_a_tag_names_them(store: FeatureStore) -> None:
+def test_damaged_embeddings_are_dropped_and_reported_if_a_tag_names_them(store: FeatureStore) -> None:
     spec = msgspec.structs.replace(VECTORS_SPEC, family="head")
     store.add_spec(spec, "a head")
     assets = tuple(Asset(key=f"{number:064x}", modality="image") for number in range(4))
@@ -514,7 +510,7 @@ def test_damaged_embeddings_are_dropped_and_told_where_a_tag_names_them(store: F
     assert len(content(store.snapshot())) == 34
 
 
-def test_an_encoder_that_is_another_here_is_named(store: FeatureStore) -> None:
+def test_an_encoder_that_this_machine_builds_differently_is_named(store: FeatureStore) -> None:
     store.add_spec(VECTORS_SPEC, "toy")
     assets = (Asset(key="0" * 64, modality="image"),)
     receipt = embedded(store, VECTORS_SPEC, "t-0", assets, np.ones((1, 16), "<f2"))
@@ -525,7 +521,7 @@ def test_an_encoder_that_is_another_here_is_named(store: FeatureStore) -> None:
     assert "repair where the same weights are" in done.problems[0]
 
 
-def test_a_damaged_spec_needs_the_words_again_and_a_manifest_its_owner(store: FeatureStore) -> None:
+def test_a_damaged_spec_and_a_damaged_manifest_must_be_given_again(store: FeatureStore) -> None:
     Injury("spec", f"features/{IMAGE}/spec.json", "truncate", 20).inflict(store.storage.root)
     manifest = next(store.storage.list("manifests"))
     Injury("manifest", manifest, "truncate", 200).inflict(store.storage.root)
@@ -538,7 +534,7 @@ def test_a_damaged_spec_needs_the_words_again_and_a_manifest_its_owner(store: Fe
     assert verify(store).findings == ()
 
 
-def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(store: FeatureStore) -> None:
+def test_a_newest_entry_lost_with_its_copy_is_forgotten_only_on_request(store: FeatureStore) -> None:
     newest = store.snapshot().version
     before = content(store.snapshot(newest - 1))
     Injury("log", log_path(newest), "truncate", 10).inflict(store.storage.root)
@@ -559,7 +555,7 @@ def test_a_newest_commit_that_is_lost_with_its_copy_is_given_up_only_when_told(s
 
 
 @pytest.mark.parametrize("how", ["foreign", "forgotten", "lost before its copy", "lost with one that has no copy yet"])
-def test_a_checkpoint_of_an_entry_that_is_no_more_stops_nobody(
+def test_a_checkpoint_whose_entry_is_gone_stops_nobody(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
@@ -591,7 +587,7 @@ def test_a_checkpoint_of_an_entry_that_is_no_more_stops_nobody(
     assert store.drop({IMAGE: None}) == newest + 1
 
 
-def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: FeatureStore) -> None:
+def test_a_data_file_lost_with_its_copy_is_forgotten_only_on_request(store: FeatureStore) -> None:
     version = store.snapshot().version
     path = store.catalog.paths(version)[0]
     before = content(store.snapshot())
@@ -615,7 +611,7 @@ def test_rows_that_are_lost_with_their_copy_are_given_up_only_when_told(store: F
 
 
 @pytest.mark.parametrize("name", ["vectors", "keys"])
-def test_a_row_that_was_never_written_is_mended_to_nothing(store: FeatureStore, name: str) -> None:
+def test_a_row_that_was_never_written_stays_empty(store: FeatureStore, name: str) -> None:
     shard = store.snapshot().stored(IMAGE)["shard"][0].as_py()
     # Six pictures in chunks of four: the last two rows are empty.
     path = chunk_path(shard, name, 4)
@@ -629,7 +625,7 @@ def test_a_row_that_was_never_written_is_mended_to_nothing(store: FeatureStore, 
     assert store.storage.read(path) == whole
 
 
-def test_a_copy_in_another_versions_place_mends_no_entry(store: FeatureStore) -> None:
+def test_the_copy_of_another_version_repairs_no_entry(store: FeatureStore) -> None:
     newest, before = store.snapshot().version, content(store.snapshot())
     entry = store.storage.read(log_path(newest - 1))
     store.storage.replace(journal_path(newest - 1), store.storage.read(journal_path(newest)))
@@ -640,7 +636,7 @@ def test_a_copy_in_another_versions_place_mends_no_entry(store: FeatureStore) ->
     assert content(store.snapshot()) == before
 
 
-def test_an_entry_that_can_not_be_read_is_not_copied_and_can_be_given_up(store: FeatureStore) -> None:
+def test_an_unreadable_entry_is_not_copied_and_can_be_forgotten(store: FeatureStore) -> None:
     newest, before = store.snapshot().version, content(store.snapshot(store.snapshot().version - 1))
     entry = store.storage.read(log_path(newest))
     assert entry.count(b'"size"') == 1
@@ -653,7 +649,7 @@ def test_an_entry_that_can_not_be_read_is_not_copied_and_can_be_given_up(store: 
     assert content(store.snapshot()) == before
 
 
-def test_a_lost_entry_that_others_build_on_can_not_be_given_up_and_that_is_told(store: FeatureStore) -> None:
+def test_a_lost_entry_below_others_cannot_be_forgotten_and_repair_says_so(store: FeatureStore) -> None:
     for path in (log_path(1), journal_path(1)):
         Injury("entry", path, "truncate", 10).inflict(store.storage.root)
     for forget in (False, True):
@@ -663,7 +659,7 @@ def test_a_lost_entry_that_others_build_on_can_not_be_given_up_and_that_is_told(
         assert all("--forget" not in problem for problem in done.problems)
 
 
-def test_an_entry_that_does_not_lead_to_what_it_states_is_not_copied(store: FeatureStore) -> None:
+def test_an_entry_with_another_root_than_it_states_is_not_copied(store: FeatureStore) -> None:
     newest, entry = store.snapshot().version, store.storage.read(log_path(store.snapshot().version - 1))
     name = next(part for part in entry.decode().split('"') if part.startswith("feature_set=") and "/part-" in part)
     other = name[:-9] + ("0" if name[-9] != "0" else "1") + name[-8:]

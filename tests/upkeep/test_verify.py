@@ -1,4 +1,4 @@
-"""verify: what it counts, what is no damage, and that it can be run beside a writer."""
+"""verify: what it counts, what is no damage, and that it can run beside a writer."""
 
 import shutil
 from pathlib import Path
@@ -39,7 +39,7 @@ def store(whole: Path, tmp_path: Path) -> FeatureStore:
     return FeatureStore(str(shutil.copytree(whole, tmp_path / "store")))
 
 
-def test_a_whole_store_is_read_to_the_last_named_byte(store: FeatureStore) -> None:
+def test_every_named_byte_of_a_whole_store_is_read(store: FeatureStore) -> None:
     steps: list[tuple[int, int]] = []
     report = verify(store, on_progress=lambda done, total: steps.append((done, total)))
     data = [file for file in store.storage.stat("features") if not file.path.endswith("json")]
@@ -51,7 +51,7 @@ def test_a_whole_store_is_read_to_the_last_named_byte(store: FeatureStore) -> No
 
 
 def test_each_version_is_opened_once_and_the_newest_twice(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client reads all of the log for it; once more, to see that it can be read at all."""
+    """Delta's client reads the whole log each time. The newest is opened once more, to see that it can be read."""
     newest = store.snapshot().version
     for version in (1, 2):
         store.tags.create(f"tag-{version}", version)
@@ -67,7 +67,7 @@ def test_each_version_is_opened_once_and_the_newest_twice(store: FeatureStore, m
     assert sorted(opened) == [0, 1, 2, newest, newest]
 
 
-def test_what_no_verified_version_names_is_an_orphan_and_no_damage(store: FeatureStore) -> None:
+def test_a_file_that_no_verified_version_names_is_an_orphan_and_no_damage(store: FeatureStore) -> None:
     spec = store.read_spec(SPEECH).spec
     key, array = next((key, store.snapshot().feature_set(SPEECH)[key]) for key in store.snapshot().stored_keys(SPEECH))
     tar = pack_shard(spec, [(key, array)], {})
@@ -79,7 +79,7 @@ def test_what_no_verified_version_names_is_an_orphan_and_no_damage(store: Featur
     assert verify(store).findings == ()
 
 
-def test_a_checksum_file_is_watched_to_its_last_byte(store: FeatureStore) -> None:
+def test_every_byte_of_a_checksum_file_is_verified(store: FeatureStore) -> None:
     path = next(path for path in store.storage.list(f"features/{SPEECH}") if path.endswith(".xxh3"))
     whole = store.storage.read(path)
     for damaged in (whole[:-1], whole[:-8], whole[:-1] + b"?", whole + b"?"):
@@ -99,8 +99,8 @@ def test_a_tagged_version_is_verified_too(store: FeatureStore) -> None:
     assert [(finding.path, len(finding.keys)) for finding in report.findings] == [(chunk, 1)]
 
 
-def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore) -> None:
-    """As another version of Zarr, or a tool that prints JSON its own way."""
+def test_metadata_may_be_formatted_differently_but_must_be_complete(store: FeatureStore) -> None:
+    """Another version of Zarr, or another tool, may format the JSON differently."""
     matrix = next(store.storage.list(f"features/{TEXT}/vectors")).partition(".zarr/")[0] + ".zarr"
     whole = matrix_metadata(store.read_spec(TEXT).spec, shape_of(matrix))
     for name in METADATA:
@@ -120,7 +120,7 @@ def test_metadata_may_be_laid_out_otherwise_but_not_say_less(store: FeatureStore
         ("collection", b'"since":', b'"since":1'),
     ],
 )
-def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: str, old: bytes, new: bytes) -> None:
+def test_a_changed_file_that_can_still_be_read_is_found(store: FeatureStore, kind: str, old: bytes, new: bytes) -> None:
     store.tags.create("paper", 2)
     delete_unused(store, grace_seconds=0)
     path = {"spec": spec_path(TEXT), "tag": tag_path("paper")}.get(kind, next(store.storage.list("collections")))
@@ -130,8 +130,8 @@ def test_what_still_reads_well_is_found_by_its_seal(store: FeatureStore, kind: s
     assert [(finding.kind, finding.path) for finding in verify(store).findings] == [(kind, path)]
 
 
-def test_a_reader_goes_by_names_that_the_root_covers(store: FeatureStore) -> None:
-    """Not by what an entry says beside them: that a file belongs to another feature set."""
+def test_a_reader_trusts_only_names_that_the_root_covers(store: FeatureStore) -> None:
+    """An entry may claim beside the name that a file belongs to another feature set. The reader ignores it."""
     before = content(store.snapshot())
     for version in range(1, store.snapshot().version + 1):
         entry = store.storage.read(log_path(version))
@@ -149,7 +149,7 @@ def test_a_newer_format_is_refused_not_repaired(store: FeatureStore) -> None:
 def test_a_writer_between_its_commit_and_its_copy_is_no_damage(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed there, or still at work: the newest entry has no copy, and the checkpoint no stated checksum."""
+    """It was killed there or is still at work. So the newest entry has no copy, and no checksum of its checkpoint."""
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 1)
     newest = store.snapshot().version
     store.drop({TEXT: None})
@@ -188,10 +188,10 @@ def test_a_pointer_that_a_slower_writer_left_to_its_older_checkpoint_is_no_damag
         assert [finding.path for finding in verify(store).findings] == [LAST_CHECKPOINT], f"bit {bit}"
 
 
-def test_a_checkpoint_whose_maker_was_killed_before_the_pointer_to_it_stops_nobody(
+def test_a_checkpoint_without_the_pointer_to_it_stops_nobody(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of a store: the next commit copies the entry, with the checksum of what lies there."""
+    """It is the first of a store. The next commit copies the entry, with the checksum of the checkpoint."""
     monkeypatch.setattr(catalog, "CHECKPOINT_EVERY", 2)
     version = store.drop({TEXT: None})
     if version is not None and version % 2:
@@ -224,7 +224,7 @@ def test_a_place_without_a_store_is_not_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["gone", "cut", "emptied"])
 @pytest.mark.parametrize("kind", [".tar", ".xxh3", "/vectors/c/0/0"])
-def test_what_is_gone_or_cut_on_s3_is_damaged_for_its_reader(s3_uri: str, kind: str, how: str) -> None:
+def test_a_missing_or_short_file_on_s3_is_damaged_for_its_reader(s3_uri: str, kind: str, how: str) -> None:
     store = fill(s3_uri)
     before = content(store.snapshot())
     path = next(path for path in store.storage.list("features") if path.endswith(kind))
@@ -241,7 +241,7 @@ def test_what_is_gone_or_cut_on_s3_is_damaged_for_its_reader(s3_uri: str, kind: 
     assert content(store.snapshot()) == before
 
 
-def test_a_store_on_s3_is_verified_and_repaired_alike(s3_uri: str) -> None:
+def test_a_store_on_s3_is_verified_and_repaired_too(s3_uri: str) -> None:
     store = fill(s3_uri)
     before = content(store.snapshot())
     shard = next(path for path in store.storage.list(f"features/{SPEECH}") if path.endswith(".tar"))
