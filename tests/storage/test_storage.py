@@ -42,6 +42,7 @@ def test_a_range_may_reach_behind_the_end_of_the_file(store_uri: str) -> None:
     assert storage.read("empty") == storage.read("empty", 0, 4) == b""
     with pytest.raises(FileNotFoundError):
         storage.read("nothing")
+    assert (storage.read_or_empty("nothing"), storage.read_or_empty("file")) == (b"", b"first")
 
 
 def test_of_many_writers_that_create_one_file_exactly_one_succeeds(store_uri: str) -> None:
