@@ -178,12 +178,14 @@ def to_lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         lines.append(("assets", *(f"{row['assets']:,}" for row in rows)))
     for name in rows[0]["seconds"]:
         lines.append((f"{name}, s", *(f"{row['seconds'][name]:,.2f}" for row in rows)))
-    lines.append(("tasks a second", *(f"{row['tasks_per_second']:,.0f}" for row in rows)))
+    lines.append(("tasks each second", *(f"{row['tasks_per_second']:,.0f}" for row in rows)))
     lines.append(("driver's memory at first, MB", *(f"{row['start_bytes'] / 1e6:,.0f}" for row in rows)))
     for name in ("plan", "run", "summary"):
         lines.append((f"at its peak in {name}, MB", *(f"{row['peak_bytes'][name] / 1e6:,.0f}" for row in rows)))
     for name in ("driver", "raylet", "gcs_server", "workers"):
-        lines.append((f"CPU of {name}, ms a task", *(per_task(row, row["cpu_seconds"].get(name, 0.0)) for row in rows)))
+        lines.append(
+            (f"CPU of {name}, ms for each task", *(per_task(row, row["cpu_seconds"].get(name, 0.0)) for row in rows))
+        )
     stored = [row["object_store"][len(row["object_store"]) // 2] for row in rows]
     lines.append(("Ray's object store half-way, MiB", *(f"{use['mib']:,}" for use in stored)))
     lines.append(("objects in it", *(f"{use['objects']:,}" for use in stored)))

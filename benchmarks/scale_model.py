@@ -27,6 +27,8 @@ class Assumptions:
     # An H200 with three encoders side by side (benchmarks/gpu.py).
     base_rate: float = 1070.0
     large_rate: float = 455.0
+    # One run with Ray, which also encoded images and texts, took so many times as long.
+    ray_factor: float = 1.75
     decode_rate: float = 800.0  # 48 kHz wav, on one CPU
     # Measured by benchmarks/scale.py.
     driver_bytes: float = 450e6
@@ -148,6 +150,11 @@ class Size:
         return self.hours / (self.given.base_rate if self.encoders is BASE else self.given.large_rate)
 
     @property
+    def gpu_hours_on_ray(self) -> float:
+        """The GPU hours if the factor of the one run with Ray holds."""
+        return self.gpu_hours * self.given.ray_factor
+
+    @property
     def decode_hours(self) -> float:
         """The CPU hours of decoding."""
         return self.hours / self.given.decode_rate
@@ -213,16 +220,17 @@ def rows() -> list[tuple[str, ...]]:
     add("driver's memory", *(human(size.driver_bytes, "B") for size in found))
     add("tasks in Ray's object store", *(human(size.queue_bytes, "B") for size in found))
     add("driver's hours", *(human(size.driver_hours) for size in found))
-    add("GPU hours", *(human(size.gpu_hours) for size in found))
+    add("GPU hours, without Ray", *(human(size.gpu_hours) for size in found))
+    add("GPU hours, with Ray", *(human(size.gpu_hours_on_ray) for size in found))
     add("CPU hours of decoding", *(human(size.decode_hours) for size in found))
-    add("tasks a second, one driver", *(human(size.tasks_a_second) for size in found))
-    add("GPUs that they keep busy", *(human(size.gpu_hours / size.driver_hours) for size in found))
-    add("CPUs that decode for those", *(human(size.decode_hours / size.driver_hours) for size in found))
-    add("bytes a second to storage", *(human(size.frame_bytes / size.driver_hours / 3600, "B") for size in found))
-    add("PUT a second on each of 256 prefixes", *(human(2 * size.tasks_a_second / 256) for size in found))
+    add("tasks each second, one driver (calculated)", *(human(size.tasks_a_second) for size in found))
+    add("GPUs that one driver keeps busy", *(human(size.gpu_hours / size.driver_hours) for size in found))
+    add("CPUs that decode for these GPUs", *(human(size.decode_hours / size.driver_hours) for size in found))
+    add("bytes to storage each second", *(human(size.frame_bytes / size.driver_hours / 3600, "B") for size in found))
+    add("PUT each second on each of 256 prefixes", *(human(2 * size.tasks_a_second / 256) for size in found))
     add("compute, $", *(human(size.compute_dollars) for size in found))
     add("requests, $", *(human(size.request_dollars) for size in found))
-    add("storage, $ a month", *(human(size.month_dollars) for size in found))
+    add("storage, $ each month", *(human(size.month_dollars) for size in found))
     return lines
 
 
