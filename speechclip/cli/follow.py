@@ -67,7 +67,7 @@ def featurize_sentence(progress: FeaturizeProgress) -> str:
     parts = [f"{progress.tasks_done:,} of {counted(progress.tasks, 'task')}"]
     if progress.utterances:
         rate = progress.speech_seconds / max(progress.seconds, 1e-9)
-        hours = f"{progress.speech_seconds / 3600:.2f} h of speech at {rate:.1f} s a second"
+        hours = f"{progress.speech_seconds / 3600:.2f} h of speech, {rate:.1f} times real time"
         parts.append(f"{counted(progress.utterances, 'utterance')} ({hours})")
     parts += [counted(count, what) for what, count in (("image", progress.images), ("text", progress.texts)) if count]
     parts.append(f"{human_bytes(progress.bytes)} written")
