@@ -53,7 +53,7 @@ def test_a_run_ends_with_one_line_of_json_and_status_shows_it(
     out, err = start(manifest, tmp_path / "store", *SMALL).communicate(timeout=120)
     summary = json.loads(out)
     assert (summary["tasks_done"], summary["tasks_skipped"], summary["tasks_failed"]) == (18, 0, 0)
-    assert "18 of 18 tasks, 18 utterances (0.00 h of speech at " in err
+    assert "18 of 18 tasks, 18 utterances (0.00 h of speech, " in err
     assert "0 rejected, bound by " in err
     (job,) = jobs(tmp_path / "store")
     assert (job.job, job.state, job.command) == (summary["run"], "done", "featurize")
