@@ -91,3 +91,12 @@ def features() -> list[tuple[str, np.ndarray]]:
     return [
         (f"{n:064x}", generator.standard_normal((13, length, 768)).astype("<f2")) for n, length in enumerate(lengths)
     ]
+
+
+@pytest.fixture
+def ray_ends() -> Iterator[None]:
+    """Ray is stopped after a test that starts it in its own process, so that the next test can start its own."""
+    yield
+    import ray
+
+    ray.shutdown()

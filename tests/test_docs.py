@@ -69,7 +69,7 @@ def hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # docs/python.md trains on Ray, whose own code is behind its deprecations.
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if python_blocks(path)], ids=lambda path: path.name)
-@pytest.mark.usefixtures("hello")
+@pytest.mark.usefixtures("hello", "ray_ends")
 def test_python_blocks_run(document: Path, store: str, run: str) -> None:
     names: dict[str, object] = {"store": store, "run": run}
     for block in python_blocks(document):

@@ -78,7 +78,10 @@ def test_export_takes_every_modality_that_is_stored(manifest: str, store: str, t
     assert all((tmp_path / "tars" / name).is_file() for name in done.shards)
 
 
+# docs/python.md takes the same way in CI.
+@pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_ends")
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
 def test_a_head_is_trained_measured_and_searched_by(manifest: str, store: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
