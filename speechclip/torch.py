@@ -23,6 +23,7 @@ from speechclip.api.rows import RowTable, WindowSeconds, check_columns
 from speechclip.errors import InvalidInput
 from speechclip.manifest import Manifest
 from speechclip.store import FeatureStore
+from speechclip.training.batches import permutation
 
 Pool = Literal["none", "mean"]
 
@@ -134,10 +135,7 @@ class FrameDataset(Dataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: with `shuffle`, the items get another order."""
         count = len(self.table)
-        order = np.arange(count)
-        if self.shuffle:
-            # NumPy keeps the stream of a bit generator for ever, but not the result of `permutation`.
-            order = np.argsort(np.random.Philox(key=[self.seed, epoch]).random_raw(count), kind="stable")
+        order = permutation(count, self.seed, epoch) if self.shuffle else np.arange(count)
         self.epoch, self._num_seen = epoch, 0
         self._positions = order[self.rank :: self.world_size]
 

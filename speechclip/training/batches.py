@@ -114,7 +114,7 @@ class Order:
     def batch(self, number: int) -> Int[np.ndarray, " batch"]:
         """The rows of batch `number`, counted from 0 over all epochs."""
         epoch, position = divmod(number, self.batches_per_epoch)
-        return _permutation(len(self.rows), self.seed, epoch)[position * self.rows_per_batch :][: self.rows_per_batch]
+        return permutation(len(self.rows), self.seed, epoch)[position * self.rows_per_batch :][: self.rows_per_batch]
 
     def extend_digest(self, digest: str, number: int) -> str:
         """The digest of all batches up to `number`, from the digest of those before it (empty before batch 0)."""
@@ -137,7 +137,8 @@ class Order:
 
 
 @lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
+def permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, " rows"]:
+    """The order of `count` rows in an epoch: the same on every machine and with every version of NumPy."""
     # NumPy keeps the stream of a bit generator the same in all versions, but not the result of `permutation`.
     keys = np.random.Philox(key=[seed, epoch]).random_raw(count)
     return np.argsort(keys, kind="stable")
